@@ -1,0 +1,50 @@
+"""A folder as one tar archive that needs no disk space: recorded once, read at any offset, checked on every read."""
+
+from tartapefs.errors import (
+    Difference,
+    MountError,
+    OffsetError,
+    Problem,
+    SourceUnreadableError,
+    TapeBusyError,
+    TapeConstraintError,
+    TapeError,
+    TapeExistsError,
+    TapeFormatError,
+    TapeIntegrityError,
+    TapeNotFoundError,
+)
+from tartapefs.events import Event, FileData, FileEnd, FileStart, TapeCompleted
+from tartapefs.layout import Kind, Segment
+from tartapefs.member import Member
+from tartapefs.player import TapePlayer
+from tartapefs.recorder import TapeRecorder
+from tartapefs.tape import Tape
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Difference",
+    "Event",
+    "FileData",
+    "FileEnd",
+    "FileStart",
+    "Kind",
+    "Member",
+    "MountError",
+    "OffsetError",
+    "Problem",
+    "Segment",
+    "SourceUnreadableError",
+    "Tape",
+    "TapeBusyError",
+    "TapeCompleted",
+    "TapeConstraintError",
+    "TapeError",
+    "TapeExistsError",
+    "TapeFormatError",
+    "TapeIntegrityError",
+    "TapeNotFoundError",
+    "TapePlayer",
+    "TapeRecorder",
+]

@@ -1,0 +1,3 @@
+from tartapefs.cli import main
+
+main()

@@ -1,0 +1,77 @@
+"""Facts as they are shown to people and programs: one line, whatever bytes a name holds.
+
+A file name is any bytes but NUL and "/". Shown raw, one that holds a newline forges a log line, one that holds an
+escape sequence repaints a terminal, and a right-to-left override shows `gpj.exe` as `exe.jpg`. `printable` writes all
+of these as backslash escapes, as `ls -b` does, so that the result is one line that says exactly which bytes are meant.
+"""
+
+import os
+import stat
+import unicodedata
+from datetime import UTC, datetime, timedelta
+
+# Categories with no glyph of their own: control, format (bidirectional marks), surrogate, private use, unassigned,
+# line and paragraph separators.
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how os.fsdecode carries a byte that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    match character:
+        case "\\":
+            return "\\\\"
+        case "\n":
+            return "\\n"
+        case "\r":
+            return "\\r"
+        case "\t":
+            return "\\t"
+    if unicodedata.category(character) not in _INVISIBLE:
+        return character
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def printable(name: bytes | str) -> str:
+    r"""`name` on one line: backslash, control, bidirectional and undecodable parts escaped.
+
+    >>> print(printable(b"two\nlines\\ \xff \x1b[31m"))
+    two\nlines\\ \xff \x1b[31m
+    """
+    text = os.fsdecode(name)
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(map(_escape, text))
+
+
+_TYPES = {
+    stat.S_IFREG: "regular file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symbolic link",
+    stat.S_IFIFO: "pipe",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "character device",
+    stat.S_IFBLK: "block device",
+}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def file_type(mode: int) -> str:
+    """The type in `st_mode`, in words."""
+    return _TYPES.get(stat.S_IFMT(mode), f"type {stat.S_IFMT(mode):o}")
+
+
+def moment(ns: int) -> str:
+    """A time in nanoseconds since 1970, in UTC; as bare seconds where the calendar ends.
+
+    >>> moment(1_700_000_000_000_000_001)
+    '2023-11-14 22:13:20.000000001Z'
+    """
+    seconds, fraction = divmod(ns, 10**9)
+    try:
+        return f"{_EPOCH + timedelta(seconds=seconds):%Y-%m-%d %H:%M:%S}.{fraction:09}Z"
+    except OverflowError:
+        return f"@{seconds}.{fraction:09}"

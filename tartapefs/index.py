@@ -1,0 +1,461 @@
+"""The index: the one SQLite file that fixes where every member of a tape lies. No other module knows SQL.
+
+Rule for writing: at rest it is a single file, and at every instant there is the old one, or the new one, or none. It is
+built beside its place as `index.db.new`, synced, renamed, and the folder synced. That file is also the lock between two
+recorders; one that a killed recorder left behind is reused by the next.
+
+Rule for reading: an index is input from outside, and nothing in it is believed before it is checked. The schema must be
+ours to the letter, so that no view, trigger or generated column can run; the tape's own facts carry a digest that is
+checked at opening, each row a CRC-32 that is checked whenever the row is used, and all rows a digest that `verify`
+checks. (Of 3,000 random bit flips in such a file SQLite's `integrity_check` missed 343.) Rows must join without a gap.
+
+Members are keyed by their start, so that finding an offset is one search of a b-tree at any scale. A row holds its own
+last name and its folder's start: half the size of whole paths. Members are in the order of their paths, so a search by
+name is a binary search by start, and no second b-tree is needed.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import sqlite3
+import stat
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+from tartapefs import layout, ustar
+from tartapefs.errors import TapeBusyError, TapeFormatError, TapeNotFoundError
+from tartapefs.member import Member, is_recordable
+
+FORMAT = 1
+_APPLICATION = 0x54415045  # "TAPE", where file(1) looks for it
+_SCHEMA = [
+    (
+        "member",
+        "CREATE TABLE member (start INTEGER PRIMARY KEY, folder INTEGER, name BLOB, mode INTEGER, size INTEGER,"
+        " mtime INTEGER, mtime_nsec INTEGER, ino INTEGER, ctime INTEGER, ctime_nsec INTEGER,"
+        " target BLOB, owner BLOB, crc INTEGER)",
+    ),
+    ("tape", "CREATE TABLE tape (fact TEXT PRIMARY KEY, value) WITHOUT ROWID"),
+]
+_COLUMNS = 13
+_NO_FOLDER = -1  # what the root has in place of its folder's start
+_PAGE = 256  # rows fetched at once: what a request of 128 KiB can overlap
+_CONNECTIONS = 4  # more readers at once than there are cores to run them gain nothing
+_LONGEST_VALUE = 1 << 20
+_NS = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class TapeFacts:
+    """What an index says of the tape as a whole."""
+
+    root_name: bytes
+    fingerprint: str  # SHA-256 over all headers, 64 hex digits
+    total_size: int  # bytes of the archive, footer included
+    member_count: int
+    recorded_ns: int  # since 1970
+    excluded: tuple[str, ...]  # patterns; a callable is named by its repr
+    left_out: int  # sockets, pipes, devices, and what could not be read
+    owners_kept: bool
+    root_ino: int  # of the source folder when recorded
+    index_ino: int  # of the index file itself
+    rows_digest: str  # SHA-256 over the facts of all rows, 64 hex digits
+
+
+# In the order of the columns, without the name, target and owner, whose lengths stand at the end.
+_FACTS = struct.Struct("<qqqqqiqqiHHH")
+
+
+def _signed(ino: int) -> int:
+    """An inode number as SQLite can store it: 64 bits, two's complement."""
+    return ino if ino < 1 << 63 else ino - (1 << 64)
+
+
+def _facts(row: tuple[Any, ...]) -> bytes:
+    """The bytes that a row's checksum and the digest of all rows are taken over."""
+    start, folder, name, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec, target, owner = row
+    return (
+        _FACTS.pack(
+            start, folder, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec, len(name), len(target), len(owner)
+        )
+        + name
+        + target
+        + owner
+    )
+
+
+def _owner_field(owner: ustar.Owner | None) -> bytes:
+    return b"" if owner is None else b"%d:%d:%b:%b" % owner
+
+
+def _parse_owner(field: bytes) -> ustar.Owner | None:
+    if not field:
+        return None
+    uid, gid, uname, gname = field.split(b":")
+    return ustar.Owner(int(uid), int(gid), uname, gname)
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
+
+
+def _connect(path: str, options: str) -> sqlite3.Connection:
+    uri = f"file:{quote(os.fsencode(os.path.abspath(path)))}?{options}"
+    return sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
+
+
+class IndexWriter:
+    """Builds the index at `path`, and puts it there all at once.
+
+    `with IndexWriter(path) as writer: writer.add(...); writer.commit(...)`: without a `commit` that returned, leaving
+    the block leaves what was there before. Raises TapeBusyError while another writer of `path` is at work, and OSError
+    (ENOSPC and the like) where the disk refuses.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._under_way = path + ".new"
+        self._rows_digest = hashlib.sha256()
+        self._fd = self._lock()
+        self.ino = os.fstat(self._fd).st_ino
+        try:
+            with _disk_errors(path):
+                self._db = _connect(self._under_way, "mode=rw&nolock=1")
+                for pragma in ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE"):
+                    self._db.execute(f"PRAGMA {pragma}")
+                self._db.execute(f"PRAGMA application_id={_APPLICATION}")
+                self._db.execute(f"PRAGMA user_version={FORMAT}")
+                self._db.execute("BEGIN")
+                for _, statement in _SCHEMA:
+                    self._db.execute(statement)
+        except BaseException:
+            self._discard()
+            raise
+
+    def _lock(self) -> int:
+        while True:
+            fd = os.open(self._under_way, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            try:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise TapeBusyError(self._path) from None
+                try:  # its last owner may have put it in place, or removed it, before we had the lock
+                    if os.path.samestat(os.stat(self._under_way), os.fstat(fd)):
+                        os.ftruncate(fd, 0)
+                        return fd
+                except FileNotFoundError:
+                    pass
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._fd >= 0:
+            self._discard()
+
+    def _discard(self) -> None:
+        if hasattr(self, "_db"):
+            self._db.close()
+        os.unlink(self._under_way)
+        os.close(self._fd)
+        self._fd = -1
+
+    def add(self, members: Iterable[tuple[Member, int]]) -> None:
+        """Writes members, each with the start of its folder (-1 for the root), in the order of their starts."""
+        with _disk_errors(self._path):
+            self._db.executemany(
+                f"INSERT INTO member VALUES ({','.join('?' * _COLUMNS)})", map(self._row, members)
+            )
+
+    def _row(self, pair: tuple[Member, int]) -> tuple[Any, ...]:
+        (start, name, mode, size, mtime_ns, ino, ctime_ns, target, owner), folder = pair
+        name = name.rstrip(b"/")
+        row = (
+            start,
+            folder,
+            name[name.rfind(b"/") + 1 :],
+            mode,
+            size,
+            *divmod(mtime_ns, _NS),
+            _signed(ino),
+            *divmod(ctime_ns, _NS),
+            target,
+            _owner_field(owner),
+        )
+        facts = _facts(row)
+        self._rows_digest.update(facts)
+        return *row, zlib.crc32(facts)
+
+    def commit(self, facts: dict[str, Any]) -> None:
+        """Writes the tape's own facts, those of `TapeFacts` but the index's own, and puts the index in place."""
+        complete = facts | {"index_ino": _signed(self.ino), "rows_digest": self._rows_digest.hexdigest()}
+        complete["facts_digest"] = _digest(complete)
+        with _disk_errors(self._path):
+            self._db.executemany("INSERT INTO tape VALUES (?, ?)", complete.items())
+            self._db.execute("COMMIT")
+            self._db.close()
+        os.fsync(self._fd)
+        os.rename(self._under_way, self._path)
+        os.close(self._fd)
+        self._fd = -1
+        folder = os.open(os.path.dirname(self._path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def _disk_errors(path: str) -> Iterator[None]:
+    """SQLite's words for a failing disk, as the OSError that they stand for."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        number = errno.ENOSPC if error.sqlite_errorname == "SQLITE_FULL" else errno.EIO
+        raise OSError(number, os.strerror(number), path) from error
+
+
+class Index:
+    """An index, open for reading; usable from many threads. Raises TapeNotFoundError and TapeFormatError."""
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)
+        self._pool: SimpleQueue[sqlite3.Connection | None] = SimpleQueue()
+        self.stat = self._check_file()
+        self._folders: dict[int, bytes] = {}
+        try:
+            with self._refusing():
+                for _ in range(_CONNECTIONS):  # all at once: later the path may lead to a newer index
+                    self._pool.put(self._open_connection())
+            self.facts = self._read_facts()
+            self._check_ends()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Waits for lookups under way, then closes; later lookups raise ValueError."""
+        while not self._pool.empty():
+            connection = self._pool.get()
+            if connection is None:
+                break
+            connection.close()
+        self._pool.put(None)
+
+    def _bad(self, reason: str) -> TapeFormatError:
+        return TapeFormatError(self.path, reason)
+
+    def _check_file(self) -> os.stat_result:
+        """What can be told of the file before SQLite sees it."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            raise TapeNotFoundError(self.path, 'run "tartapefs record DIR" first') from None
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise self._bad("it is a symbolic link") from None
+            raise
+        try:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise self._bad("it is not a regular file")
+            head = os.pread(fd, 100, 0)
+        finally:
+            os.close(fd)
+        application, version = head[68:72], int.from_bytes(head[60:64], "big")
+        if head[:16] != b"SQLite format 3\0" or application != _APPLICATION.to_bytes(4, "big"):
+            raise self._bad("it is not an index of tartapefs")
+        if version != FORMAT:
+            raise self._bad(f"its format is {version}, this tartapefs reads {FORMAT}")
+        if head[18:20] != b"\1\1":
+            raise self._bad("it is in a journal mode that an index never has")
+        for suffix in ("-wal", "-journal"):
+            if os.path.lexists(self.path + suffix):
+                raise self._bad(f"there is a file {os.path.basename(self.path) + suffix} beside it")
+        return found
+
+    def _open_connection(self) -> sqlite3.Connection:
+        connection = _connect(self.path, "mode=ro&immutable=1")
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_VALUE)
+        connection.execute("PRAGMA trusted_schema=OFF")
+        connection.execute("PRAGMA cell_size_check=ON")
+        connection.text_factory = bytes
+        # The schema is read once for the connection, here; that it is ours is what all later queries rely on.
+        schema = connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
+        if schema != [(name.encode(), sql.encode()) for name, sql in _SCHEMA]:
+            raise self._bad("its tables are not those of an index")
+        return connection
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """What SQLite says of a damaged file, as the refusal of the index."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._bad(f"SQLite says: {error}") from error
+
+    def _query(self, sql: str, parameters: tuple[int, ...] = ()) -> list[tuple[Any, ...]]:
+        connection = self._pool.get()
+        try:
+            if connection is None:
+                raise ValueError("the tape is closed")
+            with self._refusing():
+                return connection.execute(sql, parameters).fetchall()
+        finally:
+            self._pool.put(connection)
+
+    def _read_facts(self) -> TapeFacts:
+        found = {key: value for key, value in self._query("SELECT fact, value FROM tape LIMIT 32")}
+        try:
+            facts = {
+                key.decode(): value.decode() if isinstance(value, bytes) and key != b"root_name" else value
+                for key, value in found.items()
+            }
+            if facts.pop("facts_digest", None) != _digest(facts):
+                raise self._bad("the facts of the tape fail their digest")
+            tape = TapeFacts(
+                **facts
+                | {
+                    "excluded": tuple(json.loads(facts["excluded"])),
+                    "owners_kept": bool(facts["owners_kept"]),
+                    "root_ino": facts["root_ino"] % (1 << 64),
+                    "index_ino": facts["index_ino"] % (1 << 64),
+                }
+            )
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise self._bad(f"a fact of the tape is missing or malformed: {error}") from error
+        integers = (tape.total_size, tape.member_count, tape.recorded_ns, tape.left_out, tape.root_ino)
+        if not all(isinstance(value, int) and 0 <= value for value in integers):
+            raise self._bad("a fact of the tape is out of range")
+        if not (layout.FOOTER + layout.BLOCK <= tape.total_size <= layout.MAX_OFFSET):
+            raise self._bad(f"a total size of {tape.total_size} is out of range")
+        if not isinstance(tape.root_name, bytes) or not _is_name(tape.root_name):
+            raise self._bad("the root's name is malformed")
+        return tape
+
+    def _check_ends(self) -> None:
+        """The first member is the root, and the last one ends where the footer starts."""
+        root = next(self.between(0, 1))
+        end = self.facts.total_size - layout.FOOTER
+        (last,) = self.between(end - 1, end)
+        if root.name != self.facts.root_name + b"/" or last.stop != end:
+            raise self._bad("its members do not add up to its total size")
+
+    def between(self, start: int, stop: int) -> Iterator[Member]:
+        """The members that overlap `[start, stop)`, in order; the range is clamped to where members lie.
+
+        No connection is held between two of them. Raises TapeFormatError where a row cannot be believed.
+        """
+        stop = min(stop, self.facts.total_size - layout.FOOTER)
+        position = start
+        while position < stop:
+            rows = self._query(
+                "SELECT * FROM member WHERE start >= (SELECT max(start) FROM member WHERE start <= ?1)"
+                f" AND start < ?2 ORDER BY start LIMIT {_PAGE}",
+                (position, stop),
+            )
+            if not rows:
+                raise self._bad(f"no member covers offset {position}")
+            for row in rows:
+                member = self._member(row)
+                if not member.start <= position < member.stop or (position > start and member.start != position):
+                    raise self._bad(f"its members do not join at offset {position}")
+                position = member.stop
+                yield member
+
+    def _member(self, row: tuple[Any, ...], depth: int = 0) -> Member:
+        """A row as a member, after every check that the row alone and its folders allow.
+
+        `depth` counts the folders climbed so far: each takes two bytes of a name, so a longer chain is no name.
+        """
+        start, folder, name, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec, target, owner, crc = row
+        try:
+            if zlib.crc32(_facts(row[:-1])) != crc:
+                raise self._bad(f"the row at {start} fails its checksum")
+            kind = stat.S_IFMT(mode)
+            if (
+                start % layout.BLOCK
+                or not 0 <= size <= layout.MAX_OFFSET
+                or not 0 <= mtime_nsec < _NS
+                or not 0 <= ctime_nsec < _NS
+                or not is_recordable(mode)
+                or mode > 0o177777
+                or (size and kind != stat.S_IFREG)
+                or bool(target) != (kind == stat.S_IFLNK)
+                or len(target) > ustar.MAX_TARGET
+                or b"\0" in target
+                or not _is_name(name)
+                or (folder == _NO_FOLDER) != (start == 0)
+            ):
+                raise self._bad(f"the row at {start} is malformed")
+            whole = name if start == 0 else self._folder(folder, start, depth) + name
+            if kind == stat.S_IFDIR:
+                whole += b"/"
+                self._remember_folder(start, whole)
+            if len(whole) > ustar.MAX_NAME:
+                raise self._bad(f"the row at {start} is malformed")
+            return Member(
+                start,
+                whole,
+                mode,
+                size,
+                mtime * _NS + mtime_nsec,
+                ino & 0xFFFF_FFFF_FFFF_FFFF,
+                ctime * _NS + ctime_nsec,
+                target,
+                _parse_owner(owner),
+            )
+        except (struct.error, TypeError, ValueError) as error:
+            raise self._bad(f"the row at {start} is malformed: {error}") from error
+
+    def _folder(self, start: int, below: int, depth: int) -> bytes:
+        """The name, with its slash, of the folder at `start`, which holds the member at `below`."""
+        name = self._folders.get(start)
+        if name is not None:
+            return name
+        rows = []
+        if 0 <= start < below and depth < ustar.MAX_NAME // 2:
+            rows = self._query("SELECT * FROM member WHERE start = ?", (start,))
+        if not rows or not (folder := self._member(rows[0], depth + 1)).is_directory:
+            raise self._bad(f"the row at {below} has no folder")
+        return folder.name
+
+    def _remember_folder(self, start: int, name: bytes) -> None:
+        if len(self._folders) >= 4096:
+            self._folders.clear()
+        self._folders[start] = name
+
+    def rows_digest(self) -> str:
+        """The digest over all rows as they are now; `facts.rows_digest` is what it should be."""
+        digest, position = hashlib.sha256(), -1
+        while rows := self._query(
+            f"SELECT * FROM member WHERE start > ? ORDER BY start LIMIT {_PAGE}", (position,)
+        ):
+            for row in rows:
+                try:
+                    digest.update(_facts(row[:-1]))
+                except (struct.error, TypeError) as error:
+                    raise self._bad(f"the row at {row[0]} is malformed: {error}") from error
+            position = rows[-1][0]
+        return digest.hexdigest()
+
+
+def _is_name(name: bytes) -> bool:
+    """Whether `name` is one component of a path that leads down: no slash, no NUL, not empty, "." or ".."."""
+    return bool(name) and b"/" not in name and b"\0" not in name and name not in (b".", b"..")

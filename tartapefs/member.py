@@ -1,0 +1,64 @@
+"""The member: what the recorder writes, the index holds, the player reads and events speak of."""
+
+import os
+import stat
+from typing import NamedTuple
+
+from tartapefs import layout, ustar
+
+_NS = 10**9
+_KINDS = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK})
+
+
+def is_recordable(mode: int) -> bool:
+    """Whether `st_mode` is of a kind that has a place in an archive: file, directory or symbolic link."""
+    return stat.S_IFMT(mode) in _KINDS
+
+
+class Member(NamedTuple):
+    """One archived object, as recorded: what its header says, and the witness that drift is judged by.
+
+    A plain tuple since one is made for every member that is read: a frozen dataclass takes four times as long.
+    """
+
+    start: int  # bytes, of its header
+    name: bytes  # the whole name in the archive, a directory's slash included
+    mode: int  # st_mode: type and permission bits
+    size: int  # bytes of the body; 0 for directories and links
+    mtime_ns: int
+    ino: int
+    ctime_ns: int
+    target: bytes  # of a symbolic link, else empty
+    owner: ustar.Owner | None  # None: scrubbed
+
+    @property
+    def stop(self) -> int:
+        return self.start + layout.span(self.size)
+
+    @property
+    def arc_path(self) -> str:
+        """The name in the archive without a directory's slash, as `os.fsdecode` gives it."""
+        return os.fsdecode(self.name.rstrip(b"/"))
+
+    @property
+    def path(self) -> bytes:
+        """The path below the source folder; empty for the folder itself."""
+        return self.name.partition(b"/")[2].rstrip(b"/")
+
+    @property
+    def is_file(self) -> bool:
+        return stat.S_ISREG(self.mode)
+
+    @property
+    def is_directory(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_link(self) -> bool:
+        return stat.S_ISLNK(self.mode)
+
+    def header(self) -> bytes:
+        """The 512 bytes of its header. Raises ValueError where the name does not fit."""
+        return ustar.header(
+            self.name, self.mode, self.size, self.mtime_ns // _NS, self.target, self.owner
+        )

@@ -1,0 +1,210 @@
+"""Mounting and unmounting: the life of the process that serves an archive.
+
+Rule: whoever called returns once the archive can be read, or with the reason why it cannot. The daemon ends when the
+archive is unmounted, by whomever, and unmounts it when it is told to end (SIGTERM, SIGINT, SIGHUP).
+"""
+
+import contextlib
+import errno
+import logging
+import logging.handlers
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from typing import NamedTuple, NoReturn
+
+from tartapefs.errors import MountError
+from tartapefs.fs import ArchiveFS, MountOptions, Session
+from tartapefs.player import TapePlayer
+
+log = logging.getLogger("tartapefs")
+
+_TYPE = "fuse.tartapefs"
+_THREADS = 8  # requests served at once; most of their time is the system's, which two cores share well
+_GRACE = 1.0  # seconds that requests under way get to end after the unmount
+_READY, _ENDED = b"R", b"E"
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class MountEntry(NamedTuple):
+    mountpoint: str
+    source: str
+
+
+def mounts() -> list[MountEntry]:
+    """The archives mounted where this process can see them, from /proc/self/mountinfo (see proc(5))."""
+    entries = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            before, _, after = line.partition(" - ")
+            fstype, source = after.split(" ")[:2]
+            if fstype == _TYPE:
+                entries.append(MountEntry(_unescaped(before.split(" ")[4]), _unescaped(source)))
+    return entries
+
+
+def _unescaped(field: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda digits: chr(int(digits[1], 8)), field)
+
+
+def unmount(mountpoint: str, lazy: bool = False) -> None:
+    """Unmounts the archive at `mountpoint`; `lazy` lets programs that read it go on until they close it.
+
+    Raises MountError where no archive is mounted there, and with what the system's own program said.
+    """
+    where = os.path.realpath(mountpoint)
+    if all(entry.mountpoint != where for entry in mounts()):
+        raise MountError(mountpoint, "no archive of tartapefs is mounted here")
+    if os.geteuid() == 0:
+        command = ["umount", *(["-l"] if lazy else []), where]
+    else:
+        program = next(filter(shutil.which, ("fusermount3", "fusermount")), "fusermount3")
+        command = [program, "-u", *(["-z"] if lazy else []), where]
+    try:
+        result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    except FileNotFoundError:
+        raise MountError(mountpoint, f"{command[0]} is not installed; install the package fuse3") from None
+    if result.returncode:
+        raise MountError(mountpoint, "; ".join(result.stderr.split("\n")[:-1]) or f"{command[0]} failed")
+
+
+def _check_mountpoint(mountpoint: str, source: str) -> str:
+    where = os.path.realpath(mountpoint)
+    try:
+        if not os.path.isdir(where) and os.stat(where):
+            raise MountError(mountpoint, "is not a folder")
+    except FileNotFoundError:
+        raise MountError(mountpoint, "no such folder") from None
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise MountError(mountpoint, error.strerror or "cannot be used") from None
+        unmount(where, lazy=True)  # left behind by a daemon that was killed
+        log.warning("%s: was left behind by a daemon that is gone; unmounted it", mountpoint)
+    if os.path.commonpath((where, source)) == source:
+        raise MountError(mountpoint, "lies inside the recorded folder, which the mount would change")
+    return where
+
+
+def mount(player: TapePlayer, mountpoint: str, options: MountOptions, foreground: bool, log_file: str | None) -> int:
+    """Mounts the archive; returns an exit code: 0, or 1 if the source had drifted by the time it was unmounted.
+
+    In the background it returns 0 once the archive can be read. Raises MountError.
+    """
+    where = _check_mountpoint(mountpoint, player.source.root)
+    if foreground:
+        return _serve(player, where, options, lambda: None)
+    ready, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(ready)
+        _be_daemon(player, where, options, tell, log_file)
+    os.close(tell)
+    with open(ready, "rb") as answer:
+        said = answer.read()
+    if said == _READY:
+        return 0
+    os.waitpid(child, 0)
+    raise MountError(mountpoint, said.decode() or "the daemon ended before the archive could be read")
+
+
+def _be_daemon(
+    player: TapePlayer, where: str, options: MountOptions, tell: int, log_file: str | None
+) -> NoReturn:
+    """The rest of the child's life. Its errors go to the parent until the archive can be read, then to the log."""
+    told = False
+
+    def ready() -> None:
+        nonlocal told
+        os.chdir("/")
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in range(3):
+            os.dup2(null, descriptor)
+        os.close(null)
+        _log_to(log_file)
+        os.write(tell, _READY)
+        os.close(tell)
+        told = True
+
+    code = 1
+    try:
+        os.setsid()
+        code = _serve(player, where, options, ready)
+    except MountError as error:
+        if not told:
+            os.write(tell, error.reason.encode())
+    except BaseException as error:
+        if not told:
+            os.write(tell, repr(error).encode())
+        log.exception("the daemon ended")
+    finally:
+        logging.shutdown()
+        os._exit(code)  # not the parent's exit handlers, and not waiting for a reader that holds a thread
+
+
+def _log_to(log_file: str | None) -> None:
+    """Sends the log of a daemon, whose standard error is gone, to a file or to the system's log."""
+    handler: logging.Handler
+    if log_file is not None:
+        handler = logging.FileHandler(log_file, delay=True)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    elif os.path.exists("/dev/log"):
+        handler = logging.handlers.SysLogHandler("/dev/log", logging.handlers.SysLogHandler.LOG_DAEMON)
+        handler.ident = f"tartapefs[{os.getpid()}]: "
+    else:
+        handler = logging.NullHandler()
+    log.handlers[:] = [handler]
+
+
+def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Callable[[], None]) -> int:
+    """Serves the archive from this process until it is unmounted or a signal says so."""
+    hear, speak = os.pipe()
+    os.set_blocking(speak, False)
+    old_wakeup = signal.set_wakeup_fd(speak, warn_on_full_buffer=False)
+    old_handlers = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+    try:
+        session = Session(ArchiveFS(player, options), where, player.source.root, options)
+        threads = [threading.Thread(target=_loop, args=(session, speak), daemon=True) for _ in range(_THREADS)]
+        try:
+            for thread in threads:
+                thread.start()
+            _check_readable(os.path.join(where, options.name))
+            on_ready()
+            log.info("%s: mounted", where)
+            os.read(hear, 1)  # until a signal comes, or the first thread finds that the archive is unmounted
+        finally:
+            _unmount_at_end(where)
+            for thread in threads:
+                thread.join(_GRACE / len(threads))
+    finally:
+        signal.set_wakeup_fd(old_wakeup)
+        for number, handler in old_handlers.items():
+            signal.signal(number, handler)
+        os.close(hear)
+        os.close(speak)
+    log.info("%s: unmounted", where)
+    return 1 if player.drift is not None else 0
+
+
+def _check_readable(archive: str) -> None:
+    try:
+        os.stat(archive)
+    except OSError as error:
+        raise MountError(archive, f"mounted, but cannot be read: {error.strerror}") from None
+
+
+def _loop(session: Session, speak: int) -> None:
+    session.loop()
+    with contextlib.suppress(OSError):  # the pipe is full or closed: the end is known already
+        os.write(speak, _ENDED)
+
+
+def _unmount_at_end(where: str) -> None:
+    if any(entry.mountpoint == where for entry in mounts()):
+        try:
+            unmount(where, lazy=True)  # a reader that never closes the archive must not keep the daemon
+        except MountError as error:
+            log.error("%s", error)

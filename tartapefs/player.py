@@ -1,0 +1,176 @@
+"""The player: turns (offset, size) into bytes, or into an exception. `play` is the same engine, in order.
+
+Rule: every byte asked for below the archive's end is the recorded one, or an exception is raised; never a short read,
+never a byte of a source that is not as recorded. A member is checked after its bytes are in the buffer, by the
+descriptor they came from, which was opened by name for this one read: so a change before or during the read is seen
+before the bytes leave, and no kept descriptor can hide that the name leads elsewhere by now. Nothing stays open.
+
+The first drift makes the tape invalid for good: each later read raises it again. An error of the disk does not.
+"""
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tartapefs import events, layout
+from tartapefs.errors import Difference, OffsetError, TapeError, TapeIntegrityError
+from tartapefs.integrity import agrees, differences, drift, inspect
+from tartapefs.member import Member
+from tartapefs.source import Source
+from tartapefs.tape import Tape
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+CHUNK = 1 << 20
+_NOT_BELOW = (errno.ELOOP, errno.EXDEV, errno.ENOTDIR, errno.ENOENT)  # what `Source.open` says of a path that strays
+
+
+class TapePlayer:
+    """Plays `tape` from the folder at `source_root`, by default the one that the tape was discovered in.
+
+    Usable from many threads. `drift` is None, or the TapeIntegrityError that made the tape invalid. Raises TapeError
+    where no source is known, and OSError where it cannot be opened.
+    """
+
+    def __init__(self, tape: Tape, source_root: str | os.PathLike[str] | None = None) -> None:
+        root = source_root if source_root is not None else tape.directory
+        if root is None:
+            raise TapeError(f"{tape.index_path}: the source folder of this index is not known; name it")
+        self.tape = tape
+        self.source = Source(os.fspath(root))
+        self.at_home = tape.is_at_home(self.source)
+        self.drift: TapeIntegrityError | None = None
+
+    def close(self) -> None:
+        """Closes the source. The tape stays open: it is the caller's."""
+        self.source.close()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """The bytes `[offset, offset + size)` of the archive; fewer only where it ends, none at or beyond its end.
+
+        Raises OffsetError for a negative offset or size, TapeIntegrityError once the source is not as recorded,
+        TapeFormatError for a damaged index, and OSError where the source cannot be read.
+        """
+        if size < 0:
+            raise OffsetError(size, self.tape.total_size)
+        buffer = bytearray(max(0, min(size, self.tape.total_size - offset)))
+        self.readinto(buffer, offset)
+        return bytes(buffer)
+
+    def readinto(self, buffer: "WriteableBuffer", offset: int) -> int:
+        """Fills `buffer` from `offset` of the archive on; returns the number of bytes, fewer only where it ends.
+
+        Raises as `read` does; what the buffer then holds is undefined.
+        """
+        if self.drift is not None:
+            raise self.drift.again()
+        if offset < 0:
+            raise OffsetError(offset, self.tape.total_size)
+        view = memoryview(buffer).cast("B")
+        stop = min(offset + len(view), self.tape.total_size)
+        if offset >= stop:
+            return 0
+        try:
+            self._fill(view, offset, stop)
+        except TapeIntegrityError as error:
+            self.drift = self.drift or error
+            raise
+        return stop - offset
+
+    def _fill(self, view: memoryview, start: int, stop: int) -> None:
+        """Fills `view` with the bytes `[start, stop)`: the one loop that makes an archive out of members."""
+        if not self.source.is_in_place():
+            raise TapeIntegrityError(
+                self.tape.root_name, [Difference("the source folder", self.source.root, "moved or gone")]
+            )
+        for member in self.tape.members(start, stop):
+            body = member.start + layout.BLOCK
+            padding = body + member.size
+            if start < body:
+                low, high = max(start, member.start), min(stop, body)
+                view[low - start : high - start] = member.header()[low - member.start : high - member.start]
+            low, high = max(start, padding), min(stop, member.stop)
+            if low < high:
+                view[low - start : high - start] = bytes(high - low)
+            low, high = max(start, body), min(stop, padding)
+            if low < high:
+                self._read_body(member, view[low - start : high - start], low - body)
+            else:
+                self._check(member)
+        low = max(start, self.tape.total_size - layout.FOOTER)
+        if low < stop:
+            view[low - start : stop - start] = bytes(stop - low)
+
+    def _read_body(self, member: Member, view: memoryview, position: int) -> None:
+        """Fills `view` with the body from `position` on, then checks the file that the bytes came from."""
+        failure: OSError | None = None
+        got = 0
+        try:
+            fd = self.source.open(member.path)
+        except OSError as error:
+            self._check(member, error)
+            raise
+        try:
+            try:
+                while got < len(view):
+                    count = os.preadv(fd, (view[got:],), position + got)
+                    if count == 0:
+                        failure = OSError(errno.EIO, "the file ended early", member.arc_path)
+                        break
+                    got += count
+            except OSError as error:
+                failure = error
+            found = os.fstat(fd)
+        finally:
+            os.close(fd)
+        if not agrees(member, found, self.at_home):
+            raise drift(member, differences(member, found, b"", self.at_home))
+        if failure is not None:
+            raise failure
+
+    def _check(self, member: Member, failure: OSError | None = None) -> None:
+        """Raises drift if what is at the member's place is not as recorded; `failure` is why it was not opened."""
+        result = inspect(member, self.source, self.at_home)
+        if not result and failure is not None and failure.errno in _NOT_BELOW:
+            result = (Difference("the path", "folders all the way", failure.strerror or ""),)
+        if result:
+            raise drift(member, result)
+
+    def get_offset_of(self, arc_path: str) -> int:
+        """Where in the archive the member of this name starts, in bytes. Raises KeyError."""
+        return self.tape.find(arc_path).start
+
+    def play(self, start_offset: int = 0, chunk_size: int = CHUNK) -> Iterator[events.Event]:
+        """The archive from `start_offset` (0 to its size) to its end, as events; `data` of at most `chunk_size` bytes.
+
+        Raises OffsetError and ValueError at once, and while iterating what `read` raises.
+        """
+        if not 0 <= start_offset <= self.tape.total_size:
+            raise OffsetError(start_offset, self.tape.total_size)
+        if chunk_size < 1:
+            raise ValueError(f"a chunk size of {chunk_size} bytes leads nowhere; it is at least 1")
+        return self._play(start_offset, chunk_size)
+
+    def _play(self, position: int, chunk_size: int) -> Iterator[events.Event]:
+        for member in self.tape.members(position):
+            resumed = position > member.start
+            body = member.start + layout.BLOCK
+            whole_body = member.is_file and position <= body
+            digest = hashlib.md5(usedforsecurity=False)
+            yield events.FileStart(member, events.StartMetadata(member.start, resumed))
+            while position < member.stop:
+                data = self.read(position, min(chunk_size, member.stop - position))
+                if whole_body:
+                    digest.update(memoryview(data)[max(0, body - position) : max(0, body + member.size - position)])
+                position += len(data)
+                yield events.FileData(data)
+            md5sum = digest.hexdigest() if whole_body else None
+            yield events.FileEnd(member, events.EndMetadata(member.stop, md5sum, not resumed))
+        while position < self.tape.total_size:
+            data = self.read(position, chunk_size)
+            position += len(data)
+            yield events.FileData(data)
+        yield events.TapeCompleted()

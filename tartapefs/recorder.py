@@ -1,0 +1,271 @@
+"""The recorder: one pass over the source that fixes where every byte of its archive lies.
+
+Rule: all or nothing. What cannot be recorded is collected on the way and raised at the end in one go, with nothing
+written. The root's own modification time is left as it was found.
+
+Two ways in which a later change could hide from a `stat` are closed here. A change within the granularity of the
+timestamp that it moves leaves the same stamp: whatever is that fresh is looked at again once the clock has moved on. A
+store through a mapping moves no stamp while its page is dirty: files changed within the last minute are written back
+before their witness is taken (`source._write_back`).
+"""
+
+import grp
+import hashlib
+import json
+import os
+import pwd
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+
+from tartapefs import layout, ustar
+from tartapefs.errors import Problem, SourceUnreadableError, TapeConstraintError, TapeError, TapeExistsError
+from tartapefs.index import Index, IndexWriter
+from tartapefs.integrity import inspect
+from tartapefs.member import Member
+from tartapefs.scan import Exclude, Found, Scan, changed, exclusion
+from tartapefs.source import TAPE_FOLDER, Folder, Source, default_index
+
+_RECENT_NS = 60 * 10**9  # a file changed since then may have dirty pages that a program has mapped
+_TICK_NS = 20 * 10**6  # the kernel stamps files from a clock that moves every 1 to 10 ms
+_COARSE_TICK_NS = 2 * 10**9  # a stamp of whole seconds: of a file system that counts by seconds, or by two (FAT)
+_FRESH_AT_ONCE = 4096  # how many fresh members are remembered before waiting for the clock
+_PROGRESS_EVERY = 1024  # members
+
+Progress = Callable[[int, int], None]
+
+
+class TapeRecorder:
+    """Records the folder at `root`.
+
+    `index_path`: where the index goes, `<root>/.tartape/index.db` by default; elsewhere for a source that must not be
+    written. `exclude`: a pattern as in .gitignore, several, or a function that is given each path below the root and
+    tells whether to leave it out; a directory that is left out takes its content along. `anonymize`: owners are
+    written as root. `overwrite`: an existing index is replaced. `skip_unreadable`: what this user cannot read is left
+    out, and then listed in `skipped`. `on_progress` is called now and then with members and archive bytes so far.
+
+    Raises ValueError for a malformed pattern.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        index_path: str | os.PathLike[str] | None = None,
+        exclude: Exclude | None = None,
+        anonymize: bool = True,
+        overwrite: bool = False,
+        *,
+        skip_unreadable: bool = False,
+        on_progress: Progress | None = None,
+    ) -> None:
+        self.root = os.path.realpath(root)
+        self.index_path = os.path.abspath(index_path) if index_path else default_index(self.root)
+        self._own_folder = index_path is None
+        self._exclude, self._excluded = exclusion(exclude)
+        self._anonymize = anonymize
+        self._overwrite = overwrite
+        self._skip_unreadable = skip_unreadable
+        self._on_progress = on_progress or (lambda members, size: None)
+        self._fingerprint = hashlib.sha256()
+        self._problems: list[Problem] = []
+        self._fresh: list[tuple[int, Found]] = []
+        self.skipped: tuple[Problem, ...] = ()
+        self.left_out = 0
+        self.member_count = 0
+        self.total_size = 0
+
+    def commit(self) -> str:
+        """Records, and returns the fingerprint: SHA-256 over all headers, 64 hex digits.
+
+        Raises TapeExistsError, TapeBusyError, TapeConstraintError and SourceUnreadableError (each with `problems`),
+        TapeIntegrityError where the folder changes meanwhile, and OSError where the disk fails or is full. Then what
+        was there before is untouched.
+        """
+        if not os.path.basename(self.root):
+            raise TapeConstraintError([Problem(self.root, "a root folder without a name has no place in an archive")])
+        self._check_index_path()
+        with Source(self.root) as source:
+            made = self._own_folder and _make_tape_folder(source)
+            try:
+                return self._record(source)
+            except BaseException:
+                if made:
+                    _remove_tape_folder(source)
+                raise
+
+    def _check_index_path(self) -> None:
+        if os.path.lexists(self.index_path) and not self._overwrite:
+            raise TapeExistsError(self.index_path)
+        if self._own_folder:
+            return
+        place = os.path.realpath(os.path.dirname(self.index_path))
+        if not os.path.isdir(place):
+            raise FileNotFoundError(2, "no such folder for the index", place)
+        below = os.path.relpath(place, self.root)
+        if below.split("/")[0] not in ("..", os.fsdecode(TAPE_FOLDER)):
+            reason = 'an index inside the folder would change what it records; put it outside, or in ".tartape"'
+            raise TapeConstraintError([Problem(self.index_path, reason)])
+
+    def _record(self, source: Source) -> str:
+        self._source = source
+        with IndexWriter(self.index_path) as writer:
+            if os.path.lexists(self.index_path) and not self._overwrite:  # now that no other recorder runs
+                raise TapeExistsError(self.index_path)
+            recorded_ns = time.time_ns()
+            self._recent = recorded_ns - _RECENT_NS
+            scan = Scan(source, self._exclude, self._settled_stat)
+            writer.add(self._members(scan))
+            self._settle()
+            self._raise_problems(scan)
+            self._on_progress(self.member_count, self.total_size)
+            fingerprint = self._fingerprint.hexdigest()
+            writer.commit(
+                {
+                    "root_name": os.fsencode(os.path.basename(self.root)),
+                    "fingerprint": fingerprint,
+                    "total_size": self.total_size,
+                    "member_count": self.member_count,
+                    "recorded_ns": self._earlier_recording(fingerprint) or recorded_ns,
+                    "excluded": json.dumps(self._excluded),
+                    "left_out": self.left_out,
+                    "owners_kept": int(not self._anonymize),
+                    "root_ino": source.ino,
+                }
+            )
+        return fingerprint
+
+    def _earlier_recording(self, fingerprint: str) -> int | None:
+        """When the same archive was recorded first, if the index that is about to be replaced holds it."""
+        try:
+            index = Index(self.index_path)
+        except (TapeError, OSError):
+            return None
+        index.close()
+        return index.facts.recorded_ns if index.facts.fingerprint == fingerprint else None
+
+    def _raise_problems(self, scan: Scan) -> None:
+        self.left_out = scan.left_out + len(scan.unreadable)
+        self.skipped = tuple(scan.unreadable)
+        if self.total_size > layout.MAX_OFFSET:
+            self._problems.append(Problem(".", f"an archive of {self.total_size} bytes is more than a file can have"))
+        unreadable = [] if self._skip_unreadable else scan.unreadable
+        if self._problems:
+            raise TapeConstraintError(self._problems + unreadable)
+        if unreadable:
+            raise SourceUnreadableError(unreadable)
+
+    def _members(self, scan: Iterable[Found]) -> Iterator[tuple[Member, int]]:
+        """Every member with the start of its folder, in order; what does not fit goes to `_problems`."""
+        root = os.fsencode(os.path.basename(self.root))
+        starts: list[int] = []  # of the folders on the way down; the depth of a path is its number of slashes
+        position = 0
+        update = self._fingerprint.update
+        for found in scan:
+            path, seen, target = found
+            kind = stat.S_IFMT(seen.st_mode)
+            name = root + b"/" + path
+            if kind == stat.S_IFDIR and path:
+                name += b"/"
+            member = Member(
+                position,
+                name,
+                seen.st_mode,
+                seen.st_size if kind == stat.S_IFREG else 0,
+                seen.st_mtime_ns,
+                seen.st_ino,
+                seen.st_ctime_ns,
+                target,
+                None if self._anonymize else _owner(seen.st_uid, seen.st_gid),
+            )
+            depth = path.count(b"/") + 1 if path else 0
+            if kind == stat.S_IFDIR:
+                del starts[depth:]
+                starts.append(position)
+            try:
+                ustar.check_target(target)
+                update(member.header())
+            except ValueError as error:
+                self._problems.append(Problem(os.fsdecode(path), str(error)))
+                continue
+            if seen.st_ctime_ns > self._recent or seen.st_mtime_ns > self._recent:
+                self._note_if_fresh(found)
+            position = member.stop
+            self.member_count += 1
+            if not self._problems:
+                yield member, starts[depth - 1] if depth else -1
+            if self.member_count % _PROGRESS_EVERY == 0:
+                self._on_progress(self.member_count, position)
+        self.total_size = position + layout.FOOTER
+
+    def _settled_stat(self, folder: Folder, name: bytes, seen: os.stat_result) -> os.stat_result:
+        """The file's `stat` to record: if it changed lately, the one after its dirty pages were written."""
+        if seen.st_size and (seen.st_mtime_ns > self._recent or seen.st_ctime_ns > self._recent):
+            return folder.write_back(name)
+        return seen
+
+    def _note_if_fresh(self, found: Found) -> None:
+        """Remembers a member whose stamp could be given once more to a change that is yet to come."""
+        newest = max(found.stat.st_mtime_ns, found.stat.st_ctime_ns)
+        past = newest + (_TICK_NS if newest % 10**9 else _COARSE_TICK_NS)
+        if newest <= time.time_ns() < past:
+            self._fresh.append((past, found))
+            if len(self._fresh) >= _FRESH_AT_ONCE:
+                self._settle()
+
+    def _settle(self) -> None:
+        """Waits until no fresh member's stamp can be given again, then looks at them once more."""
+        if not self._fresh:
+            return
+        time.sleep(max(0, max(past for past, _ in self._fresh) - time.time_ns()) / 10**9)
+        for _, (path, seen, target) in self._fresh:
+            member = Member(
+                0, b"/" + path, seen.st_mode, seen.st_size, seen.st_mtime_ns, seen.st_ino, seen.st_ctime_ns, target, None
+            )
+            if member.is_file:  # a store since the first write-back, with the same stamp, made its page dirty again
+                self._source.write_back(path)
+            for difference in inspect(member, self._source, at_home=True):
+                raise changed(path, difference)
+        self._fresh.clear()
+
+
+@lru_cache(maxsize=1024)
+def _owner(uid: int, gid: int) -> ustar.Owner:
+    try:
+        uname = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        uname = ""
+    try:
+        gname = grp.getgrgid(gid).gr_name
+    except KeyError:
+        gname = ""
+    return ustar.Owner(uid, gid, os.fsencode(uname)[:31], os.fsencode(gname)[:31])
+
+
+def _make_tape_folder(source: Source) -> bool:
+    """Makes the folder for the index unless it is there, leaving the root's modification time as it was."""
+    before = source.lstat(b"")
+    try:
+        found = source.lstat(TAPE_FOLDER)
+    except FileNotFoundError:
+        pass
+    else:
+        if not stat.S_ISDIR(found.st_mode):
+            raise NotADirectoryError(20, "is in the way of the index and not a folder", default_index(source.root))
+        return False
+    # Before anything is changed: whoever may not set the time back may not record here.
+    os.utime(source.root, ns=(before.st_atime_ns, before.st_mtime_ns))
+    try:
+        os.mkdir(os.path.join(source.root, os.fsdecode(TAPE_FOLDER)))
+    finally:
+        os.utime(source.root, ns=(before.st_atime_ns, before.st_mtime_ns))
+    return True
+
+
+def _remove_tape_folder(source: Source) -> None:
+    before = source.lstat(b"")
+    try:
+        os.rmdir(os.path.join(source.root, os.fsdecode(TAPE_FOLDER)))
+    except OSError:
+        return  # another recorder uses it by now
+    os.utime(source.root, ns=(before.st_atime_ns, before.st_mtime_ns))

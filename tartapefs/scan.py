@@ -1,0 +1,151 @@
+"""The scan: one depth-first pass over the source, in the archive's order.
+
+Rule: a directory comes before its content, its content directly follows, siblings are sorted by their bytes. Memory
+is bounded by the folders on the way down: each holds the names that are still to come, and one descriptor. Nothing is
+followed; what cannot be read is collected and the pass goes on; what changes under it is drift.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from tartapefs.display import moment
+from tartapefs.errors import Difference, Problem, TapeIntegrityError
+from tartapefs.source import TAPE_FOLDER, Folder, Source
+
+Exclude = str | Iterable[str] | Callable[[str], bool]
+IsLeftOut = Callable[[bytes, bool], bool]  # (path below the root, whether it is a directory)
+
+
+class Found(NamedTuple):
+    """What the scan found at `path`, which is relative to the root and empty for the root itself."""
+
+    path: bytes
+    stat: os.stat_result
+    target: bytes  # of a symbolic link, else empty
+
+
+class _Level(NamedTuple):
+    folder: Folder
+    path: bytes
+    stat: os.stat_result
+    names: Iterator[bytes]
+
+
+class Scan:
+    """Iterate over it once for everything below the source; then `unreadable` and `left_out` tell what is not there.
+
+    `unreadable`: paths that this user cannot read. `left_out`: how many sockets, pipes and devices there are.
+    `on_file` is called for every regular file and gives its `stat`, as the caller wants it taken.
+    """
+
+    def __init__(
+        self, source: Source, exclude: IsLeftOut, on_file: Callable[[Folder, bytes, os.stat_result], os.stat_result]
+    ) -> None:
+        self._source = source
+        self._exclude = exclude
+        self._on_file = on_file
+        self._euid = os.geteuid()
+        self.unreadable: list[Problem] = []
+        self.left_out = 0
+
+    def _refuse(self, path: bytes, error: OSError) -> None:
+        self.unreadable.append(Problem(os.fsdecode(path), os.strerror(error.errno or 0)))
+
+    def __iter__(self) -> Iterator[Found]:
+        levels = [self._enter(self._source.folder(), b"")]
+        try:
+            yield Found(b"", levels[0].stat, b"")
+            while levels:
+                level = levels[-1]
+                for name in level.names:
+                    found = self._look(level, name)
+                    if found is None:
+                        continue
+                    if stat.S_ISDIR(found.stat.st_mode):
+                        try:
+                            below = self._enter(level.folder.folder(name), found.path + b"/")
+                        except OSError as error:
+                            self._gone_or_unreadable(found.path, error)
+                            continue
+                        levels.append(below)
+                        yield Found(found.path, below.stat, b"")
+                        break
+                    yield found
+                else:
+                    self._leave(levels.pop())
+        finally:
+            for level in levels:
+                level.folder.close()
+
+    def _enter(self, folder: Folder, path: bytes) -> _Level:
+        try:
+            before = folder.stat()  # so that what is added while it is listed shows
+            return _Level(folder, path, before, iter(folder.names()))
+        except BaseException:
+            folder.close()
+            raise
+
+    def _leave(self, level: _Level) -> None:
+        after = level.folder.stat()
+        level.folder.close()
+        if after.st_mtime_ns != level.stat.st_mtime_ns:
+            times = moment(level.stat.st_mtime_ns), moment(after.st_mtime_ns)
+            raise changed(level.path.rstrip(b"/"), Difference("mtime", *times))
+
+    def _look(self, level: _Level, name: bytes) -> Found | None:
+        path = level.path + name
+        try:
+            found = level.folder.lstat(name)
+            kind = stat.S_IFMT(found.st_mode)
+            if kind == stat.S_IFDIR and path == TAPE_FOLDER or self._exclude(path, kind == stat.S_IFDIR):
+                return None
+            if kind == stat.S_IFREG:
+                # The owner's permission is decided by the mode alone; for others an ACL may say more.
+                if not (found.st_uid == self._euid and found.st_mode & stat.S_IRUSR):
+                    if not level.folder.is_readable(name):
+                        raise PermissionError(13, "")
+                return Found(path, self._on_file(level.folder, name, found), b"")
+            if kind == stat.S_IFLNK:
+                return Found(path, found, level.folder.readlink(name))
+            if kind == stat.S_IFDIR:
+                return Found(path, found, b"")
+            self.left_out += 1
+        except OSError as error:
+            self._gone_or_unreadable(path, error)
+        return None
+
+    def _gone_or_unreadable(self, path: bytes, error: OSError) -> None:
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise changed(path, Difference("type", "present", "nothing")) from error
+        self._refuse(path, error)
+
+
+def changed(path: bytes, difference: Difference) -> TapeIntegrityError:
+    """The drift of something that changed while it was being recorded."""
+    return TapeIntegrityError(
+        os.fsdecode(path) or ".", [difference], "it changed during the recording: record again once it is at rest"
+    )
+
+
+def exclusion(exclude: Exclude | None) -> tuple[IsLeftOut, list[str]]:
+    """The test whether a path is left out, and what the index says of it."""
+    if exclude is None:
+        return lambda path, is_directory: False, []
+    if callable(exclude):
+        test = exclude
+        return lambda path, is_directory: bool(test(os.fsdecode(path))), [f"function {_name(test)}"]
+    import pathspec  # here, since most recordings exclude nothing
+
+    patterns = [exclude] if isinstance(exclude, str) else list(exclude)
+    spec = pathspec.GitIgnoreSpec.from_lines(patterns)
+
+    def matches(path: bytes, is_directory: bool) -> bool:
+        return spec.match_file(os.fsdecode(path) + "/" * is_directory)
+
+    return matches, patterns
+
+
+def _name(function: Callable[[str], bool]) -> str:
+    return getattr(function, "__qualname__", type(function).__qualname__)

@@ -1,0 +1,106 @@
+"""The tape: a recorded folder, as its index describes it. Nothing here looks at the source."""
+
+import os
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+
+from tartapefs import layout
+from tartapefs.errors import OffsetError, TapeNotFoundError
+from tartapefs.index import Index
+from tartapefs.layout import Segment
+from tartapefs.member import Member
+from tartapefs.source import Source, default_index
+
+
+class Tape:
+    """A recorded folder. `Tape.discover(folder)` and `Tape.open(index)` make one.
+
+    Works with and without `with`, from many threads, and on a read-only file system. Every lookup raises
+    TapeFormatError where the index turns out to be damaged, and ValueError once the tape is closed.
+    """
+
+    def __init__(self, index: Index, directory: str | None) -> None:
+        self._index = index
+        self.index_path = index.path
+        self.directory = directory  # where the source is expected; None if only the index is known
+        facts = index.facts
+        self.root_name = os.fsdecode(facts.root_name)
+        self.fingerprint = facts.fingerprint  # SHA-256 over all headers, 64 hex digits
+        self.total_size = facts.total_size  # bytes of the archive, footer included
+        self.member_count = facts.member_count
+        self.recorded_ns = facts.recorded_ns  # since 1970
+        self.excluded = facts.excluded
+        self.left_out = facts.left_out  # sockets, pipes, devices, and what could not be read
+        self.owners_kept = facts.owners_kept
+
+    @classmethod
+    def discover(cls, directory: str | os.PathLike[str], index_path: str | os.PathLike[str] | None = None) -> Self:
+        """The tape of the folder at `directory`. Raises TapeNotFoundError and TapeFormatError."""
+        root = os.path.realpath(directory)
+        try:
+            return cls(Index(os.fspath(index_path) if index_path else default_index(root)), root)
+        except TapeNotFoundError as error:
+            raise TapeNotFoundError(error.path, f'run "tartapefs record {os.fspath(directory)}" first') from None
+
+    @classmethod
+    def open(cls, index_path: str | os.PathLike[str]) -> Self:
+        """The tape whose index is at `index_path`. Raises TapeNotFoundError and TapeFormatError."""
+        path = os.path.abspath(index_path)
+        directory = os.path.dirname(os.path.dirname(path))
+        return cls(Index(path), directory if default_index(directory) == path else None)
+
+    def close(self) -> None:
+        self._index.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def members(self, start: int = 0, stop: int | None = None) -> Iterator[Member]:
+        """The members that overlap the bytes `[start, stop)` of the archive, in order; all by default."""
+        return self._index.between(start, self.total_size if stop is None else stop)
+
+    def member_at(self, offset: int) -> Member | None:
+        """The member that `offset` (0 to `total_size` - 1) lies in, None for the footer. Raises OffsetError."""
+        if not 0 <= offset < self.total_size:
+            raise OffsetError(offset, self.total_size)
+        return next(self.members(offset, offset + 1), None)
+
+    def segment_at(self, offset: int) -> Segment:
+        """The segment that `offset` lies in. Raises OffsetError."""
+        member = self.member_at(offset)
+        if member is None:
+            return layout.footer(self.total_size)
+        return next(s for s in layout.segments(member.start, member.size) if offset < s.stop)
+
+    def find(self, arc_path: str | bytes) -> Member:
+        """The member of this name in the archive, with or without a directory's slash. Raises KeyError.
+
+        Members are in the order of their paths, so this is a binary search by offset.
+        """
+        wanted = os.fsencode(arc_path).rstrip(b"/").split(b"/")
+        low, high = 0, self.total_size - layout.FOOTER
+        while low < high:
+            (member,) = self.members(middle := (low + high) // 2, middle + 1)
+            parts = member.name.rstrip(b"/").split(b"/")
+            if parts == wanted:
+                return member
+            if parts < wanted:
+                low = member.stop
+            else:
+                high = member.start
+        raise KeyError(arc_path)
+
+    def is_at_home(self, source: Source) -> bool:
+        """Whether folder and index are the very ones of the recording, so that inodes and ctimes can be compared."""
+        facts = self._index.facts
+        return facts.root_ino == source.ino and facts.index_ino == self._index.stat.st_ino
+
+    def rows_are_sound(self) -> bool:
+        """Whether all rows of the index together still have the digest that was recorded."""
+        return self._index.rows_digest() == self._index.facts.rows_digest

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from tartapefs.display import file_type
 from tartapefs.errors import Difference, TapeIntegrityError
 from tartapefs.integrity import drift, inspect
-from tartapefs.member import Member, is_recordable
+from tartapefs.member import RECORDABLE, Member
 from tartapefs.scan import exclusion
 from tartapefs.source import TAPE_FOLDER, Source
 from tartapefs.tape import Tape
@@ -52,7 +52,7 @@ def _added(tape: Tape, source: Source, directory: Member) -> Iterator[TapeIntegr
         for name in folder.names():
             mode = folder.lstat(name).st_mode
             path = directory.path + b"/" + name if directory.path else name
-            if path == TAPE_FOLDER or not is_recordable(mode) or is_left_out(path, stat.S_ISDIR(mode)):
+            if path == TAPE_FOLDER or stat.S_IFMT(mode) not in RECORDABLE or is_left_out(path, stat.S_ISDIR(mode)):
                 continue
             try:
                 tape.find(directory.name + name)

@@ -54,6 +54,7 @@ class ArchiveFS(fuse.Operations):
 
     def __init__(self, player: TapePlayer, options: MountOptions) -> None:
         self._player = player
+        self.readinto = player.readinto  # nothing stands between a request and the player
         self._tape = player.tape
         self._entry = os.fsencode(options.name).decode("latin-1")
         self._last_logged = ""
@@ -91,9 +92,6 @@ class ArchiveFS(fuse.Operations):
     def open(self, path: str, flags: int) -> int:
         self._check_valid()
         return 0
-
-    def readinto(self, buffer: memoryview, offset: int) -> int:
-        return self._player.readinto(buffer, offset)
 
     def statfs(self, path: str) -> dict[str, int]:
         return {
@@ -148,7 +146,11 @@ _view_of_memory.restype = ctypes.py_object
 _view_of_memory.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
 _WRITABLE = 0x200  # PyBUF_WRITE
 
-_OPERATIONS = ("getattr", "readdir", "open", "read", "statfs", "getxattr", "listxattr")
+_OPERATIONS = ("getattr", "readdir", "open", "statfs", "getxattr", "listxattr")
+# fusepy's type of `read` makes two pointer objects at each call, which nobody looks at.
+_READ = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, fuse.c_off_t, ctypes.c_void_p
+)
 
 
 class Session(fuse.FUSE):
@@ -167,6 +169,7 @@ class Session(fuse.FUSE):
         types = dict(field[:2] for field in fuse.fuse_operations._fields_)
         for name in _OPERATIONS:
             setattr(self._callbacks, name, types[name](self._answering(getattr(self, name))))
+        self._callbacks.read = ctypes.cast(_READ(self._reading()), types["read"])
         options_text = ",".join(_fuse_options(source, options))
         arguments = [os.fsencode(text) for text in ("tartapefs", "-f", "-o", options_text, mountpoint)]
         with _stderr_captured() as said:
@@ -197,9 +200,16 @@ class Session(fuse.FUSE):
 
         return answer
 
-    def read(self, path: bytes, buffer: Any, size: int, offset: int, info: Any) -> int:
-        view = _view_of_memory(ctypes.cast(buffer, ctypes.c_void_p), size, _WRITABLE)
-        return int(self.operations.readinto(view, offset))
+    def _reading(self) -> Callable[..., int]:
+        readinto, errno_of = self.operations.readinto, self.operations.errno_of
+
+        def read(path: int, buffer: int, size: int, offset: int, info: int) -> int:
+            try:
+                return readinto(_view_of_memory(buffer, size, _WRITABLE), offset)
+            except BaseException as error:
+                return -errno_of(error)
+
+        return read
 
 
 def _fuse_options(source: str, options: MountOptions) -> Iterator[str]:

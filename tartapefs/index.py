@@ -22,18 +22,20 @@ import os
 import sqlite3
 import stat
 import struct
-import zlib
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from urllib.parse import quote
+from zlib import crc32
 
 from tartapefs import layout, ustar
 from tartapefs.errors import TapeBusyError, TapeFormatError, TapeNotFoundError
-from tartapefs.member import Member, is_recordable
+from tartapefs.member import RECORDABLE, Member
 
 FORMAT = 1
 _APPLICATION = 0x54415045  # "TAPE", where file(1) looks for it
@@ -48,7 +50,8 @@ _SCHEMA = [
 ]
 _COLUMNS = 13
 _NO_FOLDER = -1  # what the root has in place of its folder's start
-_PAGE = 256  # rows fetched at once: what a request of 128 KiB can overlap
+_PAGE = 256  # members that are fetched at once by a reader that goes on where it stopped
+_PAGES_KEPT = 8  # of as many readers
 _CONNECTIONS = 4  # more readers at once than there are cores to run them gain nothing
 _LONGEST_VALUE = 1 << 20
 _NS = 10**9
@@ -97,9 +100,7 @@ def _owner_field(owner: ustar.Owner | None) -> bytes:
     return b"" if owner is None else b"%d:%d:%b:%b" % owner
 
 
-def _parse_owner(field: bytes) -> ustar.Owner | None:
-    if not field:
-        return None
+def _parse_owner(field: bytes) -> ustar.Owner:
     uid, gid, uname, gname = field.split(b":")
     return ustar.Owner(int(uid), int(gid), uname, gname)
 
@@ -200,7 +201,7 @@ class IndexWriter:
         )
         facts = _facts(row)
         self._rows_digest.update(facts)
-        return *row, zlib.crc32(facts)
+        return *row, crc32(facts)
 
     def commit(self, facts: dict[str, Any]) -> None:
         """Writes the tape's own facts, those of `TapeFacts` but the index's own, and puts the index in place."""
@@ -231,6 +232,15 @@ def _disk_errors(path: str) -> Iterator[None]:
         raise OSError(number, os.strerror(number), path) from error
 
 
+class _Page(NamedTuple):
+    """Members that follow each other without a gap, and cover `[start, stop)`."""
+
+    start: int
+    stop: int
+    starts: list[int]
+    members: list[Member]
+
+
 class Index:
     """An index, open for reading; usable from many threads. Raises TapeNotFoundError and TapeFormatError."""
 
@@ -239,6 +249,7 @@ class Index:
         self._pool: SimpleQueue[sqlite3.Connection | None] = SimpleQueue()
         self.stat = self._check_file()
         self._folders: dict[int, bytes] = {}
+        self._pages: tuple[_Page, ...] = ()
         try:
             with self._refusing():
                 for _ in range(_CONNECTIONS):  # all at once: later the path may lead to a newer index
@@ -363,21 +374,46 @@ class Index:
         No connection is held between two of them. Raises TapeFormatError where a row cannot be believed.
         """
         stop = min(stop, self.facts.total_size - layout.FOOTER)
-        position = start
-        while position < stop:
-            rows = self._query(
-                "SELECT * FROM member WHERE start >= (SELECT max(start) FROM member WHERE start <= ?1)"
-                f" AND start < ?2 ORDER BY start LIMIT {_PAGE}",
-                (position, stop),
-            )
-            if not rows:
-                raise self._bad(f"no member covers offset {position}")
-            for row in rows:
-                member = self._member(row)
-                if not member.start <= position < member.stop or (position > start and member.start != position):
-                    raise self._bad(f"its members do not join at offset {position}")
-                position = member.stop
+        while start < stop:
+            page = self._page(start, stop)
+            for member in islice(page.members, bisect_right(page.starts, start) - 1, None):
+                if member.start >= stop:
+                    return
                 yield member
+            start = page.stop
+
+    def _page(self, position: int, stop: int) -> "_Page":
+        """A run of members, the one at `position` among them: one that is kept, or else a new one.
+
+        Who reads on where a page ended gets a whole page, and its members are decoded once for all the requests that
+        it serves. Who jumps gets no more than the members below `stop`.
+        """
+        sequential = False
+        for page in self._pages:
+            if page.start <= position < page.stop:
+                return page
+            sequential = sequential or page.stop == position
+        page = self._fetch(position, self.facts.total_size if sequential else stop)
+        self._pages = (page, *self._pages[: _PAGES_KEPT - 1])  # one store: threads see the old pages or the new
+        return page
+
+    def _fetch(self, position: int, stop: int) -> "_Page":
+        rows = self._query(
+            "SELECT * FROM member WHERE start >= (SELECT max(start) FROM member WHERE start <= ?1)"
+            f" AND start < ?2 ORDER BY start LIMIT {_PAGE}",
+            (position, stop),
+        )
+        if not rows or not rows[0][0] <= position:
+            raise self._bad(f"no member covers offset {position}")
+        members = list(map(self._member, rows))
+        end = members[0].start
+        for member in members:
+            if member.start != end:
+                raise self._bad(f"its members do not join at offset {end}")
+            end = member.stop
+        if end <= position or end > self.facts.total_size - layout.FOOTER:
+            raise self._bad(f"no member covers offset {position}")
+        return _Page(members[0].start, end, [member.start for member in members], members)
 
     def _member(self, row: tuple[Any, ...], depth: int = 0) -> Member:
         """A row as a member, after every check that the row alone and its folders allow.
@@ -386,17 +422,15 @@ class Index:
         """
         start, folder, name, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec, target, owner, crc = row
         try:
-            if zlib.crc32(_facts(row[:-1])) != crc:
+            if crc32(_facts(row[:-1])) != crc:
                 raise self._bad(f"the row at {start} fails its checksum")
-            kind = stat.S_IFMT(mode)
+            kind = mode & 0o170000
             if (
-                start % layout.BLOCK
-                or not 0 <= size <= layout.MAX_OFFSET
-                or not 0 <= mtime_nsec < _NS
-                or not 0 <= ctime_nsec < _NS
-                or not is_recordable(mode)
-                or mode > 0o177777
-                or (size and kind != stat.S_IFREG)
+                mode >> 16
+                or kind not in RECORDABLE
+                or start % layout.BLOCK
+                or not 0 <= size <= (layout.MAX_OFFSET if kind == stat.S_IFREG else 0)
+                or not (0 <= mtime_nsec < _NS and 0 <= ctime_nsec < _NS)
                 or bool(target) != (kind == stat.S_IFLNK)
                 or len(target) > ustar.MAX_TARGET
                 or b"\0" in target
@@ -404,31 +438,29 @@ class Index:
                 or (folder == _NO_FOLDER) != (start == 0)
             ):
                 raise self._bad(f"the row at {start} is malformed")
-            whole = name if start == 0 else self._folder(folder, start, depth) + name
+            if start:
+                name = (self._folders.get(folder) or self._folder(folder, start, depth)) + name
             if kind == stat.S_IFDIR:
-                whole += b"/"
-                self._remember_folder(start, whole)
-            if len(whole) > ustar.MAX_NAME:
+                name += b"/"
+                self._remember_folder(start, name)
+            if len(name) > ustar.MAX_NAME:
                 raise self._bad(f"the row at {start} is malformed")
             return Member(
                 start,
-                whole,
+                name,
                 mode,
                 size,
                 mtime * _NS + mtime_nsec,
                 ino & 0xFFFF_FFFF_FFFF_FFFF,
                 ctime * _NS + ctime_nsec,
                 target,
-                _parse_owner(owner),
+                _parse_owner(owner) if owner else None,
             )
         except (struct.error, TypeError, ValueError) as error:
             raise self._bad(f"the row at {start} is malformed: {error}") from error
 
     def _folder(self, start: int, below: int, depth: int) -> bytes:
         """The name, with its slash, of the folder at `start`, which holds the member at `below`."""
-        name = self._folders.get(start)
-        if name is not None:
-            return name
         rows = []
         if 0 <= start < below and depth < ustar.MAX_NAME // 2:
             rows = self._query("SELECT * FROM member WHERE start = ?", (start,))

@@ -7,12 +7,7 @@ from typing import NamedTuple
 from tartapefs import layout, ustar
 
 _NS = 10**9
-_KINDS = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK})
-
-
-def is_recordable(mode: int) -> bool:
-    """Whether `st_mode` is of a kind that has a place in an archive: file, directory or symbolic link."""
-    return stat.S_IFMT(mode) in _KINDS
+RECORDABLE = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK})  # kinds that have a place in an archive
 
 
 class Member(NamedTuple):
@@ -43,7 +38,7 @@ class Member(NamedTuple):
     @property
     def path(self) -> bytes:
         """The path below the source folder; empty for the folder itself."""
-        return self.name.partition(b"/")[2].rstrip(b"/")
+        return self.name[self.name.index(b"/") + 1 :].rstrip(b"/")
 
     @property
     def is_file(self) -> bool:

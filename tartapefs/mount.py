@@ -24,7 +24,7 @@ from tartapefs.player import TapePlayer
 log = logging.getLogger("tartapefs")
 
 _TYPE = "fuse.tartapefs"
-_THREADS = 8  # requests served at once; most of their time is the system's, which two cores share well
+_THREADS = 4  # requests served at once; most of their time is the system's, which two cores share well
 _GRACE = 1.0  # seconds that requests under way get to end after the unmount
 _READY, _ENDED = b"R", b"E"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

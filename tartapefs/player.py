@@ -14,9 +14,10 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tartapefs import events, layout
+from tartapefs import events, ustar
 from tartapefs.errors import Difference, OffsetError, TapeError, TapeIntegrityError
 from tartapefs.integrity import agrees, differences, drift, inspect
+from tartapefs.layout import BLOCK, FOOTER, span
 from tartapefs.member import Member
 from tartapefs.source import Source
 from tartapefs.tape import Tape
@@ -69,7 +70,9 @@ class TapePlayer:
             raise self.drift.again()
         if offset < 0:
             raise OffsetError(offset, self.tape.total_size)
-        view = memoryview(buffer).cast("B")
+        view = memoryview(buffer)
+        if view.format != "B":
+            view = view.cast("B")
         stop = min(offset + len(view), self.tape.total_size)
         if offset >= stop:
             return 0
@@ -81,55 +84,80 @@ class TapePlayer:
         return stop - offset
 
     def _fill(self, view: memoryview, start: int, stop: int) -> None:
-        """Fills `view` with the bytes `[start, stop)`: the one loop that makes an archive out of members."""
-        if not self.source.is_in_place():
+        """Fills `view` with the bytes `[start, stop)`: the one loop that makes an archive out of members.
+
+        One long function of plain numbers, without `min` and `max`, since it runs once for every member that anybody
+        reads: in smaller pieces it took 15 instead of 13 microseconds a member, most of which are system calls.
+        """
+        source, at_home = self.source, self.at_home
+        if not source.is_in_place():
             raise TapeIntegrityError(
-                self.tape.root_name, [Difference("the source folder", self.source.root, "moved or gone")]
+                self.tape.root_name, [Difference("the source folder", source.root, "moved or gone")]
             )
-        for member in self.tape.members(start, stop):
-            body = member.start + layout.BLOCK
-            padding = body + member.size
-            if start < body:
-                low, high = max(start, member.start), min(stop, body)
-                view[low - start : high - start] = member.header()[low - member.start : high - member.start]
-            low, high = max(start, padding), min(stop, member.stop)
-            if low < high:
-                view[low - start : high - start] = bytes(high - low)
-            low, high = max(start, body), min(stop, padding)
-            if low < high:
-                self._read_body(member, view[low - start : high - start], low - body)
-            else:
-                self._check(member)
-        low = max(start, self.tape.total_size - layout.FOOTER)
+        # Of the last file: its folder, and that folder as a place, opened for its second file, closed at the end.
+        last_folder, place = None, -1
+        try:
+            for member in self.tape.members(start, stop):
+                first, name, mode, size, mtime_ns, ino, ctime_ns, target, owner = member
+                body = first + BLOCK
+                padding = body + size
+                if start < body:
+                    low, high = start if start > first else first, stop if stop < body else body
+                    header = ustar.header(name, mode, size, mtime_ns // 1_000_000_000, target, owner)
+                    view[low - start : high - start] = header[low - first : high - first]
+                low, high = start if start > body else body, stop if stop < padding else padding
+                if low < high:
+                    part, position = view[low - start : high - start], low - body
+                    folder, _, last = name.rpartition(b"/")
+                    try:
+                        if folder != last_folder:
+                            last_folder = folder
+                            if place >= 0:
+                                place = os.close(place) or -1
+                            fd = source.open(member.path)
+                        else:
+                            if place < 0:
+                                place = source.place(folder.partition(b"/")[2])
+                            fd = source.open_in(place, last)
+                    except OSError as error:
+                        self._check(member, error)
+                        raise
+                    failure = None
+                    try:
+                        try:
+                            if os.preadv(fd, (part,), position) < high - low:
+                                self._read_rest(fd, part, position)
+                        except OSError as error:
+                            failure = error
+                        found = os.fstat(fd)
+                    finally:
+                        os.close(fd)
+                    if not agrees(member, found, at_home):
+                        raise drift(member, differences(member, found, b"", at_home))
+                    if failure is not None:
+                        raise failure
+                else:
+                    self._check(member)
+                end = first + span(size)
+                if padding < end and padding < stop:
+                    low, high = start if start > padding else padding, stop if stop < end else end
+                    view[low - start : high - start] = bytes(high - low)
+        finally:
+            if place >= 0:
+                os.close(place)
+        low = max(start, self.tape.total_size - FOOTER)
         if low < stop:
             view[low - start : stop - start] = bytes(stop - low)
 
-    def _read_body(self, member: Member, view: memoryview, position: int) -> None:
-        """Fills `view` with the body from `position` on, then checks the file that the bytes came from."""
-        failure: OSError | None = None
+    @staticmethod
+    def _read_rest(fd: int, part: memoryview, position: int) -> None:
+        """Reads once more, now to the end, what one system call read only in part."""
         got = 0
-        try:
-            fd = self.source.open(member.path)
-        except OSError as error:
-            self._check(member, error)
-            raise
-        try:
-            try:
-                while got < len(view):
-                    count = os.preadv(fd, (view[got:],), position + got)
-                    if count == 0:
-                        failure = OSError(errno.EIO, "the file ended early", member.arc_path)
-                        break
-                    got += count
-            except OSError as error:
-                failure = error
-            found = os.fstat(fd)
-        finally:
-            os.close(fd)
-        if not agrees(member, found, self.at_home):
-            raise drift(member, differences(member, found, b"", self.at_home))
-        if failure is not None:
-            raise failure
+        while got < len(part):
+            count = os.preadv(fd, (part[got:],), position + got)
+            if count == 0:
+                raise OSError(errno.EIO, "the file ended early")
+            got += count
 
     def _check(self, member: Member, failure: OSError | None = None) -> None:
         """Raises drift if what is at the member's place is not as recorded; `failure` is why it was not opened."""
@@ -157,7 +185,7 @@ class TapePlayer:
     def _play(self, position: int, chunk_size: int) -> Iterator[events.Event]:
         for member in self.tape.members(position):
             resumed = position > member.start
-            body = member.start + layout.BLOCK
+            body = member.start + BLOCK
             whole_body = member.is_file and position <= body
             digest = hashlib.md5(usedforsecurity=False)
             yield events.FileStart(member, events.StartMetadata(member.start, resumed))

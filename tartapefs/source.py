@@ -39,14 +39,15 @@ class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
-_HOW = _OpenHow(_READ, 0, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS)
-_HOW_ADDRESS = ctypes.addressof(_HOW)
-_HOW_SIZE = ctypes.sizeof(_HOW)
+_BELOW = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS
+_HOW = {flags: _OpenHow(flags, 0, _BELOW) for flags in (_READ, _PLACE)}
+_HOW_ADDRESS = {flags: ctypes.addressof(how) for flags, how in _HOW.items()}
+_HOW_SIZE = ctypes.sizeof(_OpenHow)
 
 
-def _openat2(root: int, path: bytes) -> int:
+def _openat2(root: int, path: bytes, flags: int) -> int:
     while True:
-        fd = int(_syscall(_SYS_OPENAT2, root, path, _HOW_ADDRESS, _HOW_SIZE))
+        fd = int(_syscall(_SYS_OPENAT2, root, path, _HOW_ADDRESS[flags], _HOW_SIZE))
         if fd >= 0:
             return fd
         error = ctypes.get_errno()
@@ -54,7 +55,7 @@ def _openat2(root: int, path: bytes) -> int:
             raise OSError(error, os.strerror(error), path)
 
 
-def _open_by_component(root: int, path: bytes) -> int:
+def _open_by_component(root: int, path: bytes, flags: int) -> int:
     folder = root
     try:
         *folders, last = path.split(b"/")
@@ -62,7 +63,7 @@ def _open_by_component(root: int, path: bytes) -> int:
             above, folder = folder, os.open(name, _PLACE, dir_fd=folder)
             if above != root:
                 os.close(above)
-        return os.open(last, _READ, dir_fd=folder)
+        return os.open(last, flags, dir_fd=folder)
     finally:
         if folder != root:
             os.close(folder)
@@ -77,7 +78,7 @@ def has_openat2() -> bool:
     """Whether this kernel has `openat2`, and no filter of system calls forbids it."""
     root = os.open("/", _PLACE)
     try:
-        os.close(_openat2(root, b"."))
+        os.close(_openat2(root, b".", _READ))
     except OSError:
         return False
     finally:
@@ -176,7 +177,20 @@ class Source:
 
     def open(self, path: bytes) -> int:
         """A descriptor to read the file at `path`, relative to the root. What it is, `fstat` tells."""
-        return self._open(self._root, path)
+        return self._open(self._root, path, _READ)
+
+    def place(self, path: bytes) -> int:
+        """A descriptor of the folder at `path`, relative to the root, to open files in.
+
+        It saves the walk for the next files of the folder, and is for one request, not for longer: a name that leads
+        elsewhere by the next request must be seen then. The caller closes it.
+        """
+        return self._open(self._root, path or b".", _PLACE)
+
+    @staticmethod
+    def open_in(place: int, name: bytes) -> int:
+        """Like `open`, for the file `name` directly in a `place`."""
+        return os.open(name, _READ, dir_fd=place)
 
     def lstat(self, path: bytes) -> os.stat_result:
         """`lstat` of `path`, relative to the root; the root's own for an empty one."""
@@ -195,8 +209,9 @@ class Source:
 
     def folder(self, path: bytes = b"") -> Folder:
         """The folder at `path`, relative to the root, open for listing."""
-        fd = self._open(self._root, path or b".")
+        fd = self.open(path or b".")
         if not stat.S_ISDIR(os.fstat(fd).st_mode):
             os.close(fd)
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
         return Folder(fd)
+

@@ -6,8 +6,8 @@ GNU tar: a number that its octal field cannot hold is written in base 256, big e
 """
 
 import stat
-import struct
 import zlib
+from functools import lru_cache
 from typing import NamedTuple
 
 MAX_NAME = 255
@@ -69,16 +69,35 @@ def check_target(target: bytes) -> None:
         raise ValueError(f"the link's target has {len(target)} bytes, at most {MAX_TARGET} fit")
 
 
-_FIELDS = struct.Struct("100s8s16s12s12s8s1s100s8s64s16s155s12x")
 _TYPES = {stat.S_IFREG: b"0", stat.S_IFDIR: b"5", stat.S_IFLNK: b"2"}
+_OCTAL_11 = 8**11
+_SPACES = 8 * ord(" ")  # the checksum is taken over spaces in its own place
 
 
-def _owner_fields(owner: Owner) -> tuple[bytes, bytes]:
-    ids = _number(owner.uid, 8) + _number(owner.gid, 8)
-    return ids, owner.uname[:31].ljust(32, b"\0") + owner.gname[:31].ljust(32, b"\0")
+def _sum(part: bytes) -> int:
+    """The sum of at most 256 bytes: Adler-32's low half, started at 0, is the sum modulo 65521, which 256 * 255 is not."""
+    return zlib.adler32(part, 0) & 0xFFFF
 
 
-_SCRUBBED_FIELDS = _owner_fields(SCRUBBED)
+@lru_cache(maxsize=256)
+def _mode_and_ids(mode: int, owner: Owner | None) -> bytes:
+    uid, gid, _, _ = owner or SCRUBBED
+    return b"%07o\0" % (mode & 0o7777) + _number(uid, 8) + _number(gid, 8)
+
+
+@lru_cache(maxsize=256)
+def _after_checksum(kind: int, target: bytes, owner: Owner | None, prefix: bytes) -> tuple[bytes, int]:
+    """All that follows the checksum, and its sum: for most members of a folder the same."""
+    _, _, uname, gname = owner or SCRUBBED
+    block = b"%b%bustar\x0000%b%b%b%b" % (
+        _TYPES[kind],
+        target.ljust(100, b"\0"),
+        uname[:31].ljust(32, b"\0"),
+        gname[:31].ljust(32, b"\0"),
+        bytes(16),  # devmajor, devminor
+        prefix.ljust(167, b"\0"),
+    )
+    return block, _sum(block[:256]) + _sum(block[256:])
 
 
 def header(name: bytes, mode: int, size: int, mtime: int, target: bytes = b"", owner: Owner | None = None) -> bytes:
@@ -88,22 +107,11 @@ def header(name: bytes, mode: int, size: int, mtime: int, target: bytes = b"", o
     or symbolic link. `size`: bytes of the body, 0 for directories and links. `mtime`: seconds since 1970, floored.
     `owner`: None writes the scrubbed one. Raises ValueError where the name does not fit.
     """
-    prefix, rest = split_name(name)
-    ids, names = _SCRUBBED_FIELDS if owner is None else _owner_fields(owner)
-    block = _FIELDS.pack(
-        rest,
-        b"%07o" % (mode & 0o7777),
-        ids,
-        _number(size, 12),
-        _number(mtime, 12),
-        b"        ",  # the checksum is taken over spaces in its place
-        _TYPES[stat.S_IFMT(mode)],
-        target,
-        b"ustar\x0000",
-        names,
-        b"",  # devmajor and devminor: NUL
-        prefix,
-    )
-    # Adler-32's low half, started at 0, is the sum of the bytes modulo 65521; half a header cannot reach that.
-    checksum = (zlib.adler32(block[:256], 0) & 0xFFFF) + (zlib.adler32(block[256:], 0) & 0xFFFF)
-    return b"%b%06o\0 %b" % (block[:148], checksum, block[156:])
+    prefix, rest = split_name(name) if len(name) > _NAME else (b"", name)
+    if 0 <= size < _OCTAL_11 and 0 <= mtime < _OCTAL_11:
+        numbers = b"%011o\0%011o\0" % (size, mtime)
+    else:
+        numbers = _number(size, 12) + _number(mtime, 12)
+    before = b"%b%b%b" % (rest.ljust(100, b"\0"), _mode_and_ids(mode, owner), numbers)
+    after, its_sum = _after_checksum(mode & 0o170000, target, owner, prefix)
+    return b"%b%06o\0 %b" % (before, _sum(before) + _SPACES + its_sum, after)

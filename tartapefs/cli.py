@@ -9,6 +9,7 @@ import errno
 import json
 import logging
 import os
+import re
 import signal
 import stat
 import sys
@@ -60,37 +61,19 @@ def _size(count: int) -> str:
     return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
-class _Bytes(click.ParamType):
+def _bytes(text: str) -> int:
     """A number of bytes, with K, M, G, T or P (or KiB and so on) for powers of 1024."""
-
-    name = "bytes"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        text = value.removesuffix("iB")
-        unit = text[-1:].upper() if text[-1:].isalpha() else ""
-        digits = text[: len(text) - len(unit)]
-        if not digits.isascii() or not digits.isdigit() or unit not in _UNITS or (value != text and not unit):
-            self.fail(f"{value!r} is not a number of bytes, such as 512, 64K or 5GiB", param, ctx)
-        return int(digits) * _UNITS[unit]
+    number = re.fullmatch(r"([0-9]{1,19})(?:([KMGTP])(?:iB)?)?", text, re.ASCII)
+    if number is None:
+        raise click.BadParameter(f"{text!r} is not a number of bytes, such as 512, 64K or 5GiB")
+    return int(number[1]) * _UNITS[number[2] or ""]
 
 
-class _Mode(click.ParamType):
+def _mode(text: str) -> int:
     """Permission bits in octal."""
-
-    name = "octal"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            mode = int(value, 8)
-        except ValueError:
-            mode = -1
-        if not 0 <= mode <= 0o777:
-            self.fail(f"{value!r} is not a mode in octal, such as 0440", param, ctx)
-        return mode
+    if not re.fullmatch(r"0*[0-7]{1,3}", text, re.ASCII):
+        raise click.BadParameter(f"{text!r} is not a mode in octal, such as 0440")
+    return int(text, 8)
 
 
 def _print_json(value: Any) -> None:
@@ -104,8 +87,15 @@ def _progress(what: str, total: int | None = None, is_bytes: bool = False) -> It
         yield lambda done: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.progress import TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     columns = (DownloadColumn(), TransferSpeedColumn()) if is_bytes else (MofNCompleteColumn(),)
     bar = Progress(TextColumn(what), BarColumn(), *columns, TimeRemainingColumn(), console=Console(stderr=True))
@@ -268,11 +258,10 @@ def info(directory: str, index: str | None, as_json: bool) -> None:
         _print_json(facts)
         return
     facts["total_size"] = f"{tape.total_size} ({_size(tape.total_size)})"
-    facts["excluded"] = " ".join(map(printable, tape.excluded)) or "nothing"
+    facts["excluded"] = " ".join(tape.excluded) or "nothing"
     facts["at_home"] = {True: "yes", False: "no", None: "unknown"}[at_home]
     for key, value in facts.items():
-        shown = printable(value) if key in ("source", "index") else value
-        click.echo(f"{key.replace('_', ' '):14}{shown}")
+        click.echo(f"{key.replace('_', ' '):14}{printable(str(value))}")
 
 
 def _member_facts(member: Member) -> dict[str, Any]:
@@ -340,7 +329,7 @@ def locate(directory: str, where: str, index: str | None, as_json: bool) -> None
             try:
                 member = tape.find(where)
             except KeyError:
-                _fail(f"{printable(where)}: no such member; \"tartapefs ls\" lists them", DRIFT)
+                _fail(f'{printable(where)}: no such member; "tartapefs ls" lists them', DRIFT)
             parts = list(layout.segments(member.start, member.size))
             facts = _member_facts(member) | {"segments": {s.kind.value: [s.start, s.stop] for s in parts}}
             line = f"{printable(member.arc_path)}: [{member.start}, {member.stop}): " + ", ".join(
@@ -401,7 +390,9 @@ def _event_facts(event: Event, position: int) -> dict[str, Any]:
             return {"type": event.type, "end_offset": position}
 
 
-def _play_events(player: TapePlayer, start: int, stop: int, out: BinaryIO | None, update: Callable[[int], None]) -> None:
+def _play_events(
+    player: TapePlayer, start: int, stop: int, out: BinaryIO | None, update: Callable[[int], None]
+) -> None:
     position = start
     for event in player.play(start):
         if isinstance(event, FileData):
@@ -427,13 +418,18 @@ def _play_bytes(player: TapePlayer, start: int, stop: int, out: BinaryIO, update
 @cli.command()
 @_folder_argument
 @_index_option
-@click.option("--start", type=_Bytes(), default=0, show_default=True, help="The first byte of the archive to play.")
-@click.option("--length", type=_Bytes(), help="How many bytes to play; by default all that follow.")
+@click.option(
+    "--start",
+    type=_bytes,
+    metavar="BYTES",
+    default="0",
+    show_default=True,
+    help="The first byte of the archive to play.",
+)
+@click.option("--length", type=_bytes, metavar="BYTES", help="How many bytes to play; by default all that follow.")
 @click.option("-o", "--output", type=click.Path(), help="Write the archive to this file instead of stdout.")
 @click.option("--events", is_flag=True, help="Print events as JSON lines; the archive goes to --output, if given.")
-def play(
-    directory: str, index: str | None, start: int, length: int | None, output: str | None, events: bool
-) -> None:
+def play(directory: str, index: str | None, start: int, length: int | None, output: str | None, events: bool) -> None:
     """Write the archive of DIR to stdout or a file, from any byte on."""
     with Tape.discover(directory, index) as tape:
         if start > tape.total_size:
@@ -462,7 +458,7 @@ def play(
 @_index_option
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground until it is unmounted.")
 @click.option("--name", default="archive.tar", show_default=True, help="The name of the file that is shown.")
-@click.option("--mode", type=_Mode(), default="0400", show_default=True, help="Its permission bits.")
+@click.option("--mode", type=_mode, metavar="OCTAL", default="0400", show_default=True, help="Its permission bits.")
 @click.option("--allow-other", is_flag=True, help="Let other users in, as far as --mode does.")
 @click.option("--cached", is_flag=True, help="Use the kernel's page cache: for programs that need mmap.")
 @click.option("--log", "log_file", metavar="FILE", type=click.Path(), help="Where the daemon logs, if not to syslog.")

@@ -6,8 +6,8 @@ truncated copy. Exceptions become errno in `ArchiveFS.errno_of` and nowhere else
 any kind reaches the binding.
 
 The binding is fusepy. Its `FUSE` calls libfuse's `fuse_main_real`, whose threads Python does not know, so that each
-callback makes and unmakes a thread state. `Session` stops short of that: it mounts by `fuse_setup`, and lets threads of Python's
-run `fuse_loop`, whose state lasts as long as they do. It hands the request's own buffer to the player.
+callback makes and unmakes a thread state. `Session` stops short of that: it mounts by `fuse_setup`, and lets threads of
+Python's run `fuse_loop`, whose state lasts as long as they do. It hands the request's own buffer to the player.
 """
 
 import ctypes
@@ -47,7 +47,7 @@ class MountOptions:
     allow_other: bool = False
 
 
-class ArchiveFS(fuse.Operations):
+class ArchiveFS(fuse.Operations):  # type: ignore[misc]  # fusepy has no types
     """The file operations, in terms of a player. Paths are bytes carried in Latin-1, one character each."""
 
     use_ns = True
@@ -148,12 +148,10 @@ _WRITABLE = 0x200  # PyBUF_WRITE
 
 _OPERATIONS = ("getattr", "readdir", "open", "statfs", "getxattr", "listxattr")
 # fusepy's type of `read` makes two pointer objects at each call, which nobody looks at.
-_READ = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, fuse.c_off_t, ctypes.c_void_p
-)
+_READ = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, fuse.c_off_t, ctypes.c_void_p)
 
 
-class Session(fuse.FUSE):
+class Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
     """A mounted archive. `loop` serves requests until it is unmounted; call it from as many threads as should serve.
 
     Raises MountError, with what libfuse had to say, if it cannot be mounted.

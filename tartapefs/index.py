@@ -86,14 +86,9 @@ def _signed(ino: int) -> int:
 def _facts(row: tuple[Any, ...]) -> bytes:
     """The bytes that a row's checksum and the digest of all rows are taken over."""
     start, folder, name, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec, target, owner = row
-    return (
-        _FACTS.pack(
-            start, folder, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec, len(name), len(target), len(owner)
-        )
-        + name
-        + target
-        + owner
-    )
+    lengths = len(name), len(target), len(owner)
+    packed = _FACTS.pack(start, folder, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec, *lengths)
+    return b"%b%b%b%b" % (packed, name, target, owner)
 
 
 def _owner_field(owner: ustar.Owner | None) -> bytes:
@@ -180,9 +175,7 @@ class IndexWriter:
     def add(self, members: Iterable[tuple[Member, int]]) -> None:
         """Writes members, each with the start of its folder (-1 for the root), in the order of their starts."""
         with _disk_errors(self._path):
-            self._db.executemany(
-                f"INSERT INTO member VALUES ({','.join('?' * _COLUMNS)})", map(self._row, members)
-            )
+            self._db.executemany(f"INSERT INTO member VALUES ({','.join('?' * _COLUMNS)})", map(self._row, members))
 
     def _row(self, pair: tuple[Member, int]) -> tuple[Any, ...]:
         (start, name, mode, size, mtime_ns, ino, ctime_ns, target, owner), folder = pair
@@ -332,11 +325,10 @@ class Index:
             self._pool.put(connection)
 
     def _read_facts(self) -> TapeFacts:
-        found = {key: value for key, value in self._query("SELECT fact, value FROM tape LIMIT 32")}
         try:
-            facts = {
+            facts: dict[str, Any] = {
                 key.decode(): value.decode() if isinstance(value, bytes) and key != b"root_name" else value
-                for key, value in found.items()
+                for key, value in self._query("SELECT fact, value FROM tape LIMIT 32")
             }
             if facts.pop("facts_digest", None) != _digest(facts):
                 raise self._bad("the facts of the tape fail their digest")
@@ -352,7 +344,7 @@ class Index:
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise self._bad(f"a fact of the tape is missing or malformed: {error}") from error
         integers = (tape.total_size, tape.member_count, tape.recorded_ns, tape.left_out, tape.root_ino)
-        if not all(isinstance(value, int) and 0 <= value for value in integers):
+        if not all(isinstance(value, int) and value >= 0 for value in integers):
             raise self._bad("a fact of the tape is out of range")
         if not (layout.FOOTER + layout.BLOCK <= tape.total_size <= layout.MAX_OFFSET):
             raise self._bad(f"a total size of {tape.total_size} is out of range")
@@ -476,9 +468,7 @@ class Index:
     def rows_digest(self) -> str:
         """The digest over all rows as they are now; `facts.rows_digest` is what it should be."""
         digest, position = hashlib.sha256(), -1
-        while rows := self._query(
-            f"SELECT * FROM member WHERE start > ? ORDER BY start LIMIT {_PAGE}", (position,)
-        ):
+        while rows := self._query(f"SELECT * FROM member WHERE start > ? ORDER BY start LIMIT {_PAGE}", (position,)):
             for row in rows:
                 try:
                     digest.update(_facts(row[:-1]))

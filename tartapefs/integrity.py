@@ -23,9 +23,7 @@ def agrees(member: Member, found: os.stat_result, at_home: bool) -> bool:
     )
 
 
-def differences(
-    member: Member, found: os.stat_result | None, target: bytes, at_home: bool
-) -> tuple[Difference, ...]:
+def differences(member: Member, found: os.stat_result | None, target: bytes, at_home: bool) -> tuple[Difference, ...]:
     """What of `member` is not as recorded, most telling first; empty if it agrees.
 
     `found` is its `lstat` now, None if nothing is there; `target` where it leads, if it is a link.

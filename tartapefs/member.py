@@ -54,6 +54,4 @@ class Member(NamedTuple):
 
     def header(self) -> bytes:
         """The 512 bytes of its header. Raises ValueError where the name does not fit."""
-        return ustar.header(
-            self.name, self.mode, self.size, self.mtime_ns // _NS, self.target, self.owner
-        )
+        return ustar.header(self.name, self.mode, self.size, self.mtime_ns // _NS, self.target, self.owner)

@@ -111,9 +111,7 @@ def mount(player: TapePlayer, mountpoint: str, options: MountOptions, foreground
     raise MountError(mountpoint, said.decode() or "the daemon ended before the archive could be read")
 
 
-def _be_daemon(
-    player: TapePlayer, where: str, options: MountOptions, tell: int, log_file: str | None
-) -> NoReturn:
+def _be_daemon(player: TapePlayer, where: str, options: MountOptions, tell: int, log_file: str | None) -> NoReturn:
     """The rest of the child's life. Its errors go to the parent until the archive can be read, then to the log."""
     told = False
 

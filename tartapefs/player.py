@@ -8,6 +8,8 @@ before the bytes leave, and no kept descriptor can hide that the name leads else
 The first drift makes the tape invalid for good: each later read raises it again. An error of the disk does not.
 """
 
+# ruff: noqa: FURB136 -- min and max are calls, see _fill
+
 import errno
 import hashlib
 import os
@@ -98,7 +100,7 @@ class TapePlayer:
         last_folder, place = None, -1
         try:
             for member in self.tape.members(start, stop):
-                first, name, mode, size, mtime_ns, ino, ctime_ns, target, owner = member
+                first, name, mode, size, mtime_ns, _, _, target, owner = member
                 body = first + BLOCK
                 padding = body + size
                 if start < body:
@@ -113,7 +115,8 @@ class TapePlayer:
                         if folder != last_folder:
                             last_folder = folder
                             if place >= 0:
-                                place = os.close(place) or -1
+                                os.close(place)
+                                place = -1
                             fd = source.open(member.path)
                         else:
                             if place < 0:

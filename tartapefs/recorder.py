@@ -220,7 +220,15 @@ class TapeRecorder:
         time.sleep(max(0, max(past for past, _ in self._fresh) - time.time_ns()) / 10**9)
         for _, (path, seen, target) in self._fresh:
             member = Member(
-                0, b"/" + path, seen.st_mode, seen.st_size, seen.st_mtime_ns, seen.st_ino, seen.st_ctime_ns, target, None
+                0,
+                b"/" + path,
+                seen.st_mode,
+                seen.st_size,
+                seen.st_mtime_ns,
+                seen.st_ino,
+                seen.st_ctime_ns,
+                target,
+                None,
             )
             if member.is_file:  # a store since the first write-back, with the same stamp, made its page dirty again
                 self._source.write_back(path)

@@ -5,6 +5,7 @@ is bounded by the folders on the way down: each holds the names that are still t
 followed; what cannot be read is collected and the pass goes on; what changes under it is drift.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -99,13 +100,13 @@ class Scan:
         try:
             found = level.folder.lstat(name)
             kind = stat.S_IFMT(found.st_mode)
-            if kind == stat.S_IFDIR and path == TAPE_FOLDER or self._exclude(path, kind == stat.S_IFDIR):
+            if (kind == stat.S_IFDIR and path == TAPE_FOLDER) or self._exclude(path, kind == stat.S_IFDIR):
                 return None
             if kind == stat.S_IFREG:
                 # The owner's permission is decided by the mode alone; for others an ACL may say more.
-                if not (found.st_uid == self._euid and found.st_mode & stat.S_IRUSR):
-                    if not level.folder.is_readable(name):
-                        raise PermissionError(13, "")
+                owned = found.st_uid == self._euid and found.st_mode & stat.S_IRUSR
+                if not owned and not level.folder.is_readable(name):
+                    raise PermissionError(errno.EACCES, "")
                 return Found(path, self._on_file(level.folder, name, found), b"")
             if kind == stat.S_IFLNK:
                 return Found(path, found, level.folder.readlink(name))

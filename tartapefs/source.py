@@ -93,8 +93,10 @@ def _write_back(fd: int) -> None:
     journal (measured: a fifth of `fsync`'s time), but on overlayfs it does nothing at all.
     """
     filesystem = (ctypes.c_long * 32)()
-    if _libc.fstatfs(fd, filesystem) or filesystem[0] == _OVERLAYFS_MAGIC or _libc.sync_file_range(
-        fd, 0, 0, _WRITE_AND_WAIT
+    if (
+        _libc.fstatfs(fd, filesystem)
+        or filesystem[0] == _OVERLAYFS_MAGIC
+        or _libc.sync_file_range(fd, 0, 0, _WRITE_AND_WAIT)
     ):
         os.fsync(fd)
 
@@ -214,4 +216,3 @@ class Source:
             os.close(fd)
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
         return Folder(fd)
-

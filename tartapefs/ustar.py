@@ -75,7 +75,7 @@ _SPACES = 8 * ord(" ")  # the checksum is taken over spaces in its own place
 
 
 def _sum(part: bytes) -> int:
-    """The sum of at most 256 bytes: Adler-32's low half, started at 0, is the sum modulo 65521, which 256 * 255 is not."""
+    """The sum of at most 256 bytes: it stays below 65521, the modulus of Adler-32's low half, here started at 0."""
     return zlib.adler32(part, 0) & 0xFFFF
 
 

@@ -1,0 +1,125 @@
+"""Fixtures for tests on real mounts, and the rule that no test leaves a mount, process or descriptor behind."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+TARTAPEFS = [sys.executable, "-m", "tartapefs"]
+FUSE = os.path.exists("/dev/fuse") and os.access("/dev/fuse", os.R_OK | os.W_OK)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "fuse: needs /dev/fuse")
+    config.addinivalue_line("markers", "needs(*programs): needs these programs on PATH")
+    config.addinivalue_line("markers", "root: needs to run as root")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not FUSE and (item.get_closest_marker("fuse") or "mount" in getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.skip(reason="no usable /dev/fuse"))
+        if os.geteuid() and item.get_closest_marker("root"):
+            item.add_marker(pytest.mark.skip(reason="not root"))
+        for marker in item.iter_markers("needs"):
+            for program in marker.args:
+                if shutil.which(program) is None:
+                    item.add_marker(pytest.mark.skip(reason=f"{program} is not installed"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """In CI a skip is a failure: something that should have been installed is not."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and reporter and reporter.stats.get("skipped") and exitstatus == 0:
+        for report in reporter.stats["skipped"]:
+            reporter.write_line(f"skipped in CI, which is a failure: {report.nodeid}: {report.longrepr}")
+        session.exitstatus = 1
+
+
+def run(*command: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """`tartapefs` with these arguments; its output as text. The exit code is the caller's to check."""
+    text = {"text": True, "errors": "surrogateescape", "capture_output": True, "timeout": 120}
+    return subprocess.run([*TARTAPEFS, *map(os.fspath, command)], **(text | options))  # type: ignore[arg-type]
+
+
+def our_mounts() -> list[str]:
+    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    return [line.split(" ")[4] for line in lines if " fuse.tartapefs " in line]
+
+
+def our_processes() -> list[str]:
+    """Live processes of tartapefs, by their command lines; one that ended and waits for init counts as gone."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if "-m tartapefs " in line:
+                found.append(f"{entry.name}: {line}")
+    return found
+
+
+def wait_until(true: Callable[[], object], seconds: float = 10) -> None:
+    """Fails unless `true()` becomes true within `seconds`."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"not true within {seconds} s"
+        time.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    mounts, processes = our_mounts(), our_processes()
+    descriptors = len(os.listdir("/proc/self/fd"))
+    yield
+    left = [mountpoint for mountpoint in our_mounts() if mountpoint not in mounts]
+    for mountpoint in left:
+        subprocess.run(["umount", "-l", mountpoint], check=False)
+    assert not left, "the test left mounts behind"
+    wait_until(lambda: not [p for p in our_processes() if p not in processes], 5)
+    assert len(os.listdir("/proc/self/fd")) <= descriptors, "the test left descriptors open"
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """`mount(source, *options)` mounts its archive, in the background, and gives the path of the archive."""
+    mountpoints: list[Path] = []
+
+    def mount(source: Path, *options: object) -> Path:
+        mountpoint = tmp_path / f"mnt{len(mountpoints)}"
+        mountpoint.mkdir()
+        result = run("mount", source, mountpoint, *options)
+        assert result.returncode == 0, result.stderr
+        mountpoints.append(mountpoint)
+        return mountpoint / "archive.tar"
+
+    yield mount
+    for mountpoint in mountpoints:
+        if os.path.realpath(mountpoint) in our_mounts():
+            result = run("unmount", mountpoint)
+            assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A small folder with a file of each kind of size, folders, and links."""
+    root = tmp_path / "data"
+    (root / "photos" / "2024").mkdir(parents=True)
+    (root / "empty-folder").mkdir()
+    (root / "empty.txt").write_bytes(b"")
+    for size in (1, 511, 512, 513, 1024, 5000):
+        (root / "photos" / f"{size}.bin").write_bytes(os.urandom(size))
+    (root / "photos" / "2024" / "large.bin").write_bytes(os.urandom(300_001))
+    (root / "link").symlink_to("photos/512.bin")
+    (root / "dangling").symlink_to("nowhere")
+    (root / "script.sh").write_text("#!/bin/sh\n")
+    (root / "script.sh").chmod(0o755)
+    return root

@@ -129,13 +129,18 @@ class ArchiveFS(fuse.Operations):  # type: ignore[misc]  # fusepy has no types
         match error:
             case fuse.FuseOSError():
                 return error.errno or errno.EIO
-            case TapeError() | OSError():
-                if str(error) != self._last_logged:  # a reader that tries again need not fill the log
-                    self._last_logged = str(error)
-                    log.error("%s", printable(str(error)))
+            case TapeError():
+                self._log(str(error))
+            case OSError():
+                self._log(f"{printable(error.filename or 'the source')}: {error.strerror}; no drift: read it again")
             case _:
                 log.error("a defect in tartapefs; the read failed", exc_info=error)
         return errno.EIO
+
+    def _log(self, line: str) -> None:
+        if line != self._last_logged:  # a reader that tries again need not fill the log
+            self._last_logged = line
+            log.error("%s", line)
 
 
 _libfuse.fuse_setup.restype = ctypes.c_void_p

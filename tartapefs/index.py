@@ -33,9 +33,10 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import quote
 from zlib import crc32
 
-from tartapefs import layout, ustar
+from tartapefs import ustar
 from tartapefs.errors import TapeBusyError, TapeFormatError, TapeNotFoundError
-from tartapefs.member import RECORDABLE, Member
+from tartapefs.layout import BLOCK, FOOTER, MAX_OFFSET, span
+from tartapefs.member import Member
 
 FORMAT = 1
 _APPLICATION = 0x54415045  # "TAPE", where file(1) looks for it
@@ -55,6 +56,9 @@ _PAGES_KEPT = 8  # of as many readers
 _CONNECTIONS = 4  # more readers at once than there are cores to run them gain nothing
 _LONGEST_VALUE = 1 << 20
 _NS = 10**9
+_FILE, _FOLDER, _LINK = stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK
+_LARGEST_BODY = {_FILE: MAX_OFFSET, _FOLDER: 0, _LINK: 0}
+_NO_NAMES = frozenset((b"", b".", b".."))
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +350,7 @@ class Index:
         integers = (tape.total_size, tape.member_count, tape.recorded_ns, tape.left_out, tape.root_ino)
         if not all(isinstance(value, int) and value >= 0 for value in integers):
             raise self._bad("a fact of the tape is out of range")
-        if not (layout.FOOTER + layout.BLOCK <= tape.total_size <= layout.MAX_OFFSET):
+        if not (FOOTER + BLOCK <= tape.total_size <= MAX_OFFSET):
             raise self._bad(f"a total size of {tape.total_size} is out of range")
         if not isinstance(tape.root_name, bytes) or not _is_name(tape.root_name):
             raise self._bad("the root's name is malformed")
@@ -355,7 +359,7 @@ class Index:
     def _check_ends(self) -> None:
         """The first member is the root, and the last one ends where the footer starts."""
         root = next(self.between(0, 1))
-        end = self.facts.total_size - layout.FOOTER
+        end = self.facts.total_size - FOOTER
         (last,) = self.between(end - 1, end)
         if root.name != self.facts.root_name + b"/" or last.stop != end:
             raise self._bad("its members do not add up to its total size")
@@ -365,7 +369,7 @@ class Index:
 
         No connection is held between two of them. Raises TapeFormatError where a row cannot be believed.
         """
-        stop = min(stop, self.facts.total_size - layout.FOOTER)
+        stop = min(stop, self.facts.total_size - FOOTER)
         while start < stop:
             page = self._page(start, stop)
             for member in islice(page.members, bisect_right(page.starts, start) - 1, None):
@@ -397,15 +401,16 @@ class Index:
         )
         if not rows or not rows[0][0] <= position:
             raise self._bad(f"no member covers offset {position}")
-        members = list(map(self._member, rows))
-        end = members[0].start
-        for member in members:
-            if member.start != end:
+        starts, members, end = [], [], rows[0][0]
+        for row in rows:
+            if row[0] != end:
                 raise self._bad(f"its members do not join at offset {end}")
-            end = member.stop
-        if end <= position or end > self.facts.total_size - layout.FOOTER:
+            starts.append(end)
+            members.append(self._member(row))
+            end += span(row[4])
+        if end <= position or end > self.facts.total_size - FOOTER:
             raise self._bad(f"no member covers offset {position}")
-        return _Page(members[0].start, end, [member.start for member in members], members)
+        return _Page(starts[0], end, starts, members)
 
     def _member(self, row: tuple[Any, ...], depth: int = 0) -> Member:
         """A row as a member, after every check that the row alone and its folders allow.
@@ -418,12 +423,13 @@ class Index:
                 raise self._bad(f"the row at {start} fails its checksum")
             kind = mode & 0o170000
             if (
-                mode >> 16
-                or kind not in RECORDABLE
-                or start % layout.BLOCK
-                or not 0 <= size <= (layout.MAX_OFFSET if kind == stat.S_IFREG else 0)
-                or not (0 <= mtime_nsec < _NS and 0 <= ctime_nsec < _NS)
-                or bool(target) != (kind == stat.S_IFLNK)
+                size > _LARGEST_BODY.get(kind, -1)
+                or size < 0
+                or mode >> 16
+                or start % BLOCK
+                or not 0 <= mtime_nsec < _NS
+                or not 0 <= ctime_nsec < _NS
+                or bool(target) != (kind == _LINK)
                 or len(target) > ustar.MAX_TARGET
                 or b"\0" in target
                 or not _is_name(name)
@@ -432,7 +438,7 @@ class Index:
                 raise self._bad(f"the row at {start} is malformed")
             if start:
                 name = (self._folders.get(folder) or self._folder(folder, start, depth)) + name
-            if kind == stat.S_IFDIR:
+            if kind == _FOLDER:
                 name += b"/"
                 self._remember_folder(start, name)
             if len(name) > ustar.MAX_NAME:
@@ -480,4 +486,4 @@ class Index:
 
 def _is_name(name: bytes) -> bool:
     """Whether `name` is one component of a path that leads down: no slash, no NUL, not empty, "." or ".."."""
-    return bool(name) and b"/" not in name and b"\0" not in name and name not in (b".", b"..")
+    return name not in _NO_NAMES and b"/" not in name and b"\0" not in name

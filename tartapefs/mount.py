@@ -95,13 +95,15 @@ def mount(player: TapePlayer, mountpoint: str, options: MountOptions, foreground
     In the background it returns 0 once the archive can be read. Raises MountError.
     """
     where = _check_mountpoint(mountpoint, player.source.root)
+    handler = _log_handler(log_file, foreground)
     if foreground:
+        log.handlers[:] = [handler]
         return _serve(player, where, options, lambda: None)
     ready, tell = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(ready)
-        _be_daemon(player, where, options, tell, log_file)
+        _be_daemon(player, where, options, tell, handler)
     os.close(tell)
     with open(ready, "rb") as answer:
         said = answer.read()
@@ -111,7 +113,7 @@ def mount(player: TapePlayer, mountpoint: str, options: MountOptions, foreground
     raise MountError(mountpoint, said.decode() or "the daemon ended before the archive could be read")
 
 
-def _be_daemon(player: TapePlayer, where: str, options: MountOptions, tell: int, log_file: str | None) -> NoReturn:
+def _be_daemon(player: TapePlayer, where: str, options: MountOptions, tell: int, handler: logging.Handler) -> NoReturn:
     """The rest of the child's life. Its errors go to the parent until the archive can be read, then to the log."""
     told = False
 
@@ -122,7 +124,7 @@ def _be_daemon(player: TapePlayer, where: str, options: MountOptions, tell: int,
         for descriptor in range(3):
             os.dup2(null, descriptor)
         os.close(null)
-        _log_to(log_file)
+        log.handlers[:] = [handler]
         os.write(tell, _READY)
         os.close(tell)
         told = True
@@ -143,18 +145,23 @@ def _be_daemon(player: TapePlayer, where: str, options: MountOptions, tell: int,
         os._exit(code)  # not the parent's exit handlers, and not waiting for a reader that holds a thread
 
 
-def _log_to(log_file: str | None) -> None:
-    """Sends the log of a daemon, whose standard error is gone, to a file or to the system's log."""
-    handler: logging.Handler
+def _log_handler(log_file: str | None, foreground: bool) -> logging.Handler:
+    """Where the log goes: the file, if there is one; else standard error or, once that is gone, the system's log."""
     if log_file is not None:
-        handler = logging.FileHandler(log_file, delay=True)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    elif os.path.exists("/dev/log"):
-        handler = logging.handlers.SysLogHandler("/dev/log", logging.handlers.SysLogHandler.LOG_DAEMON)
-        handler.ident = f"tartapefs[{os.getpid()}]: "
-    else:
-        handler = logging.NullHandler()
-    log.handlers[:] = [handler]
+        try:
+            to_file = logging.FileHandler(log_file)
+        except OSError as error:
+            raise MountError(log_file, f"cannot be the log: {error.strerror}") from None
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        return to_file
+    if foreground:
+        return logging.NullHandler()  # the command line's own goes to standard error
+    try:
+        to_syslog = logging.handlers.SysLogHandler("/dev/log", logging.handlers.SysLogHandler.LOG_DAEMON)
+    except OSError:
+        return logging.NullHandler()
+    to_syslog.ident = "tartapefs: "
+    return to_syslog
 
 
 def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Callable[[], None]) -> int:

@@ -123,6 +123,7 @@ class TapePlayer:
                                 place = source.place(folder.partition(b"/")[2])
                             fd = source.open_in(place, last)
                     except OSError as error:
+                        error.filename = member.arc_path
                         self._check(member, error)
                         raise
                     failure = None
@@ -131,6 +132,7 @@ class TapePlayer:
                             if os.preadv(fd, (part,), position) < high - low:
                                 self._read_rest(fd, part, position)
                         except OSError as error:
+                            error.filename = member.arc_path
                             failure = error
                         found = os.fstat(fd)
                     finally:

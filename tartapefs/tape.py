@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from tartapefs import layout
+from tartapefs.display import printable
 from tartapefs.errors import OffsetError, TapeNotFoundError
 from tartapefs.index import Index
 from tartapefs.layout import Segment
@@ -41,7 +42,9 @@ class Tape:
         try:
             return cls(Index(os.fspath(index_path) if index_path else default_index(root)), root)
         except TapeNotFoundError as error:
-            raise TapeNotFoundError(error.path, f'run "tartapefs record {os.fspath(directory)}" first') from None
+            raise TapeNotFoundError(
+                error.path, f'run "tartapefs record {printable(os.fspath(directory))}" first'
+            ) from None
 
     @classmethod
     def open(cls, index_path: str | os.PathLike[str]) -> Self:

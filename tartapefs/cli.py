@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NoReturn
 import click
 
 from tartapefs import __version__, layout
-from tartapefs.audit import audit
+from tartapefs.audit import verify as find_drift
 from tartapefs.display import moment, printable
 from tartapefs.errors import (
     MountError,
@@ -37,7 +37,7 @@ from tartapefs.errors import (
 )
 from tartapefs.events import Event, FileData, FileEnd, FileStart, TapeCompleted
 from tartapefs.member import Member
-from tartapefs.player import CHUNK, TapePlayer
+from tartapefs.player import CHUNK, Check, TapePlayer
 from tartapefs.recorder import TapeRecorder
 from tartapefs.source import Source
 from tartapefs.tape import Tape
@@ -124,6 +124,16 @@ def _index_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--index", metavar="PATH", type=click.Path(), help="The index, if not DIR/.tartape/index.db.")(
         function
     )
+
+
+def _check_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--check",
+        type=click.Choice(("full", "mtime")),
+        default="full",
+        show_default=True,
+        help="What is compared: everything, or not inode and change time.",
+    )(function)
 
 
 def _json_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -351,15 +361,17 @@ def _drift_facts(error: TapeIntegrityError) -> dict[str, Any]:
 @cli.command()
 @_folder_argument
 @_index_option
+@_check_option
 @_json_option
-def verify(directory: str, index: str | None, as_json: bool) -> None:
+def verify(directory: str, index: str | None, check: Check, as_json: bool) -> None:
     """Compare DIR with its recording, and list all drift."""
-    with Tape.discover(directory, index) as tape, Source(directory) as source:
+    with Tape.discover(directory, index) as tape:
+        player = TapePlayer(tape, directory, check)
         if not tape.rows_are_sound():
             raise TapeFormatError(tape.index_path, "its rows fail their digest")
         found = []
         with _progress(f"verifying {printable(directory)}", tape.member_count) as update:
-            for error in audit(tape, source, update):
+            for error in find_drift(tape, player.source, player.at_home, update):
                 found.append(error)
                 if not as_json:
                     click.echo(str(error))
@@ -418,6 +430,7 @@ def _play_bytes(player: TapePlayer, start: int, stop: int, out: BinaryIO, update
 @cli.command()
 @_folder_argument
 @_index_option
+@_check_option
 @click.option(
     "--start",
     type=_bytes,
@@ -429,13 +442,15 @@ def _play_bytes(player: TapePlayer, start: int, stop: int, out: BinaryIO, update
 @click.option("--length", type=_bytes, metavar="BYTES", help="How many bytes to play; by default all that follow.")
 @click.option("-o", "--output", type=click.Path(), help="Write the archive to this file instead of stdout.")
 @click.option("--events", is_flag=True, help="Print events as JSON lines; the archive goes to --output, if given.")
-def play(directory: str, index: str | None, start: int, length: int | None, output: str | None, events: bool) -> None:
+def play(
+    directory: str, index: str | None, check: Check, start: int, length: int | None, output: str | None, events: bool
+) -> None:
     """Write the archive of DIR to stdout or a file, from any byte on."""
     with Tape.discover(directory, index) as tape:
         if start > tape.total_size:
             raise OffsetError(start, tape.total_size)
         stop = tape.total_size if length is None else min(start + length, tape.total_size)
-        player = TapePlayer(tape, directory)
+        player = TapePlayer(tape, directory, check)
         if output is None and not events and sys.stdout.isatty():
             raise click.UsageError('the archive does not belong on a terminal; use "-o FILE" or a pipe')
         with _progress(f"playing {printable(directory)}", stop - start, is_bytes=True) as update:
@@ -456,11 +471,28 @@ def play(directory: str, index: str | None, start: int, length: int | None, outp
 @_folder_argument
 @click.argument("mountpoint", metavar="MNT", type=click.Path())
 @_index_option
+@_check_option
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground until it is unmounted.")
 @click.option("--name", default="archive.tar", show_default=True, help="The name of the file that is shown.")
 @click.option("--mode", type=_mode, metavar="OCTAL", default="0400", show_default=True, help="Its permission bits.")
 @click.option("--allow-other", is_flag=True, help="Let other users in, as far as --mode does.")
 @click.option("--cached", is_flag=True, help="Use the kernel's page cache: for programs that need mmap.")
+@click.option(
+    "--audit-interval",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0.1),
+    default=60,
+    show_default=True,
+    help="How often all directories are looked at while the archive is open.",
+)
+@click.option(
+    "--audit-share",
+    metavar="PERCENT",
+    type=click.FloatRange(min=0, min_open=True, max=100),
+    default=5,
+    show_default=True,
+    help="How much of one core that may take.",
+)
 @click.option("--log", "log_file", metavar="FILE", type=click.Path(), help="Where the daemon logs, if not to syslog.")
 @click.option("--record", "record_first", is_flag=True, help="Record DIR first if it has no recording.")
 @_recording_options
@@ -468,11 +500,14 @@ def mount(
     directory: str,
     mountpoint: str,
     index: str | None,
+    check: Check,
     foreground: bool,
     name: str,
     mode: int,
     allow_other: bool,
     cached: bool,
+    audit_interval: float,
+    audit_share: float,
     log_file: str | None,
     record_first: bool,
     exclude: tuple[str, ...],
@@ -496,9 +531,9 @@ def mount(
         _record(directory, index, exclude, keep_owners, skip_unreadable, force=False)
         tape = Tape.discover(directory, index)
     with tape:
-        options = MountOptions(name, mode, cached, allow_other)
+        options = MountOptions(name, mode, cached, allow_other, audit_interval, audit_share / 100)
         log = os.path.abspath(log_file) if log_file else None
-        code = mounting.mount(TapePlayer(tape, directory), mountpoint, options, foreground, log)
+        code = mounting.mount(TapePlayer(tape, directory, check), mountpoint, options, foreground, log)
     if code:
         _fail("the folder is no longer as recorded", code)
 
@@ -511,6 +546,23 @@ def unmount(mountpoint: str, lazy: bool) -> None:
     from tartapefs import mount as mounting
 
     mounting.unmount(mountpoint, lazy)
+
+
+@cli.command()
+@click.argument("mountpoint", metavar="MNT", type=click.Path())
+@_json_option
+def status(mountpoint: str, as_json: bool) -> None:
+    """Whether the archive mounted at MNT is still as recorded; exit code 1 if not."""
+    from tartapefs import mount as mounting
+
+    facts = mounting.status(mountpoint)
+    if as_json:
+        _print_json(facts)
+    else:
+        for key, value in facts.items():
+            click.echo(f"{key:14}{value}")
+    if facts["state"] != "valid":
+        raise SystemExit(DRIFT)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -16,6 +16,7 @@ import logging
 import os
 import stat
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ log = logging.getLogger("tartapefs")
 _ARCHIVE_INO = 2  # FUSE's own root is 1
 _IO_SIZE = 128 * 1024  # bytes: the largest request that libfuse 2 passes on
 _STATFS_BLOCK = 4096  # bytes; at 0 bsdtar loops for ever
-_XATTRS = "user.tartape."
+XATTRS = "user.tartape."
 _libfuse = fuse._libfuse
 
 
@@ -45,6 +46,8 @@ class MountOptions:
     mode: int = 0o400
     cached: bool = False  # the kernel's page cache and read-ahead, for programs that need mmap
     allow_other: bool = False
+    audit_interval: float = 60  # seconds between two audits while the archive is open
+    audit_share: float = 0.05  # of one core that they may take
 
 
 class ArchiveFS(fuse.Operations):  # type: ignore[misc]  # fusepy has no types
@@ -58,6 +61,7 @@ class ArchiveFS(fuse.Operations):  # type: ignore[misc]  # fusepy has no types
         self._tape = player.tape
         self._entry = os.fsencode(options.name).decode("latin-1")
         self._last_logged = ""
+        self._readers: deque[None] = deque()  # as many as there are: its changes are atomic
         mode = options.mode & 0o444
         common = dict.fromkeys(("st_mtime", "st_ctime", "st_atime"), self._tape.recorded_ns)
         common |= {"st_uid": os.geteuid(), "st_gid": os.getegid(), "st_blksize": _IO_SIZE}
@@ -91,7 +95,17 @@ class ArchiveFS(fuse.Operations):  # type: ignore[misc]  # fusepy has no types
 
     def open(self, path: str, flags: int) -> int:
         self._check_valid()
+        self._readers.append(None)
         return 0
+
+    def release(self, path: str, fh: int) -> int:
+        self._readers.pop()
+        return 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether any program has the archive open."""
+        return bool(self._readers)
 
     def statfs(self, path: str) -> dict[str, int]:
         return {
@@ -115,11 +129,11 @@ class ArchiveFS(fuse.Operations):  # type: ignore[misc]  # fusepy has no types
     # The folder has them too: once the tape is invalid the archive cannot be looked up any more.
     def listxattr(self, path: str) -> list[str]:
         self._is_archive(path)
-        return [_XATTRS + name for name in self._xattrs()]
+        return [XATTRS + name for name in self._xattrs()]
 
     def getxattr(self, path: str, name: str, position: int = 0) -> bytes:
         self._is_archive(path)
-        value = self._xattrs().get(name.removeprefix(_XATTRS)) if name.startswith(_XATTRS) else None
+        value = self._xattrs().get(name.removeprefix(XATTRS)) if name.startswith(XATTRS) else None
         if value is None:
             raise fuse.FuseOSError(errno.ENODATA)
         return value.encode()
@@ -151,7 +165,7 @@ _view_of_memory.restype = ctypes.py_object
 _view_of_memory.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
 _WRITABLE = 0x200  # PyBUF_WRITE
 
-_OPERATIONS = ("getattr", "readdir", "open", "statfs", "getxattr", "listxattr")
+_OPERATIONS = ("getattr", "readdir", "open", "release", "statfs", "getxattr", "listxattr")
 # fusepy's type of `read` makes two pointer objects at each call, which nobody looks at.
 _READ = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, fuse.c_off_t, ctypes.c_void_p)
 

@@ -412,6 +412,17 @@ class Index:
             raise self._bad(f"no member covers offset {position}")
         return _Page(starts[0], end, starts, members)
 
+    def folders(self) -> Iterator[Member]:
+        """All directories, in order. No connection is held between two of them."""
+        position = -1
+        while rows := self._query(
+            f"SELECT * FROM member WHERE start > ? AND mode BETWEEN {_FOLDER} AND {_FOLDER | 0o7777}"
+            f" ORDER BY start LIMIT {_PAGE}",
+            (position,),
+        ):
+            yield from map(self._member, rows)
+            position = rows[-1][0]
+
     def _member(self, row: tuple[Any, ...], depth: int = 0) -> Member:
         """A row as a member, after every check that the row alone and its folders allow.
 

@@ -8,7 +8,7 @@ import os
 import stat
 
 from tartapefs.display import file_type, moment, printable
-from tartapefs.errors import Difference, TapeIntegrityError
+from tartapefs.errors import RECORD_AGAIN, Difference, TapeIntegrityError
 from tartapefs.member import Member
 from tartapefs.source import Source
 
@@ -60,5 +60,13 @@ def inspect(member: Member, source: Source, at_home: bool) -> tuple[Difference, 
     return differences(member, found, target, at_home)
 
 
+def check_place(source: Source, root_name: str) -> None:
+    """Raises TapeIntegrityError if the path of the source folder leads elsewhere by now."""
+    if not source.is_in_place():
+        raise TapeIntegrityError(root_name, [Difference("the source folder", source.root, "moved or gone")])
+
+
 def drift(member: Member, found: tuple[Difference, ...]) -> TapeIntegrityError:
+    if [difference.what for difference in found] == ["ctime"]:  # contents, size and mtime may well be as recorded
+        return TapeIntegrityError(member.arc_path, found, f'{RECORD_AGAIN}, or read with "--check mtime"')
     return TapeIntegrityError(member.arc_path, found)

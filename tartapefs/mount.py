@@ -17,8 +17,8 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
-from tartapefs.errors import MountError
-from tartapefs.fs import ArchiveFS, MountOptions, Session
+from tartapefs.errors import MountError, TapeError
+from tartapefs.fs import XATTRS, ArchiveFS, MountOptions, Session
 from tartapefs.player import TapePlayer
 
 log = logging.getLogger("tartapefs")
@@ -56,9 +56,7 @@ def unmount(mountpoint: str, lazy: bool = False) -> None:
 
     Raises MountError where no archive is mounted there, and with what the system's own program said.
     """
-    where = os.path.realpath(mountpoint)
-    if all(entry.mountpoint != where for entry in mounts()):
-        raise MountError(mountpoint, "no archive of tartapefs is mounted here")
+    where = _mounted_at(mountpoint)
     if os.geteuid() == 0:
         command = ["umount", *(["-l"] if lazy else []), where]
     else:
@@ -70,6 +68,29 @@ def unmount(mountpoint: str, lazy: bool = False) -> None:
         raise MountError(mountpoint, f"{command[0]} is not installed; install the package fuse3") from None
     if result.returncode:
         raise MountError(mountpoint, "; ".join(result.stderr.split("\n")[:-1]) or f"{command[0]} failed")
+
+
+def status(mountpoint: str) -> dict[str, str]:
+    """What the archive mounted at `mountpoint` says of itself: state, source, fingerprint, members, recorded.
+
+    `state` is "valid", or "invalid: " and what drifted. Raises MountError where no archive is mounted.
+    """
+    where = _mounted_at(mountpoint)
+    try:
+        return {
+            name.removeprefix(XATTRS): os.getxattr(where, name).decode()
+            for name in sorted(os.listxattr(where))
+            if name.startswith(XATTRS)
+        }
+    except OSError as error:
+        raise MountError(mountpoint, f"its daemon does not answer: {error.strerror}") from None
+
+
+def _mounted_at(mountpoint: str) -> str:
+    where = os.path.realpath(mountpoint)
+    if all(entry.mountpoint != where for entry in mounts()):
+        raise MountError(mountpoint, "no archive of tartapefs is mounted here")
+    return where
 
 
 def _check_mountpoint(mountpoint: str, source: str) -> str:
@@ -171,16 +192,21 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
     old_wakeup = signal.set_wakeup_fd(speak, warn_on_full_buffer=False)
     old_handlers = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
     try:
-        session = Session(ArchiveFS(player, options), where, player.source.root, options)
+        archive = ArchiveFS(player, options)
+        session = Session(archive, where, player.source.root, options)
+        ended = threading.Event()
+        audits = threading.Thread(target=_audit, args=(player, archive, options, ended), daemon=True)
         threads = [threading.Thread(target=_loop, args=(session, speak), daemon=True) for _ in range(_THREADS)]
         try:
             for thread in threads:
                 thread.start()
             _check_readable(os.path.join(where, options.name))
             on_ready()
+            audits.start()
             log.info("%s: mounted", where)
             os.read(hear, 1)  # until a signal comes, or the first thread finds that the archive is unmounted
         finally:
+            ended.set()
             _unmount_at_end(where)
             for thread in threads:
                 thread.join(_GRACE / len(threads))
@@ -192,6 +218,20 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
         os.close(speak)
     log.info("%s: unmounted", where)
     return 1 if player.drift is not None else 0
+
+
+def _audit(player: TapePlayer, archive: ArchiveFS, options: MountOptions, ended: threading.Event) -> None:
+    """Audits the source at once, and then now and then while anybody has the archive open; ends at the first drift."""
+    while player.drift is None:
+        try:
+            player.audit(options.audit_share)
+        except (TapeError, OSError) as error:
+            archive.errno_of(error)
+        while True:
+            if ended.wait(options.audit_interval):
+                return
+            if archive.is_open:
+                break
 
 
 def _check_readable(archive: str) -> None:

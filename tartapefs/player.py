@@ -5,6 +5,9 @@ never a byte of a source that is not as recorded. A member is checked after its 
 descriptor they came from, which was opened by name for this one read: so a change before or during the read is seen
 before the bytes leave, and no kept descriptor can hide that the name leads elsewhere by now. Nothing stays open.
 
+The footer says that the archive is complete, so it is served only after an audit of every directory that began once
+everything before it had been read: a reader that gets the footer has the whole tape, as recorded.
+
 The first drift makes the tape invalid for good: each later read raises it again. An error of the disk does not.
 """
 
@@ -12,13 +15,17 @@ The first drift makes the tape invalid for good: each later read raises it again
 
 import errno
 import hashlib
+import math
 import os
+import threading
+import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tartapefs import events, ustar
+from tartapefs.audit import audit
 from tartapefs.errors import Difference, OffsetError, TapeError, TapeIntegrityError
-from tartapefs.integrity import agrees, differences, drift, inspect
+from tartapefs.integrity import agrees, check_place, differences, drift, inspect
 from tartapefs.layout import BLOCK, FOOTER, span
 from tartapefs.member import Member
 from tartapefs.source import Source
@@ -28,24 +35,35 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 CHUNK = 1 << 20
+Check = Literal["full", "mtime"]
+_FOOTER_AUDIT_AGE = 1.0  # seconds
 _NOT_BELOW = (errno.ELOOP, errno.EXDEV, errno.ENOTDIR, errno.ENOENT)  # what `Source.open` says of a path that strays
 
 
 class TapePlayer:
     """Plays `tape` from the folder at `source_root`, by default the one that the tape was discovered in.
 
+    `check`: "full" compares inode and change time too where the tape is at home; "mtime" never does, for a source whose
+    inodes or change times are not stable (hard-linked snapshots, network file systems).
+
     Usable from many threads. `drift` is None, or the TapeIntegrityError that made the tape invalid. Raises TapeError
     where no source is known, and OSError where it cannot be opened.
     """
 
-    def __init__(self, tape: Tape, source_root: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, tape: Tape, source_root: str | os.PathLike[str] | None = None, check: Check = "full") -> None:
+        if check not in ("full", "mtime"):
+            raise ValueError(f"{check!r} is no kind of check; there are 'full' and 'mtime'")
         root = source_root if source_root is not None else tape.directory
         if root is None:
             raise TapeError(f"{tape.index_path}: the source folder of this index is not known; name it")
         self.tape = tape
         self.source = Source(os.fspath(root))
-        self.at_home = tape.is_at_home(self.source)
+        self.at_home = check == "full" and tape.is_at_home(self.source)
         self.drift: TapeIntegrityError | None = None
+        self._end = tape.total_size - FOOTER
+        self._end_reached = -math.inf  # when a read last came to the footer (monotonic, seconds)
+        self._audited = -math.inf  # when the last complete audit began
+        self._auditing = threading.Lock()
 
     def close(self) -> None:
         """Closes the source. The tape stays open: it is the caller's."""
@@ -80,10 +98,40 @@ class TapePlayer:
             return 0
         try:
             self._fill(view, offset, stop)
+            if stop >= self._end:
+                self._guard_footer(offset, stop)
         except TapeIntegrityError as error:
             self.drift = self.drift or error
             raise
         return stop - offset
+
+    def audit(self, share: float = 1.0) -> None:
+        """Looks at every directory of the source, with at most `share` (above 0, at most 1) of one core.
+
+        Raises TapeIntegrityError, which makes the tape invalid, TapeFormatError for a damaged index, and OSError where
+        the source cannot be read.
+        """
+        begun = time.monotonic()
+        try:
+            audit(self.tape, self.source, self.at_home, share)
+        except TapeIntegrityError as error:
+            self.drift = self.drift or error
+            raise
+        self._audited = begun
+
+    def _guard_footer(self, offset: int, stop: int) -> None:
+        """For the request `[offset, stop)`, which comes to the footer or into it: no footer without an audit.
+
+        Who reads the footer alone starts at the end; for them an audit of the last second will do, so that a program
+        that looks at the end again and again does not start one each time.
+        """
+        now = time.monotonic()
+        if offset < self._end:
+            self._end_reached = now
+        if stop > self._end:
+            with self._auditing:
+                if self._audited < max(self._end_reached, now - _FOOTER_AUDIT_AGE):
+                    self.audit()
 
     def _fill(self, view: memoryview, start: int, stop: int) -> None:
         """Fills `view` with the bytes `[start, stop)`: the one loop that makes an archive out of members.
@@ -92,10 +140,7 @@ class TapePlayer:
         reads: in smaller pieces it took 15 instead of 13 microseconds a member, most of which are system calls.
         """
         source, at_home = self.source, self.at_home
-        if not source.is_in_place():
-            raise TapeIntegrityError(
-                self.tape.root_name, [Difference("the source folder", source.root, "moved or gone")]
-            )
+        check_place(source, self.tape.root_name)
         # Of the last file: its folder, and that folder as a place, opened for its second file, closed at the end.
         last_folder, place = None, -1
         try:
@@ -150,7 +195,7 @@ class TapePlayer:
         finally:
             if place >= 0:
                 os.close(place)
-        low = max(start, self.tape.total_size - FOOTER)
+        low = max(start, self._end)
         if low < stop:
             view[low - start : stop - start] = bytes(stop - low)
 

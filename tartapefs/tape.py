@@ -68,6 +68,10 @@ class Tape:
         """The members that overlap the bytes `[start, stop)` of the archive, in order; all by default."""
         return self._index.between(start, self.total_size if stop is None else stop)
 
+    def folders(self) -> Iterator[Member]:
+        """The members that are directories, in order."""
+        return self._index.folders()
+
     def member_at(self, offset: int) -> Member | None:
         """The member that `offset` (0 to `total_size` - 1) lies in, None for the footer. Raises OffsetError."""
         if not 0 <= offset < self.total_size:

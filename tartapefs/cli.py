@@ -523,6 +523,8 @@ def mount(
         from tartapefs.fs import MountOptions
     except OSError as error:  # fusepy, when it finds no library
         _fail(f"{error}: install libfuse 2 (Debian: libfuse2, Fedora: fuse-libs, Arch: fuse2, Alpine: fuse)", NO_MOUNT)
+    if not foreground:
+        mounting.close_inherited()
     try:
         tape = Tape.discover(directory, index)
     except TapeNotFoundError:

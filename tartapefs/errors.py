@@ -40,6 +40,16 @@ class Difference:
 class TapeError(Exception):
     """The base of all errors of tartapefs."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Made again from the message and the facts, not by calling the class: so it crosses to another process whole.
+        return _remake, (type(self), self.args), self.__dict__
+
+
+def _remake(kind: type[TapeError], arguments: tuple[object, ...]) -> TapeError:
+    error = kind.__new__(kind, *arguments)
+    error.args = arguments
+    return error
+
 
 class TapeNotFoundError(TapeError, FileNotFoundError):
     """There is no index at `path`."""

@@ -10,6 +10,7 @@ callback makes and unmakes a thread state. `Session` stops short of that: it mou
 Python's run `fuse_loop`, whose state lasts as long as they do. It hands the request's own buffer to the player.
 """
 
+import contextlib
 import ctypes
 import errno
 import logging
@@ -18,7 +19,6 @@ import stat
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ log = logging.getLogger("tartapefs")
 
 _ARCHIVE_INO = 2  # FUSE's own root is 1
 _IO_SIZE = 128 * 1024  # bytes: the largest request that libfuse 2 passes on
+_LINES_REMEMBERED = 1000  # of the log, so that none is repeated
 _STATFS_BLOCK = 4096  # bytes; at 0 bsdtar loops for ever
 XATTRS = "user.tartape."
 _libfuse = fuse._libfuse
@@ -60,7 +61,7 @@ class ArchiveFS(fuse.Operations):  # type: ignore[misc]  # fusepy has no types
         self.readinto = player.readinto  # nothing stands between a request and the player
         self._tape = player.tape
         self._entry = os.fsencode(options.name).decode("latin-1")
-        self._last_logged = ""
+        self._logged: set[str] = set()
         self._readers: deque[None] = deque()  # as many as there are: its changes are atomic
         mode = options.mode & 0o444
         common = dict.fromkeys(("st_mtime", "st_ctime", "st_atime"), self._tape.recorded_ns)
@@ -139,22 +140,28 @@ class ArchiveFS(fuse.Operations):  # type: ignore[misc]  # fusepy has no types
         return value.encode()
 
     def errno_of(self, error: BaseException) -> int:
-        """The errno that answers a request which raised `error`: what this class raised on purpose, or EIO."""
-        match error:
-            case fuse.FuseOSError():
-                return error.errno or errno.EIO
-            case TapeError():
-                self._log(str(error))
-            case OSError():
-                self._log(f"{printable(error.filename or 'the source')}: {error.strerror}; no drift: read it again")
-            case _:
-                log.error("a defect in tartapefs; the read failed", exc_info=error)
+        """The errno that answers a request which raised `error`: what this class raised on purpose, or EIO.
+
+        Raises nothing, whatever the log does: an exception that reached the binding would be answered with success.
+        """
+        if isinstance(error, fuse.FuseOSError):
+            return error.errno or errno.EIO
+        with contextlib.suppress(BaseException):
+            match error:
+                case TapeError():
+                    self._log(str(error))
+                case OSError():
+                    self._log(f"{printable(error.filename or 'the source')}: {error.strerror}; no drift: read it again")
+                case _:
+                    self._log(f"a defect in tartapefs; the request failed: {error!r}", error)
         return errno.EIO
 
-    def _log(self, line: str) -> None:
-        if line != self._last_logged:  # a reader that tries again need not fill the log
-            self._last_logged = line
-            log.error("%s", line)
+    def _log(self, line: str, defect: BaseException | None = None) -> None:
+        if line not in self._logged:  # a reader that tries again need not fill the log
+            if len(self._logged) >= _LINES_REMEMBERED:
+                self._logged.clear()
+            self._logged.add(line)
+            log.error("%s", line, exc_info=defect)
 
 
 _libfuse.fuse_setup.restype = ctypes.c_void_p
@@ -244,7 +251,7 @@ def _fuse_options(source: str, options: MountOptions) -> Iterator[str]:
         yield "direct_io"
 
 
-@contextmanager
+@contextlib.contextmanager
 def _stderr_captured() -> Iterator[Callable[[], list[str]]]:
     """What libfuse and fusermount write on descriptor 2 meanwhile, as lines, once the block has ended."""
     with tempfile.TemporaryFile() as file:

@@ -19,12 +19,13 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import sqlite3
 import stat
 import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from queue import SimpleQueue
@@ -100,8 +101,10 @@ def _owner_field(owner: ustar.Owner | None) -> bytes:
 
 
 def _parse_owner(field: bytes) -> ustar.Owner:
-    uid, gid, uname, gname = field.split(b":")
-    return ustar.Owner(int(uid), int(gid), uname, gname)
+    match = re.fullmatch(rb"([0-9]{1,10}):([0-9]{1,10}):([^:\0]{0,31}):([^:\0]{0,31})", field)
+    if match is None:
+        raise ValueError("no owner")
+    return ustar.Owner(int(match[1]), int(match[2]), match[3], match[4])
 
 
 def _digest(facts: dict[str, Any]) -> str:
@@ -172,7 +175,8 @@ class IndexWriter:
     def _discard(self) -> None:
         if hasattr(self, "_db"):
             self._db.close()
-        os.unlink(self._under_way)
+        with suppress(FileNotFoundError):  # somebody removed the folder, and had the right to
+            os.unlink(self._under_way)
         os.close(self._fd)
         self._fd = -1
 
@@ -243,6 +247,8 @@ class Index:
 
     def __init__(self, path: str) -> None:
         self.path = os.path.abspath(path)
+        self._closed = False
+        self._open_connections = 0
         self._pool: SimpleQueue[sqlite3.Connection | None] = SimpleQueue()
         self.stat = self._check_file()
         self._folders: dict[int, bytes] = {}
@@ -251,6 +257,7 @@ class Index:
             with self._refusing():
                 for _ in range(_CONNECTIONS):  # all at once: later the path may lead to a newer index
                     self._pool.put(self._open_connection())
+                    self._open_connections += 1
             self.facts = self._read_facts()
             self._check_ends()
         except BaseException:
@@ -259,12 +266,23 @@ class Index:
 
     def close(self) -> None:
         """Waits for lookups under way, then closes; later lookups raise ValueError."""
-        while not self._pool.empty():
+        if self._closed:
+            return
+        self._closed = True
+        for _ in range(self._open_connections):
             connection = self._pool.get()
-            if connection is None:
-                break
-            connection.close()
-        self._pool.put(None)
+            if connection is not None:
+                connection.close()
+        self._pages = ()
+        self._pool.put(None)  # wakes whoever came meanwhile, one after the other
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("the tape is closed")
 
     def _bad(self, reason: str) -> TapeFormatError:
         return TapeFormatError(self.path, reason)
@@ -300,6 +318,14 @@ class Index:
 
     def _open_connection(self) -> sqlite3.Connection:
         connection = _connect(self.path, "mode=ro&immutable=1")
+        try:
+            self._prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_VALUE)
         connection.execute("PRAGMA trusted_schema=OFF")
         connection.execute("PRAGMA cell_size_check=ON")
@@ -308,7 +334,6 @@ class Index:
         schema = connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
         if schema != [(name.encode(), sql.encode()) for name, sql in _SCHEMA]:
             raise self._bad("its tables are not those of an index")
-        return connection
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
@@ -321,8 +346,8 @@ class Index:
     def _query(self, sql: str, parameters: tuple[int, ...] = ()) -> list[tuple[Any, ...]]:
         connection = self._pool.get()
         try:
-            if connection is None:
-                raise ValueError("the tape is closed")
+            self._check_open()
+            assert connection is not None  # which it is in the pool of a closed index alone
             with self._refusing():
                 return connection.execute(sql, parameters).fetchall()
         finally:
@@ -339,13 +364,15 @@ class Index:
             tape = TapeFacts(
                 **facts
                 | {
-                    "excluded": tuple(json.loads(facts["excluded"])),
+                    "excluded": _strings(json.loads(facts["excluded"])),
                     "owners_kept": bool(facts["owners_kept"]),
                     "root_ino": facts["root_ino"] % (1 << 64),
                     "index_ino": facts["index_ino"] % (1 << 64),
                 }
             )
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in (tape.fingerprint, tape.rows_digest)):
+                raise ValueError("a digest has 64 hex digits")
+        except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
             raise self._bad(f"a fact of the tape is missing or malformed: {error}") from error
         integers = (tape.total_size, tape.member_count, tape.recorded_ns, tape.left_out, tape.root_ino)
         if not all(isinstance(value, int) and value >= 0 for value in integers):
@@ -369,7 +396,7 @@ class Index:
 
         No connection is held between two of them. Raises TapeFormatError where a row cannot be believed.
         """
-        stop = min(stop, self.facts.total_size - FOOTER)
+        start, stop = max(start, 0), min(stop, self.facts.total_size - FOOTER)
         while start < stop:
             page = self._page(start, stop)
             for member in islice(page.members, bisect_right(page.starts, start) - 1, None):
@@ -384,6 +411,7 @@ class Index:
         Who reads on where a page ended gets a whole page, and its members are decoded once for all the requests that
         it serves. Who jumps gets no more than the members below `stop`.
         """
+        self._check_open()
         sequential = False
         for page in self._pages:
             if page.start <= position < page.stop:
@@ -452,8 +480,8 @@ class Index:
             if kind == _FOLDER:
                 name += b"/"
                 self._remember_folder(start, name)
-            if len(name) > ustar.MAX_NAME:
-                raise self._bad(f"the row at {start} is malformed")
+            if len(name) > ustar.LONGEST_UNSPLIT:
+                ustar.split_name(name)
             return Member(
                 start,
                 name,
@@ -466,6 +494,7 @@ class Index:
                 _parse_owner(owner) if owner else None,
             )
         except (struct.error, TypeError, ValueError) as error:
+            self._check_open()
             raise self._bad(f"the row at {start} is malformed: {error}") from error
 
     def _folder(self, start: int, below: int, depth: int) -> bytes:
@@ -482,17 +511,24 @@ class Index:
             self._folders.clear()
         self._folders[start] = name
 
-    def rows_digest(self) -> str:
-        """The digest over all rows as they are now; `facts.rows_digest` is what it should be."""
-        digest, position = hashlib.sha256(), -1
+    def is_sound(self) -> bool:
+        """Whether there are as many rows as recorded, and all together still have the digest that was recorded."""
+        digest, count, position = hashlib.sha256(), 0, -1
         while rows := self._query(f"SELECT * FROM member WHERE start > ? ORDER BY start LIMIT {_PAGE}", (position,)):
             for row in rows:
                 try:
                     digest.update(_facts(row[:-1]))
                 except (struct.error, TypeError) as error:
                     raise self._bad(f"the row at {row[0]} is malformed: {error}") from error
+            count += len(rows)
             position = rows[-1][0]
-        return digest.hexdigest()
+        return count == self.facts.member_count and digest.hexdigest() == self.facts.rows_digest
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise TypeError("not a list of strings")
+    return tuple(value)
 
 
 def _is_name(name: bytes) -> bool:

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
+from tartapefs.display import printable
 from tartapefs.errors import MountError, TapeError
 from tartapefs.fs import XATTRS, ArchiveFS, MountOptions, Session
 from tartapefs.player import TapePlayer
@@ -31,6 +32,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class MountEntry(NamedTuple):
+    device: str  # major:minor, which no other mount has meanwhile
     mountpoint: str
     source: str
 
@@ -38,12 +40,14 @@ class MountEntry(NamedTuple):
 def mounts() -> list[MountEntry]:
     """The archives mounted where this process can see them, from /proc/self/mountinfo (see proc(5))."""
     entries = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+    # The kernel escapes space, tab, newline and backslash, and no other end of a line that Python knows.
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
         for line in lines:
             before, _, after = line.partition(" - ")
             fstype, source = after.split(" ")[:2]
             if fstype == _TYPE:
-                entries.append(MountEntry(_unescaped(before.split(" ")[4]), _unescaped(source)))
+                _, _, device, _, mountpoint = before.split(" ")[:5]
+                entries.append(MountEntry(device, _unescaped(mountpoint), _unescaped(source)))
     return entries
 
 
@@ -104,10 +108,20 @@ def _check_mountpoint(mountpoint: str, source: str) -> str:
         if error.errno != errno.ENOTCONN:
             raise MountError(mountpoint, error.strerror or "cannot be used") from None
         unmount(where, lazy=True)  # left behind by a daemon that was killed
-        log.warning("%s: was left behind by a daemon that is gone; unmounted it", mountpoint)
+        log.warning("%s: was left behind by a daemon that is gone; unmounted it", printable(mountpoint))
+    if any(entry.mountpoint == where for entry in mounts()):
+        raise MountError(mountpoint, "an archive is mounted here already")
     if os.path.commonpath((where, source)) == source:
         raise MountError(mountpoint, "lies inside the recorded folder, which the mount would change")
     return where
+
+
+def close_inherited() -> None:
+    """Closes what the caller of this program had open beyond the standard three: a daemon would hold it for good.
+
+    To be called before anything else is opened.
+    """
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
 
 
 def mount(player: TapePlayer, mountpoint: str, options: MountOptions, foreground: bool, log_file: str | None) -> int:
@@ -194,6 +208,7 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
     try:
         archive = ArchiveFS(player, options)
         session = Session(archive, where, player.source.root, options)
+        ours = [entry for entry in mounts() if entry.mountpoint == where][-1:]
         ended = threading.Event()
         audits = threading.Thread(target=_audit, args=(player, archive, options, ended), daemon=True)
         threads = [threading.Thread(target=_loop, args=(session, speak), daemon=True) for _ in range(_THREADS)]
@@ -203,11 +218,11 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
             _check_readable(os.path.join(where, options.name))
             on_ready()
             audits.start()
-            log.info("%s: mounted", where)
+            log.info("%s: mounted", printable(where))
             os.read(hear, 1)  # until a signal comes, or the first thread finds that the archive is unmounted
         finally:
             ended.set()
-            _unmount_at_end(where)
+            _unmount_at_end(ours)
             for thread in threads:
                 thread.join(_GRACE / len(threads))
     finally:
@@ -216,7 +231,7 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
             signal.signal(number, handler)
         os.close(hear)
         os.close(speak)
-    log.info("%s: unmounted", where)
+    log.info("%s: unmounted", printable(where))
     return 1 if player.drift is not None else 0
 
 
@@ -247,9 +262,11 @@ def _loop(session: Session, speak: int) -> None:
         os.write(speak, _ENDED)
 
 
-def _unmount_at_end(where: str) -> None:
-    if any(entry.mountpoint == where for entry in mounts()):
-        try:
-            unmount(where, lazy=True)  # a reader that never closes the archive must not keep the daemon
-        except MountError as error:
-            log.error("%s", error)
+def _unmount_at_end(ours: list[MountEntry]) -> None:
+    """Unmounts what this process mounted, unless somebody did already; another mount may be in its place by now."""
+    for entry in ours:
+        if entry in mounts():
+            try:
+                unmount(entry.mountpoint, lazy=True)  # a reader that never closes the archive must not keep the daemon
+            except MountError as error:
+                log.error("%s", error)

@@ -19,10 +19,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
-from tartapefs import layout, ustar
+from tartapefs import ustar
 from tartapefs.errors import Problem, SourceUnreadableError, TapeConstraintError, TapeError, TapeExistsError
 from tartapefs.index import Index, IndexWriter
 from tartapefs.integrity import inspect
+from tartapefs.layout import FOOTER, MAX_OFFSET
 from tartapefs.member import Member
 from tartapefs.scan import Exclude, Found, Scan, changed, exclusion
 from tartapefs.source import TAPE_FOLDER, Folder, Source, default_index
@@ -147,7 +148,7 @@ class TapeRecorder:
     def _raise_problems(self, scan: Scan) -> None:
         self.left_out = scan.left_out + len(scan.unreadable)
         self.skipped = tuple(scan.unreadable)
-        if self.total_size > layout.MAX_OFFSET:
+        if self.total_size > MAX_OFFSET:
             self._problems.append(Problem(".", f"an archive of {self.total_size} bytes is more than a file can have"))
         unreadable = [] if self._skip_unreadable else scan.unreadable
         if self._problems:
@@ -192,11 +193,11 @@ class TapeRecorder:
                 self._note_if_fresh(found)
             position = member.stop
             self.member_count += 1
-            if not self._problems:
+            if not self._problems and position <= MAX_OFFSET:
                 yield member, starts[depth - 1] if depth else -1
             if self.member_count % _PROGRESS_EVERY == 0:
                 self._on_progress(self.member_count, position)
-        self.total_size = position + layout.FOOTER
+        self.total_size = position + FOOTER
 
     def _settled_stat(self, folder: Folder, name: bytes, seen: os.stat_result) -> os.stat_result:
         """The file's `stat` to record: if it changed lately, the one after its dirty pages were written."""
@@ -206,9 +207,11 @@ class TapeRecorder:
 
     def _note_if_fresh(self, found: Found) -> None:
         """Remembers a member whose stamp could be given once more to a change that is yet to come."""
-        newest = max(found.stat.st_mtime_ns, found.stat.st_ctime_ns)
-        past = newest + (_TICK_NS if newest % 10**9 else _COARSE_TICK_NS)
-        if newest <= time.time_ns() < past:
+        now = time.time_ns()
+        stamps = (found.stat.st_mtime_ns, found.stat.st_ctime_ns)
+        ticks = ((stamp, _TICK_NS if stamp % 10**9 else _COARSE_TICK_NS) for stamp in stamps)
+        past = max((stamp + tick for stamp, tick in ticks if stamp <= now), default=0)
+        if now < past:
             self._fresh.append((past, found))
             if len(self._fresh) >= _FRESH_AT_ONCE:
                 self._settle()
@@ -230,11 +233,17 @@ class TapeRecorder:
                 target,
                 None,
             )
+            self._check_unchanged(member, path)
             if member.is_file:  # a store since the first write-back, with the same stamp, made its page dirty again
-                self._source.write_back(path)
-            for difference in inspect(member, self._source, at_home=True):
-                raise changed(path, difference)
+                try:
+                    self._source.write_back(path)
+                finally:
+                    self._check_unchanged(member, path)
         self._fresh.clear()
+
+    def _check_unchanged(self, member: Member, path: bytes) -> None:
+        for difference in inspect(member, self._source, at_home=True):
+            raise changed(path, difference)
 
 
 @lru_cache(maxsize=1024)

@@ -11,8 +11,8 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from tartapefs.display import moment
-from tartapefs.errors import Difference, Problem, TapeIntegrityError
+from tartapefs.display import file_type, moment
+from tartapefs.errors import Difference, Problem, SourceUnreadableError, TapeIntegrityError
 from tartapefs.source import TAPE_FOLDER, Folder, Source
 
 Exclude = str | Iterable[str] | Callable[[str], bool]
@@ -51,11 +51,11 @@ class Scan:
         self.unreadable: list[Problem] = []
         self.left_out = 0
 
-    def _refuse(self, path: bytes, error: OSError) -> None:
-        self.unreadable.append(Problem(os.fsdecode(path), os.strerror(error.errno or 0)))
-
     def __iter__(self) -> Iterator[Found]:
-        levels = [self._enter(self._source.folder(), b"")]
+        try:
+            levels = [self._enter(self._source.folder(), b"")]
+        except OSError as error:
+            raise SourceUnreadableError([Problem(self._source.root, error.strerror or "")]) from None
         try:
             yield Found(b"", levels[0].stat, b"")
             while levels:
@@ -107,7 +107,10 @@ class Scan:
                 owned = found.st_uid == self._euid and found.st_mode & stat.S_IRUSR
                 if not owned and not level.folder.is_readable(name):
                     raise PermissionError(errno.EACCES, "")
-                return Found(path, self._on_file(level.folder, name, found), b"")
+                found = self._on_file(level.folder, name, found)
+                if not stat.S_ISREG(found.st_mode):
+                    raise changed(path, Difference("type", file_type(kind), file_type(found.st_mode)))
+                return Found(path, found, b"")
             if kind == stat.S_IFLNK:
                 return Found(path, found, level.folder.readlink(name))
             if kind == stat.S_IFDIR:
@@ -118,9 +121,10 @@ class Scan:
         return None
 
     def _gone_or_unreadable(self, path: bytes, error: OSError) -> None:
-        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            raise changed(path, Difference("type", "present", "nothing")) from error
-        self._refuse(path, error)
+        if isinstance(error, FileNotFoundError) or error.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise changed(path, Difference("type", "as listed", "nothing, or another")) from error
+        if not self._exclude(path, False):
+            self.unreadable.append(Problem(os.fsdecode(path), os.strerror(error.errno or 0)))
 
 
 def changed(path: bytes, difference: Difference) -> TapeIntegrityError:

@@ -205,7 +205,8 @@ class Source:
         """Writes the dirty pages of the regular file at `path`."""
         fd = self.open(path)
         try:
-            _write_back(fd)
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                _write_back(fd)
         finally:
             os.close(fd)
 

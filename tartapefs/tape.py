@@ -109,5 +109,5 @@ class Tape:
         return facts.root_ino == source.ino and facts.index_ino == self._index.stat.st_ino
 
     def rows_are_sound(self) -> bool:
-        """Whether all rows of the index together still have the digest that was recorded."""
-        return self._index.rows_digest() == self._index.facts.rows_digest
+        """Whether the members are as many as recorded, and all together still have the digest that was recorded."""
+        return self._index.is_sound()

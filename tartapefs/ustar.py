@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 MAX_NAME = 255
 MAX_TARGET = 100
-_NAME, _PREFIX = 100, 155
+LONGEST_UNSPLIT, _PREFIX = 100, 155
 
 
 class Owner(NamedTuple):
@@ -50,15 +50,15 @@ def split_name(name: bytes) -> tuple[bytes, bytes]:
     >>> split_name(b"p" * 60 + b"/" + b"n" * 60) == (b"p" * 60, b"n" * 60)
     True
     """
-    if len(name) <= _NAME:
+    if len(name) <= LONGEST_UNSPLIT:
         return b"", name
     if len(name) > MAX_NAME:
         raise ValueError(f"the name in the archive has {len(name)} bytes, at most {MAX_NAME} fit")
     cut = name.rfind(b"/", 0, min(_PREFIX + 1, len(name) - 1))
-    if cut < 1 or len(name) - cut - 1 > _NAME:
+    if cut < 1 or len(name) - cut - 1 > LONGEST_UNSPLIT:
         raise ValueError(
             f"the name in the archive has {len(name)} bytes and no slash that leaves"
-            f" at most {_PREFIX} before and {_NAME} after it"
+            f" at most {_PREFIX} before and {LONGEST_UNSPLIT} after it"
         )
     return name[:cut], name[cut + 1 :]
 
@@ -107,7 +107,7 @@ def header(name: bytes, mode: int, size: int, mtime: int, target: bytes = b"", o
     or symbolic link. `size`: bytes of the body, 0 for directories and links. `mtime`: seconds since 1970, floored.
     `owner`: None writes the scrubbed one. Raises ValueError where the name does not fit.
     """
-    prefix, rest = split_name(name) if len(name) > _NAME else (b"", name)
+    prefix, rest = split_name(name) if len(name) > LONGEST_UNSPLIT else (b"", name)
     if 0 <= size < _OCTAL_11 and 0 <= mtime < _OCTAL_11:
         numbers = b"%011o\0%011o\0" % (size, mtime)
     else:

@@ -1,6 +1,7 @@
 """Fixtures for tests on real mounts, and the rule that no test leaves a mount, process or descriptor behind."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,11 @@ TARTAPEFS = [sys.executable, "-m", "tartapefs"]
 FUSE = os.path.exists("/dev/fuse") and os.access("/dev/fuse", os.R_OK | os.W_OK)
 
 
+MARK = f"TARTAPEFS_TESTS={os.getpid()}".encode()  # in the environment of all that these tests start
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ["TARTAPEFS_TESTS"] = str(os.getpid())
     config.addinivalue_line("markers", "fuse: needs /dev/fuse")
     config.addinivalue_line("markers", "needs(*programs): needs these programs on PATH")
     config.addinivalue_line("markers", "root: needs to run as root")
@@ -49,20 +54,22 @@ def run(*command: object, **options: object) -> subprocess.CompletedProcess[str]
 
 
 def our_mounts() -> list[str]:
-    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
-    return [line.split(" ")[4] for line in lines if " fuse.tartapefs " in line]
+    lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")
+    escaped = [line.split(" ")[4] for line in lines if " - fuse.tartapefs " in line]
+    return [re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), path) for path in escaped]
 
 
 def our_processes() -> list[str]:
-    """Live processes of tartapefs, by their command lines; one that ended and waits for init counts as gone."""
+    """Live processes of tartapefs that these tests started; one that ended and waits for init counts as gone."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
                 line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                environment = (entry / "environ").read_bytes()
             except OSError:
                 continue
-            if "-m tartapefs " in line:
+            if "-m tartapefs " in line and MARK in environment:
                 found.append(f"{entry.name}: {line}")
     return found
 
@@ -76,11 +83,12 @@ def wait_until(true: Callable[[], object], seconds: float = 10) -> None:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind() -> Iterator[None]:
-    mounts, processes = our_mounts(), our_processes()
+def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    processes = our_processes()
     descriptors = len(os.listdir("/proc/self/fd"))
     yield
-    left = [mountpoint for mountpoint in our_mounts() if mountpoint not in mounts]
+    below = str(tmp_path_factory.getbasetemp())
+    left = [mountpoint for mountpoint in our_mounts() if mountpoint.startswith(below)]
     for mountpoint in left:
         subprocess.run(["umount", "-l", mountpoint], check=False)
     assert not left, "the test left mounts behind"

@@ -1,13 +1,17 @@
-"""Folders that are hard to archive, one rule of the format each, and what a program made of an archive of them."""
+"""Folders that are hard to archive, each built in an empty root, and what there is to say about a folder's members."""
 
+import hashlib
 import os
 import socket
 import stat
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
-GIB = 1 << 30
-ROOT = "tree"  # the name of each root: 4 bytes, which the lengths below count with
+ROOT = "tree"  # the name of each root: 4 bytes, which `name_lengths` counts with
 
 
 def write(path: Path, data: bytes = b"", mode: int = 0o644) -> Path:
@@ -42,11 +46,12 @@ def name_lengths(root: Path) -> None:
     for total in (99, 100, 101, 105):
         write(root / ("f" * (total - 5)), pattern(total))
     (root / ("l" * 95)).symlink_to("nowhere")
-    deep = root / ("p" * 74) / ("q" * 75)  # 4 + 1 + 74 + 1 + 75 = 155 bytes
-    for length in (1, 99, 100):  # 255 in all
-        write(deep / ("n" * length), pattern(700, length))
-    (deep / ("m" * 98)).mkdir()  # 254, with its slash 255
-    (deep / ("s" * 100)).symlink_to("n")
+    for split in (154, 155):  # bytes before the slash that parts the name's two fields; 155 fill the first
+        deep = root / ("p" * 74) / ("q" * (split - 80))
+        for length in (1, 254 - split):  # the longer ones have 255 bytes in all
+            write(deep / ("n" * length), pattern(700, length))
+            (deep / ("s" * length)).symlink_to("n")
+        (deep / ("m" * (253 - split))).mkdir()  # 255, with its slash
 
 
 ODD_NAMES = (
@@ -77,12 +82,9 @@ ODD_NAMES = (
 
 
 def odd_names(root: Path) -> None:
-    for at, name in enumerate(ODD_NAMES):
-        Path(os.fsdecode(os.fsencode(root) + b"/f")).mkdir(exist_ok=True)
-        path = Path(os.fsdecode(os.fsencode(root) + b"/f/" + name))
-        write(path, pattern(100 + at, at))
-        folder = Path(os.fsdecode(os.fsencode(root) + b"/d/" + name))
-        write(folder / "file", b"in a folder with an odd name")
+    for at, name in enumerate(map(os.fsdecode, ODD_NAMES)):
+        write(root / "files" / name, pattern(100 + at, at))
+        write(root / "folders" / name / "file", b"in a folder with an odd name")
     for at, name in enumerate((b"new\nline", b"invalid \xff", b"-rf", "café".encode())):
         os.symlink(name, os.fsencode(root) + b"/link%d" % at)
 
@@ -128,10 +130,11 @@ def folder_times(root: Path) -> None:
         within = within / f"{depth}"
         write(within / "a file", pattern(depth * 100))
         write(within / f"{depth} z file", b"")
-    while within != root.parent:
-        os.utime(within, (10**9 + len(within.parts), 10**9 + len(within.parts)))
+    while within != root:
         within.chmod(0o555)
+        os.utime(within, (10**9 + len(within.parts), 10**9 + len(within.parts)))
         within = within.parent
+    os.utime(root, (10**9, 10**9))
 
 
 def links(root: Path) -> None:
@@ -139,7 +142,7 @@ def links(root: Path) -> None:
     for name, target in {
         "to a file": "folder/file",
         "to a folder": "folder",
-        "to a folder/": "folder/",
+        "to a folder with a slash": "folder/",
         "to nothing": "nowhere",
         "to itself": "to itself",
         "to each other 1": "to each other 2",
@@ -151,9 +154,7 @@ def links(root: Path) -> None:
         "of 100 bytes": "t" * 100,
         "with a slash at the end of 100": "t" * 99 + "/",
     }.items():
-        path = root / name.rstrip("/").replace("/", " with a slash")
-        if not path.is_symlink():
-            path.symlink_to(target)
+        (root / name).symlink_to(target)
     for path in root.iterdir():
         os.utime(path, (10**9, 10**9), follow_symlinks=False)
 
@@ -170,7 +171,8 @@ def hard_links(root: Path) -> None:
 def special_files(root: Path) -> None:
     write(root / "file", b"stays")
     os.mkfifo(root / "pipe")
-    os.mkfifo(root / "folder of a pipe only")  # at first sight like a folder
+    (root / "folder").mkdir()
+    os.mkfifo(root / "folder" / "pipe")
     within = socket.socket(socket.AF_UNIX)
     here = os.open(root, os.O_RDONLY)
     try:
@@ -196,3 +198,100 @@ TREES: dict[str, Callable[[Path], None]] = {
         special_files,
     )
 }
+
+
+SPARSE_SIZES = {"a": 2**33 - 1, "b": 2**33, "c": 2**40}  # bytes: the last size in octal, the first in base 256
+
+
+def sparse(root: Path) -> None:
+    """Files of nearly no blocks, with something to read at their start, middle and end."""
+    for name, size in SPARSE_SIZES.items():
+        with open(root / name, "wb") as file:
+            file.truncate(size)
+            for place in (0, size // 2 - 3, size - 5):
+                file.seek(place)
+                file.write(name.encode() * 5)
+    write(root / "last", b"after a tebibyte")
+
+
+_USR = Path("/usr")
+_REAL = (
+    _USR / "share/zoneinfo",
+    _USR / "share/man/man1",
+    _USR / "lib/python3",
+    _USR / "share/man",
+    _USR / "share/doc",
+    _USR / "include",
+    Path(sys.base_prefix, "lib"),
+)
+
+
+def real(root: Path, members: int) -> None:
+    """Copies of folders of this machine, whole, until there are as many members; of all again if they are too few."""
+    root.mkdir()
+    found = 1
+    for at in count():
+        for folder in _REAL:
+            if found >= members:
+                return
+            if folder.is_dir():
+                copy = root / f"{folder.name}-{at}"
+                subprocess.run(["cp", "-a", folder, copy], check=True)
+                found += sum(1 for _ in _walk(os.fsencode(copy), b""))
+
+
+class Facts(NamedTuple):
+    """All that an archive keeps of a member. `content`: a file's SHA-256, a link's target."""
+
+    kind: str
+    mode: int
+    mtime_ns: int
+    content: bytes
+
+
+_KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
+
+
+def _walk(path: bytes, name: bytes) -> Iterator[tuple[bytes, bytes, os.stat_result]]:
+    found = os.lstat(path)
+    yield path, name, found
+    if stat.S_ISDIR(found.st_mode):
+        for entry in os.listdir(path):
+            yield from _walk(path + b"/" + entry, name + b"/" + entry)
+
+
+def snapshot(root: Path) -> dict[bytes, Facts]:
+    """The facts of everything below `root`, and of itself, by path."""
+    result = {}
+    for path, name, found in _walk(os.fsencode(root), b""):
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "special")
+        content = b""
+        if kind == "file":
+            with open(path, "rb") as file:
+                content = hashlib.file_digest(file, "sha256").digest()
+        elif kind == "link":
+            content = os.readlink(path)
+        result[name] = Facts(kind, 0 if kind == "link" else stat.S_IMODE(found.st_mode), found.st_mtime_ns, content)
+    return result
+
+
+def recorded(root: Path) -> dict[bytes, Facts]:
+    """What an archive of `root` must bring back: whole seconds, no special files, and nothing of the index."""
+    return {
+        name: facts._replace(mtime_ns=facts.mtime_ns // 10**9 * 10**9)
+        for name, facts in snapshot(root).items()
+        if facts.kind != "special" and name.split(b"/")[1:2] != [b".tartape"]
+    }
+
+
+def made_by_gnu_tar(root: Path, path: Path) -> Path:
+    """GNU tar's own archive of the same members in the same order, at `path`."""
+    special = [name for name, facts in snapshot(root).items() if facts.kind == "special"]
+    exclude = [b"--exclude=" + os.fsencode(root.name) + name for name in (*special, b"/.tartape")]
+    subprocess.run(
+        # Its ustar refuses times before 1970; its own format writes them in base 256.
+        ["tar", "--format=gnu", "--sort=name", "--owner=root:0", "--group=root:0", "--hard-dereference", "-b1",
+         "--anchored", "--no-wildcards", *exclude, "-cf", path, root.name],
+        cwd=root.parent, check=True, capture_output=True,
+    )  # fmt: skip
+    return path

@@ -1,0 +1,87 @@
+"""The process behind a mount, for tests: how to find it, run it in the foreground, and look into it."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from conftest import TARTAPEFS, our_mounts
+
+
+def daemons_of(mountpoint: Path) -> list[int]:
+    """The processes that serve `mountpoint`: those started with its name as an argument."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                arguments = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"tartapefs" in arguments and os.fsencode(mountpoint) in arguments:
+                found.append(int(entry.name))
+    return found
+
+
+def daemon_of(mountpoint: Path) -> int:
+    (pid,) = daemons_of(mountpoint)
+    return pid
+
+
+def descriptors(pid: int) -> list[str]:
+    """What the descriptors of a process lead to."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found.append(os.readlink(entry))
+        except FileNotFoundError:
+            continue  # closed meanwhile
+    return found
+
+
+def resident(pid: int, line: str = "VmRSS") -> int:
+    """The memory of a process, in bytes; `VmHWM` for the most that it ever had."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * int(text.partition(line + ":")[2].split()[0])
+
+
+def is_mounted(mountpoint: Path) -> bool:
+    escaped = os.fspath(mountpoint)
+    for character in "\\ \t\n":  # as proc(5) says
+        escaped = escaped.replace(character, f"\\{ord(character):03o}")
+    return escaped in our_mounts()
+
+
+def force_unmount(mountpoint: Path) -> None:
+    """Unmounts whatever is there, for the end of a test that may have failed."""
+    if is_mounted(mountpoint):
+        program = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-uz"]
+        subprocess.run([*program, mountpoint], check=False, capture_output=True)
+
+
+@contextmanager
+def foreground(source: Path, mountpoint: Path, *options: object) -> Iterator[subprocess.Popen[bytes]]:
+    """`tartapefs mount -f`, once it says that it has mounted; ended and unmounted after the block."""
+    process = subprocess.Popen(
+        [*TARTAPEFS, "-v", "mount", "-f", source, mountpoint, *map(os.fspath, options)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    try:
+        said = [b""]
+        while not said[-1].endswith(b": mounted\n"):
+            said.append(process.stderr.readline())
+            assert said[-1], b"".join(said)
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(10)
+        process.stderr.close()
+        force_unmount(mountpoint)

@@ -68,10 +68,17 @@ def _differences(member: Member, source: Source, at_home: bool) -> tuple[Differe
 def _added(tape: Tape, source: Source, directory: Member) -> Iterator[TapeIntegrityError]:
     """The members that a new recording would find in `directory`, which differs, and that are not on the tape."""
     is_left_out, _ = exclusion(tape.excluded)
-    folder = source.folder(directory.path)
+    try:
+        folder = source.folder(directory.path)
+    except OSError as error:
+        yield TapeIntegrityError(directory.arc_path, [Difference("access", "readable", error.strerror or "an error")])
+        return
     try:
         for name in folder.names():
-            mode = folder.lstat(name).st_mode
+            try:
+                mode = folder.lstat(name).st_mode
+            except OSError:
+                continue  # gone again, or in a folder that may be listed but not entered
             path = directory.path + b"/" + name if directory.path else name
             if path == TAPE_FOLDER or stat.S_IFMT(mode) not in RECORDABLE or is_left_out(path, stat.S_ISDIR(mode)):
                 continue

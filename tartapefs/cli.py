@@ -69,6 +69,13 @@ def _bytes(text: str) -> int:
     return int(number[1]) * _UNITS[number[2] or ""]
 
 
+def _path(text: str) -> str:
+    """A path, which is not empty; what lies there is for the command to find out."""
+    if not text:
+        raise click.BadParameter("an empty path names nothing")
+    return text
+
+
 def _mode(text: str) -> int:
     """Permission bits in octal."""
     if not re.fullmatch(r"0*[0-7]{1,3}", text, re.ASCII):
@@ -83,7 +90,7 @@ def _print_json(value: Any) -> None:
 @contextmanager
 def _progress(what: str, total: int | None = None, is_bytes: bool = False) -> Iterator[Callable[[int], None]]:
     """Shows how far `what` is, on a terminal, once it has taken a second; the block calls what it is given."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield lambda done: None
         return
     from rich.console import Console
@@ -98,8 +105,16 @@ def _progress(what: str, total: int | None = None, is_bytes: bool = False) -> It
     )
 
     columns = (DownloadColumn(), TransferSpeedColumn()) if is_bytes else (MofNCompleteColumn(),)
-    bar = Progress(TextColumn(what), BarColumn(), *columns, TimeRemainingColumn(), console=Console(stderr=True))
-    task = bar.add_task(what, total=total)
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        *columns,
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        redirect_stdout=False,  # which is data, wherever it goes
+        redirect_stderr=False,
+    )
+    task = bar.add_task(printable(what), total=total)
     begun, shown = time.monotonic(), False
 
     def update(done: int) -> None:
@@ -117,11 +132,11 @@ def _progress(what: str, total: int | None = None, is_bytes: bool = False) -> It
 
 
 def _folder_argument(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.argument("directory", metavar="DIR", type=click.Path())(function)
+    return click.argument("directory", metavar="DIR", type=_path)(function)
 
 
 def _index_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--index", metavar="PATH", type=click.Path(), help="The index, if not DIR/.tartape/index.db.")(
+    return click.option("--index", metavar="PATH", type=_path, help="The index, if not DIR/.tartape/index.db.")(
         function
     )
 
@@ -167,7 +182,7 @@ def _record(
 ) -> tuple[TapeRecorder, str]:
     if not os.path.isdir(directory):
         raise click.BadParameter(f"{printable(directory)} is not a folder", param_hint="DIR")
-    with _progress(f"recording {printable(directory)}") as update:
+    with _progress(f"recording {directory}") as update:
         try:
             recorder = TapeRecorder(
                 directory,
@@ -301,7 +316,7 @@ def list_members(directory: str, index: str | None, as_json: bool) -> None:
                 continue
             arrow = f" -> {printable(member.target)}" if member.is_link else ""
             print(
-                f"{stat.filemode(member.mode)} {member.size:>{wide}} {moment(member.mtime_ns)[:19]}"
+                f"{stat.filemode(member.mode)} {member.size:>{wide}} {moment(member.mtime_ns).partition('.')[0]}"
                 f" {member.start:>{wide}} {printable(member.name)}{arrow}"
             )
 
@@ -314,11 +329,11 @@ def list_members(directory: str, index: str | None, as_json: bool) -> None:
 def locate(directory: str, where: str, index: str | None, as_json: bool) -> None:
     """What lies at OFFSET of the archive, or where MEMBER lies.
 
-    A plain number is an offset, in bytes; anything else is the name of a member, as "tartapefs ls" shows it. For a root
-    folder whose name is a number, write a slash after it.
+    A plain number is an offset, in bytes; anything else is the name of a member, which starts with the folder's own
+    name. For a folder whose name is a number, write a slash after it.
     """
     with Tape.discover(directory, index) as tape:
-        if where.isascii() and where.isdigit():
+        if re.fullmatch(r"[0-9]{1,19}", where, re.ASCII):
             offset = int(where)
             segment = tape.segment_at(offset)
             member = tape.member_at(offset)
@@ -370,7 +385,7 @@ def verify(directory: str, index: str | None, check: Check, as_json: bool) -> No
         if not tape.rows_are_sound():
             raise TapeFormatError(tape.index_path, "its rows fail their digest")
         found = []
-        with _progress(f"verifying {printable(directory)}", tape.member_count) as update:
+        with _progress(f"verifying {directory}", tape.member_count) as update:
             for error in find_drift(tape, player.source, player.at_home, update):
                 found.append(error)
                 if not as_json:
@@ -387,7 +402,7 @@ def _event_facts(event: Event, position: int) -> dict[str, Any]:
     match event:
         case FileStart():
             facts = {"start_offset": event.metadata.start_offset, "resumed": event.metadata.resumed}
-            return {"type": event.type} | _member_facts(event.entry) | facts
+            return _member_facts(event.entry) | {"type": event.type} | facts
         case FileData():
             return {"type": event.type, "offset": position, "size": len(event.data)}
         case FileEnd():
@@ -427,6 +442,13 @@ def _play_bytes(player: TapePlayer, start: int, stop: int, out: BinaryIO, update
         update(position - start)
 
 
+def _check_output(output: str, root: str, index: str) -> None:
+    """Refuses an output that would overwrite, or by its mere presence change, what is being played."""
+    where = os.path.realpath(output)
+    if where == os.path.realpath(index) or os.path.commonpath((where, root)) == root:
+        raise click.BadParameter(f"{printable(output)} is part of the tape that is to be played", param_hint="-o")
+
+
 @cli.command()
 @_folder_argument
 @_index_option
@@ -440,7 +462,7 @@ def _play_bytes(player: TapePlayer, start: int, stop: int, out: BinaryIO, update
     help="The first byte of the archive to play.",
 )
 @click.option("--length", type=_bytes, metavar="BYTES", help="How many bytes to play; by default all that follow.")
-@click.option("-o", "--output", type=click.Path(), help="Write the archive to this file instead of stdout.")
+@click.option("-o", "--output", type=_path, help="Write the archive to this file instead of stdout.")
 @click.option("--events", is_flag=True, help="Print events as JSON lines; the archive goes to --output, if given.")
 def play(
     directory: str, index: str | None, check: Check, start: int, length: int | None, output: str | None, events: bool
@@ -451,9 +473,13 @@ def play(
             raise OffsetError(start, tape.total_size)
         stop = tape.total_size if length is None else min(start + length, tape.total_size)
         player = TapePlayer(tape, directory, check)
-        if output is None and not events and sys.stdout.isatty():
+        if sys.stdout is None and (events or output is None):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
+        if output is not None:
+            _check_output(output, player.source.root, tape.index_path)
+        elif not events and sys.stdout.isatty():
             raise click.UsageError('the archive does not belong on a terminal; use "-o FILE" or a pipe')
-        with _progress(f"playing {printable(directory)}", stop - start, is_bytes=True) as update:
+        with _progress(f"playing {directory}", stop - start, is_bytes=True) as update:
             if output is not None:
                 with open(output, "wb") as file:
                     if events:
@@ -469,7 +495,7 @@ def play(
 
 @cli.command()
 @_folder_argument
-@click.argument("mountpoint", metavar="MNT", type=click.Path())
+@click.argument("mountpoint", metavar="MNT", type=_path)
 @_index_option
 @_check_option
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground until it is unmounted.")
@@ -493,7 +519,7 @@ def play(
     show_default=True,
     help="How much of one core that may take.",
 )
-@click.option("--log", "log_file", metavar="FILE", type=click.Path(), help="Where the daemon logs, if not to syslog.")
+@click.option("--log", "log_file", metavar="FILE", type=_path, help="Where the daemon logs, if not to syslog.")
 @click.option("--record", "record_first", is_flag=True, help="Record DIR first if it has no recording.")
 @_recording_options
 def mount(
@@ -541,7 +567,7 @@ def mount(
 
 
 @cli.command()
-@click.argument("mountpoint", metavar="MNT", type=click.Path())
+@click.argument("mountpoint", metavar="MNT", type=_path)
 @click.option("--lazy", is_flag=True, help="Do not wait for programs that still read the archive.")
 def unmount(mountpoint: str, lazy: bool) -> None:
     """Unmount the archive at MNT."""
@@ -551,7 +577,7 @@ def unmount(mountpoint: str, lazy: bool) -> None:
 
 
 @cli.command()
-@click.argument("mountpoint", metavar="MNT", type=click.Path())
+@click.argument("mountpoint", metavar="MNT", type=_path)
 @_json_option
 def status(mountpoint: str, as_json: bool) -> None:
     """Whether the archive mounted at MNT is still as recorded; exit code 1 if not."""
@@ -594,12 +620,16 @@ def main() -> NoReturn:
     """The program: runs the command line, and exits with its code."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when the reader of a pipe does
     signal.signal(signal.SIGTERM, _terminated)  # so that a recording cleans up
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # whatever the locale cannot show
     try:
         cli.main(prog_name="tartapefs", standalone_mode=False)
     except click.Abort:
         _say("interrupted")
         sys.exit(INTERRUPTED)
     except click.ClickException as error:
+        error.message = "\n".join(map(printable, error.message.split("\n")))  # type: ignore[misc]
         error.show()
         sys.exit(USAGE)
     except (TapeConstraintError, SourceUnreadableError) as error:

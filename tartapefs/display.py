@@ -8,7 +8,7 @@ of these as backslash escapes, as `ls -b` does, so that the result is one line t
 import os
 import stat
 import unicodedata
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 # Categories with no glyph of their own: control, format (bidirectional marks), surrogate, private use, unassigned,
 # line and paragraph separators.
@@ -30,7 +30,7 @@ def _escape(character: str) -> str:
             return "\\t"
     if unicodedata.category(character) not in _INVISIBLE:
         return character
-    if code < 0x100:
+    if code < 0x80:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
@@ -56,7 +56,7 @@ _TYPES = {
     stat.S_IFCHR: "character device",
     stat.S_IFBLK: "block device",
 }
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH = datetime(1970, 1, 1)  # naive: all of it is UTC
 
 
 def file_type(mode: int) -> str:
@@ -72,6 +72,6 @@ def moment(ns: int) -> str:
     """
     seconds, fraction = divmod(ns, 10**9)
     try:
-        return f"{_EPOCH + timedelta(seconds=seconds):%Y-%m-%d %H:%M:%S}.{fraction:09}Z"
+        return f"{(_EPOCH + timedelta(seconds=seconds)).isoformat(' ')}.{fraction:09}Z"
     except OverflowError:
         return f"@{seconds}.{fraction:09}"

@@ -116,6 +116,22 @@ def _connect(path: str, options: str) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
 
 
+def _has_our_mark(head: bytes) -> bool:
+    """Whether a file that begins like this is an SQLite file of ours (see "Database File Format" of SQLite)."""
+    return head[:16] == b"SQLite format 3\0" and head[68:72] == _APPLICATION.to_bytes(4, "big")
+
+
+def is_index(path: str) -> bool:
+    """Whether a regular file lies at `path` that is an index, damaged or not, of any version."""
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            return stat.S_ISREG(os.fstat(fd).st_mode) and _has_our_mark(os.read(fd, 100))
+        finally:
+            os.close(fd)
+    return False
+
+
 class IndexWriter:
     """Builds the index at `path`, and puts it there all at once.
 
@@ -304,8 +320,8 @@ class Index:
             head = os.pread(fd, 100, 0)
         finally:
             os.close(fd)
-        application, version = head[68:72], int.from_bytes(head[60:64], "big")
-        if head[:16] != b"SQLite format 3\0" or application != _APPLICATION.to_bytes(4, "big"):
+        version = int.from_bytes(head[60:64], "big")
+        if not _has_our_mark(head):
             raise self._bad("it is not an index of tartapefs")
         if version != FORMAT:
             raise self._bad(f"its format is {version}, this tartapefs reads {FORMAT}")

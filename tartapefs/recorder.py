@@ -21,7 +21,7 @@ from functools import lru_cache
 
 from tartapefs import ustar
 from tartapefs.errors import Problem, SourceUnreadableError, TapeConstraintError, TapeError, TapeExistsError
-from tartapefs.index import Index, IndexWriter
+from tartapefs.index import Index, IndexWriter, is_index
 from tartapefs.integrity import inspect
 from tartapefs.layout import FOOTER, MAX_OFFSET
 from tartapefs.member import Member
@@ -96,10 +96,14 @@ class TapeRecorder:
                 raise
 
     def _check_index_path(self) -> None:
-        if os.path.lexists(self.index_path) and not self._overwrite:
+        exists = os.path.lexists(self.index_path)
+        if exists and (self._own_folder or is_index(self.index_path)) and not self._overwrite:
             raise TapeExistsError(self.index_path)
         if self._own_folder:
             return
+        if exists and not is_index(self.index_path):
+            reason = "is in the way of the index and none itself; move it, or choose another place"
+            raise TapeConstraintError([Problem(self.index_path, reason)])
         place = os.path.realpath(os.path.dirname(self.index_path))
         if not os.path.isdir(place):
             raise FileNotFoundError(2, "no such folder for the index", place)

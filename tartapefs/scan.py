@@ -7,6 +7,7 @@ followed; what cannot be read is collected and the pass goes on; what changes un
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -144,7 +145,10 @@ def exclusion(exclude: Exclude | None) -> tuple[IsLeftOut, list[str]]:
     import pathspec  # here, since most recordings exclude nothing
 
     patterns = [exclude] if isinstance(exclude, str) else list(exclude)
-    spec = pathspec.GitIgnoreSpec.from_lines(patterns)
+    try:
+        spec = pathspec.GitIgnoreSpec.from_lines(patterns)
+    except (ValueError, re.error) as error:
+        raise ValueError(f"a malformed pattern: {error}") from None
 
     def matches(path: bytes, is_directory: bool) -> bool:
         return spec.match_file(os.fsdecode(path) + "/" * is_directory)

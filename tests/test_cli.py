@@ -577,11 +577,23 @@ def test_an_interrupted_recording_leaves_nothing_behind(many: Path, number: int,
     assert not (many / ".tartape").exists() and many.stat().st_mtime_ns == before
 
 
-def test_two_recordings_at_once(many: Path, tmp_path: Path) -> None:
+def test_force_replaces_nothing_but_an_index(data: Path, tmp_path: Path) -> None:
+    """A file of the user's that is no index stays as it is, and the line says why."""
+    notes = tmp_path / "notes.txt"
+    notes.write_text("dear diary")
+    for options in ([], ["--force"]):
+        result = run("record", data, "--index", notes, *options)
+        refused(result, 4)
+        assert "in the way" in result.stderr
+    assert notes.read_text() == "dear diary"
+
+
+def test_two_recordings_at_once(many: Path, tree: Path, tmp_path: Path) -> None:
     """The second is refused with exit 4; the first is not disturbed, and its interruption keeps the old index."""
     index = tmp_path / "tape" / "index"
     index.parent.mkdir()
-    index.write_text("the old one")
+    done(run("record", tree, "--index", index))
+    old = index.read_bytes()
     with at_work("record", many, "--index", index, "--force") as process:
         wait_until(lambda: len(os.listdir(index.parent)) > 1)
         process.send_signal(signal.SIGSTOP)
@@ -589,12 +601,12 @@ def test_two_recordings_at_once(many: Path, tmp_path: Path) -> None:
         result = run("record", many, "--index", index, "--force")
         refused(result, 4)
         assert "another recording" in result.stderr
-        assert index.read_text() == "the old one"
+        assert index.read_bytes() == old
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGCONT)
         process.communicate(timeout=20)
     assert process.returncode == 130
-    assert index.read_text() == "the old one" and os.listdir(index.parent) == ["index"]
+    assert index.read_bytes() == old and os.listdir(index.parent) == ["index"]
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,13 @@ def booklet(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     return record(root)
 
 
+@pytest.fixture(autouse=True)
+def no_copies_left(tmp_path: Path) -> Iterator[None]:
+    """Dozens of copies of the archive would else stay until pytest forgets this run."""
+    yield
+    shutil.rmtree(tmp_path, ignore_errors=True)
+
+
 def output(*command: object, exit_code: int = 0, **options: object) -> bytes:
     """What the program writes, messages included; it must end with that exit code."""
     result = subprocess.run(
@@ -266,7 +273,7 @@ def rclone_environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.needs("rclone")
 def test_rclone_copies_in_streams(library, mount, tmp_path, rclone_environment):
-    """`rclone copy` with several streams at once, and `rclone check`, which also notices one wrong byte."""
+    """`rclone copy` with several streams at once, and `rclone check`, which also notices wrong bytes."""
     folder, target = mount(library.root).parent, tmp_path / "target"
     streams = ("--multi-thread-streams", "4", "--multi-thread-cutoff", "1M")
     said = output("rclone", "copy", "-vv", *streams, folder, target, env=rclone_environment)

@@ -46,10 +46,7 @@ def resident(pid: int, line: str = "VmRSS") -> int:
 
 
 def is_mounted(mountpoint: Path) -> bool:
-    escaped = os.fspath(mountpoint)
-    for character in "\\ \t\n":  # as proc(5) says
-        escaped = escaped.replace(character, f"\\{ord(character):03o}")
-    return escaped in our_mounts()
+    return os.fspath(mountpoint) in our_mounts()
 
 
 def force_unmount(mountpoint: Path) -> None:

@@ -1,0 +1,162 @@
+"""Takes each integrity check out of the package in turn, and sees that a test then fails: `make mutants`.
+
+A check that no test misses is a check that the next change may lose. Every mutant is one textual change to a copy of
+the package; the tests run against that copy. Exits 1 if a mutant survives, or if its text is no longer there.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).parent
+
+
+class Mutant(NamedTuple):
+    """`old` becomes `new` in `module`; one of `tests` (arguments of pytest) has to fail then."""
+
+    says: str
+    module: str
+    old: str
+    new: str
+    tests: str
+
+
+PLAYER = "test_player.py"
+INDEX = "test_index.py"
+RECORDER = "test_recorder.py"
+AUDIT = "test_audit.py"
+ESCAPE = "test_escape.py"
+FS = "test_fs.py"
+
+MUTANTS = [
+    Mutant("type and mode are compared", "integrity.py", "found.st_mode == member.mode", "True", PLAYER),
+    Mutant("the mtime is compared", "integrity.py", "and found.st_mtime_ns == member.mtime_ns", "", PLAYER),
+    Mutant("the inode is compared", "integrity.py", "found.st_ino == member.ino and ", "", PLAYER),
+    Mutant("the ctime is compared", "integrity.py", " and found.st_ctime_ns == member.ctime_ns)", ")", PLAYER),
+    Mutant("a link's target is compared", "integrity.py", "if member.is_link else None", "if False else None", PLAYER),
+    Mutant(
+        "a body is checked after it was read",
+        "player.py",
+        "if not agrees(member, found, at_home):",
+        "if False:",
+        PLAYER,
+    ),
+    Mutant("members without a body are checked", "player.py", "self._check(member)\n", "pass\n", PLAYER),
+    Mutant("the root's place is checked", "integrity.py", "if not source.is_in_place():", "if False:", PLAYER),
+    Mutant("a path that strays is drift", "player.py", "failure.errno in _NOT_BELOW", "False", PLAYER),
+    Mutant(
+        "the first drift is kept",
+        "player.py",
+        "self.drift = self.drift or error\n            raise\n        return",
+        "raise\n        return",
+        PLAYER,
+    ),
+    Mutant("drift stops every later read", "player.py", "if self.drift is not None:", "if False:", PLAYER),
+    Mutant("a file that ends early is an error", "player.py", "self._read_rest(fd, part, position)", "pass", PLAYER),
+    Mutant(
+        "the footer waits for an audit",
+        "player.py",
+        "if self._audited < max(",
+        "if False and self._audited < max(",
+        AUDIT,
+    ),
+    Mutant(
+        "the audit looks at directories", "audit.py", "found = inspect(folder, source, at_home)", "found = ()", AUDIT
+    ),
+    Mutant("a row's checksum is checked", "index.py", "if crc32(_facts(row[:-1])) != crc:", "if False:", INDEX),
+    Mutant(
+        "the tape's facts have a digest",
+        "index.py",
+        'if facts.pop("facts_digest", None) != _digest(facts):',
+        'if facts.pop("facts_digest", None) is None:',
+        INDEX,
+    ),
+    Mutant("rows join without a gap", "index.py", "if row[0] != end:", "if False:", INDEX),
+    Mutant("the schema is ours", "index.py", "if schema != [", "if False and schema != [", INDEX),
+    Mutant("names have no way up", "index.py", "return name not in _NO_NAMES and", "return", INDEX),
+    Mutant("names have no slash", "index.py", ' and b"/" not in name', "", INDEX),
+    Mutant("the ends of the tape are checked", "index.py", "            self._check_ends()\n", "", INDEX),
+    Mutant(
+        "verify counts and sums the rows",
+        "index.py",
+        "return count == self.facts.member_count and digest",
+        "return True or digest",
+        INDEX,
+    ),
+    Mutant(
+        "no link on the way is followed",
+        "source.py",
+        "_RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS",
+        "0",
+        ESCAPE,
+    ),
+    Mutant(
+        "nor without openat2",
+        "source.py",
+        "_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW",
+        "_PLACE = os.O_PATH | os.O_DIRECTORY",
+        ESCAPE,
+    ),
+    Mutant("dirty pages are written first", "recorder.py", "return folder.write_back(name)", "return seen", RECORDER),
+    Mutant(
+        "fresh members are looked at again",
+        "recorder.py",
+        "            self._settle()\n            self._raise_problems",
+        "            self._raise_problems",
+        RECORDER,
+    ),
+    Mutant(
+        "a folder that changes meanwhile is drift",
+        "scan.py",
+        "if after.st_mtime_ns != level.stat.st_mtime_ns:",
+        "if False:",
+        RECORDER,
+    ),
+    Mutant("errors become EIO, not success", "fs.py", "return -errno_of(error)", "return 0", FS),
+    Mutant(
+        "an invalid archive cannot be opened",
+        "fs.py",
+        "    def _check_valid(self) -> None:\n        if",
+        "    def _check_valid(self) -> None:\n        if False and",
+        FS,
+    ),
+]
+
+
+def fails(mutant: Mutant, work: Path) -> bool:
+    """Whether the tests of the mutant fail on it."""
+    shutil.copytree(HERE.parent / "tartapefs", work / "tartapefs", ignore=shutil.ignore_patterns("__pycache__"))
+    module = work / "tartapefs" / mutant.module
+    text = module.read_text()
+    if mutant.old not in text:
+        raise SystemExit(f"{mutant.says}: this text is no longer in {mutant.module}: {mutant.old!r}")
+    module.write_text(text.replace(mutant.old, mutant.new))
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests.split()],
+        cwd=HERE,
+        env=os.environ | {"PYTHONPATH": str(work), "PYTHONDONTWRITEBYTECODE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    if result.returncode not in (0, 1):
+        raise SystemExit(f"{mutant.says}: pytest exited {result.returncode}")
+    return result.returncode == 1
+
+
+def main() -> None:
+    survivors = 0
+    for mutant in MUTANTS:
+        with tempfile.TemporaryDirectory(prefix="tartapefs-mutant-") as work:
+            killed = fails(mutant, Path(work))
+        survivors += not killed
+        print(f"{'killed' if killed else 'SURVIVED':9} {mutant.module:13} without: {mutant.says}", flush=True)
+    print(f"{len(MUTANTS) - survivors} of {len(MUTANTS)} mutants killed")
+    raise SystemExit(1 if survivors else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -26,6 +26,7 @@ class Mutant(NamedTuple):
 
 
 PLAYER = "test_player.py"
+INTEGRITY = "test_integrity.py"
 INDEX = "test_index.py"
 RECORDER = "test_recorder.py"
 AUDIT = "test_audit.py"
@@ -33,11 +34,13 @@ ESCAPE = "test_escape.py"
 FS = "test_fs.py"
 
 MUTANTS = [
-    Mutant("type and mode are compared", "integrity.py", "found.st_mode == member.mode", "True", PLAYER),
-    Mutant("the mtime is compared", "integrity.py", "and found.st_mtime_ns == member.mtime_ns", "", PLAYER),
-    Mutant("the inode is compared", "integrity.py", "found.st_ino == member.ino and ", "", PLAYER),
-    Mutant("the ctime is compared", "integrity.py", " and found.st_ctime_ns == member.ctime_ns)", ")", PLAYER),
-    Mutant("a link's target is compared", "integrity.py", "if member.is_link else None", "if False else None", PLAYER),
+    Mutant("type and mode are compared", "integrity.py", "found.st_mode == member.mode", "True", INTEGRITY),
+    Mutant("the mtime is compared", "integrity.py", "and found.st_mtime_ns == member.mtime_ns", "", INTEGRITY),
+    Mutant("the inode is compared", "integrity.py", "found.st_ino == member.ino and ", "", INTEGRITY),
+    Mutant("the ctime is compared", "integrity.py", " and found.st_ctime_ns == member.ctime_ns)", ")", INTEGRITY),
+    Mutant(
+        "a link's target is compared", "integrity.py", "if member.is_link else None", "if False else None", INTEGRITY
+    ),
     Mutant(
         "a body is checked after it was read",
         "player.py",

@@ -76,7 +76,7 @@ MUTANTS = [
         "index.py",
         'if facts.pop("facts_digest", None) != _digest(facts):',
         'if facts.pop("facts_digest", None) is None:',
-        INDEX,
+        "test_tape.py",
     ),
     Mutant("rows join without a gap", "index.py", "if row[0] != end:", "if False:", INDEX),
     Mutant("the schema is ours", "index.py", "if schema != [", "if False and schema != [", INDEX),

@@ -1037,11 +1037,12 @@ def test_store_through_a_dirty_mapping(tmp_path: Path) -> None:
         pytest.skip("on tmpfs a store through a mapping moves no timestamp, ever")
     root = tmp_path / "tree"
     root.mkdir()
-    for turn in range(5):
+    for turn in range(6):
         path = root / f"{turn}"
         path.write_bytes(bytes(8192))
         with open(path, "r+b") as file, mmap.mmap(file.fileno(), 8192) as mapping:
             mapping[5000] = 1  # the page is dirty from here on
+            time.sleep(0.1 * (turn % 2))  # so that the stamp is fresh, or only recent
             TapeRecorder(root, overwrite=True).commit()
             assert_recorded(root)
             mapping[5001] = 2

@@ -1,7 +1,9 @@
 """The tape: facts, members, and lookups by name and by offset, against the independent archive."""
 
+import contextlib
 import os
 import random
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 from reference import Reference
 
-from tartapefs import Kind, Member, OffsetError, Tape, TapePlayer, TapeRecorder
+from tartapefs import Kind, Member, OffsetError, Tape, TapeFormatError, TapePlayer, TapeRecorder
 
 
 @pytest.fixture
@@ -375,3 +377,13 @@ def test_opening_leaves_no_trace_of_the_caller(varied: Path, monkeypatch: pytest
         expected = Reference(varied)
         assert player.read(0, expected.size) == expected.read(0, expected.size)
         player.close()
+
+
+def test_a_fact_of_the_tape_that_fails_its_digest(tree: Path) -> None:
+    """Even one that would pass every other check: the time of recording."""
+    TapeRecorder(tree).commit()
+    index = tree / ".tartape" / "index.db"
+    with contextlib.closing(sqlite3.connect(index)) as database, database:
+        database.execute("UPDATE tape SET value = value + 1 WHERE fact = 'recorded_ns'")
+    with pytest.raises(TapeFormatError, match="digest"):
+        Tape.discover(tree)

@@ -1,0 +1,226 @@
+"""Coverage-guided fuzzing of the index as input from outside.
+
+    python tests/fuzz/fuzz_index.py -runs=100000 -timeout=20 -rss_limit_mb=512
+
+Each input of the fuzzer is a list of changes to a real index: bytes and pages of the file, facts of the tape, and rows,
+with the checksums made right again, as a forger would.
+
+Invariant: whatever the file holds, it is refused with a TapeError, or read to its end. No other exception comes out. If
+the file was changed without new checksums, or still lists the members that were recorded, then whatever is read of it
+equals the recorded archive.
+"""
+
+import os
+import sqlite3
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import atheris
+
+sys.path.insert(0, os.fspath(Path(__file__).parent.parent))
+with atheris.instrument_imports(include=["tartapefs"]):
+    from tartapefs import Tape, TapeError, TapePlayer, TapeRecorder
+    from tartapefs import index as index_module
+from reference import Reference
+
+Fuzz = atheris.FuzzedDataProvider
+COLUMNS = "start folder name mode size mtime mtime_nsec ino ctime ctime_nsec target owner crc".split()
+FACTS = (
+    "root_name fingerprint total_size member_count recorded_ns excluded left_out owners_kept root_ino index_ino"
+    " rows_digest facts_digest"
+).split()
+NUMBERS = (0, -1, 1, 511, 512, 2**31, 2**32, 2**62, 2**63 - 1, -(2**63), 0o040755, 0o100644, 0o120777, 10**9)
+NAMES = (b"", b".", b"..", b"/", b"a/b", b"/etc/passwd", b"\0", b"x" * 256, b"\xff\n", b".tartape", b"a", b"0:0:a:b")
+REPORT_EVERY = 1000  # inputs
+MOST_MEMBERS, MOST_BYTES = 2000, 1 << 16  # how far a tape that was believed is read, so that each input is quick
+
+
+def grow(root: Path) -> None:
+    """A folder whose index has more pages than one."""
+    for at in range(6):
+        (root / f"folder {at}" / "deeper" / "still").mkdir(parents=True)
+        for number in range(20):
+            (root / f"folder {at}" / "deeper" / f"{number:03}").write_bytes(b"%d" % number * (at + 1))
+        (root / f"folder {at}" / "deeper" / "still" / "last").write_bytes(b"z" * 600)
+    (root / "link").symlink_to("folder 1/deeper")
+
+
+class Target:
+    """The recorded folder below `place`, and how its index is changed and read."""
+
+    def __init__(self, place: Path) -> None:
+        self.root = place / "data"
+        self.root.mkdir()
+        grow(self.root)
+        TapeRecorder(self.root).commit()
+        self.path = self.root / ".tartape" / "index.db"
+        self.good = self.path.read_bytes()
+        reference = Reference(self.root)
+        self.expected = reference.read(0, reference.size)
+        with Tape.open(self.path) as tape:
+            self.members = list(tape.members())
+        self.outcomes = {"refused at opening": 0, "refused later": 0, "read": 0, "read, as recorded": 0}
+
+    def one(self, data: bytes) -> None:
+        """One input of the fuzzer."""
+        fuzz = Fuzz(data)
+        sealed = fuzz.ConsumeBool()
+        whole = self.changed_rows(fuzz) if sealed else self.good
+        self.path.write_bytes(self.changed_bytes(fuzz, whole) if not sealed or fuzz.ConsumeBool() else whole)
+        outcome = "refused at opening"
+        try:
+            with Tape.open(self.path) as tape:
+                outcome = "refused later"
+                outcome = self.read(tape, trusted=not sealed)
+        except TapeError:
+            pass
+        self.outcomes[outcome] += 1
+
+    def changed_bytes(self, fuzz: Fuzz, whole: bytes) -> bytes:
+        """`whole` with some bytes, pointers and pages of it changed, or cut."""
+        page = 4096
+        changed = bytearray(whole)
+        for _ in range(fuzz.ConsumeIntInRange(1, 4)):
+            at = fuzz.ConsumeIntInRange(0, max(0, len(changed) - 1))
+            start = at // page * page
+            match fuzz.ConsumeIntInRange(0, 5):
+                case 0:
+                    changed[at : at + 1] = fuzz.ConsumeBytes(1)
+                case 1:
+                    changed[at] ^= 1 << fuzz.ConsumeIntInRange(0, 7)
+                case 2:  # a number in a page's own header, right child included
+                    place = start + (100 if start == 0 else 0) + fuzz.ConsumeIntInRange(0, 11)
+                    changed[place : place + 1] = fuzz.ConsumeBytes(1)
+                case 3:  # a page in another's place
+                    other = fuzz.ConsumeIntInRange(0, max(0, len(changed) // page - 1)) * page
+                    changed[start : start + page] = changed[other : other + page]
+                case 4:
+                    changed[at : at + 8] = fuzz.ConsumeBytes(8)
+                case _:
+                    del changed[at:]
+            if not changed:
+                break
+        return bytes(changed)
+
+    def changed_rows(self, fuzz: Fuzz) -> bytes:
+        """The index with some values of rows and facts changed, and all checksums made right again."""
+        database = sqlite3.connect(":memory:", isolation_level=None)
+        try:
+            database.deserialize(self.good)
+            for _ in range(fuzz.ConsumeIntInRange(1, 3)):
+                try:
+                    self.change(fuzz, database)
+                except (sqlite3.Error, OverflowError):
+                    continue  # such as a start that another row has
+            self.seal(database)
+            return database.serialize()
+        finally:
+            database.close()
+
+    def change(self, fuzz: Fuzz, database: sqlite3.Connection) -> None:
+        start = self.members[fuzz.ConsumeIntInRange(0, len(self.members) - 1)].start
+        match fuzz.ConsumeIntInRange(0, 4):
+            case 0:
+                database.execute("DELETE FROM member WHERE start = ?", (start,))
+            case 1:
+                fact = FACTS[fuzz.ConsumeIntInRange(0, len(FACTS) - 1)]
+                database.execute("UPDATE tape SET value = ? WHERE fact = ?", (self.value(fuzz), fact))
+            case 2:  # a value of another row
+                column = COLUMNS[fuzz.ConsumeIntInRange(1, len(COLUMNS) - 1)]
+                other = self.members[fuzz.ConsumeIntInRange(0, len(self.members) - 1)].start
+                database.execute(
+                    f"UPDATE member SET {column} = (SELECT {column} FROM member WHERE start = ?) WHERE start = ?",
+                    (other, start),
+                )
+            case _:
+                column = COLUMNS[fuzz.ConsumeIntInRange(0, len(COLUMNS) - 1)]
+                database.execute(f"UPDATE member SET {column} = ? WHERE start = ?", (self.value(fuzz), start))
+
+    def value(self, fuzz: Fuzz) -> Any:
+        makers: tuple[Callable[[], Any], ...] = (
+            lambda: NUMBERS[fuzz.ConsumeIntInRange(0, len(NUMBERS) - 1)],
+            lambda: NAMES[fuzz.ConsumeIntInRange(0, len(NAMES) - 1)],
+            lambda: self.members[fuzz.ConsumeIntInRange(0, len(self.members) - 1)].start,
+            lambda: fuzz.ConsumeInt(8),
+            lambda: fuzz.ConsumeBytes(fuzz.ConsumeIntInRange(0, 40)),
+            lambda: fuzz.ConsumeBytes(fuzz.ConsumeIntInRange(0, 40)).decode("latin-1"),
+            lambda: fuzz.ConsumeFloat(),
+            lambda: None,
+        )
+        return makers[fuzz.ConsumeIntInRange(0, len(makers) - 1)]()
+
+    def seal(self, database: sqlite3.Connection) -> None:
+        for row in database.execute("SELECT * FROM member").fetchall():
+            try:
+                checksum = zlib.crc32(index_module._facts(row[:-1]))
+            except Exception:
+                continue  # of types that have no checksum
+            if checksum != row[-1]:
+                database.execute("UPDATE member SET crc = ? WHERE start = ?", (checksum, row[0]))
+        facts = dict(database.execute("SELECT fact, value FROM tape WHERE fact != 'facts_digest'"))
+        digest = index_module._digest(facts)
+        database.execute("UPDATE tape SET value = ? WHERE fact = 'facts_digest'", (digest,))
+
+    def read(self, tape: Tape, trusted: bool) -> str:
+        """Reads what was believed; `trusted`: it has to be what was recorded, since no checksum was made anew."""
+        tape.rows_are_sound()
+        members = list(islice(tape.members(), MOST_MEMBERS))
+        for member in members:
+            assert len(member.header()) == 512
+            assert b".." not in member.path.split(b"/") and not member.path.startswith(b"/")
+        for member in (members[0], members[len(members) // 2], members[-1]):
+            try:
+                assert tape.find(member.name).name.rstrip(b"/") == member.name.rstrip(b"/")
+            except KeyError:
+                assert not trusted  # names in no order
+        as_recorded = members == self.members and tape.total_size == len(self.expected)
+        assert as_recorded or not trusted, "believed without the checksums of a forger"
+        player = TapePlayer(tape, self.root)
+        try:
+            # In three parts: what lies at the ends is read where the middle is no more as recorded.
+            size = tape.total_size
+            for start in {0, max(0, size // 2 - MOST_BYTES // 2), max(0, size - MOST_BYTES)}:
+                data = player.read(start, MOST_BYTES)
+                assert len(data) == min(MOST_BYTES, size - start)
+                assert not as_recorded or data == self.expected[start : start + MOST_BYTES]
+            if as_recorded:
+                assert player.read(0, size) == self.expected
+        finally:
+            player.close()
+        return "read, as recorded" if as_recorded else "read"
+
+
+def fuzz(place: Path) -> None:
+    """Fuzzes until the runs asked for are done or an input breaks the invariant; ends the process then."""
+    target = Target(place)
+
+    def one(data: bytes) -> None:
+        target.one(data)
+        if sum(target.outcomes.values()) % REPORT_EVERY == 0:
+            print(target.outcomes, flush=True)
+
+    # Long inputs from the start: the fuzzer's own way of growing them slowly is for formats read byte by byte.
+    atheris.Setup([sys.argv[0], "-len_control=0", "-max_len=256", *sys.argv[1:]], one)
+    atheris.Fuzz()
+
+
+def main() -> int:
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if os.access(shared, os.W_OK) else None) as place:
+        child = os.fork()  # the fuzzer ends its process without any cleaning up
+        if child == 0:
+            fuzz(Path(place))
+            os._exit(0)
+        try:
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        except KeyboardInterrupt:
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

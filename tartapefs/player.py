@@ -91,7 +91,7 @@ class TapePlayer:
         if offset < 0:
             raise OffsetError(offset, self.tape.total_size)
         view = memoryview(buffer)
-        if view.format != "B":
+        if view.format != "B" or view.ndim != 1:
             view = view.cast("B")
         stop = min(offset + len(view), self.tape.total_size)
         if offset >= stop:
@@ -117,7 +117,7 @@ class TapePlayer:
         except TapeIntegrityError as error:
             self.drift = self.drift or error
             raise
-        self._audited = begun
+        self._audited = max(self._audited, begun)
 
     def _guard_footer(self, offset: int, stop: int) -> None:
         """For the request `[offset, stop)`, which comes to the footer or into it: no footer without an audit.

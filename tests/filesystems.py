@@ -1,4 +1,4 @@
-"""File systems to test on, each on a loop file of its own: a plugin, for `pytest_plugins = ["filesystems"]`."""
+"""File systems to test on, each new and on a loop file of its own."""
 
 import os
 import subprocess
@@ -76,7 +76,7 @@ def filesystem_of(name: str, place: Path) -> Iterator[Filesystem]:
         yield Filesystem(name, folder / "tests", name != "tmpfs", name == "ext4-seconds")
 
 
-KINDS = [
+KINDS = [  # parameters for a fixture
     pytest.param(name, marks=[pytest.mark.root, *([pytest.mark.needs(programs)] if programs else [])])
     for name, programs in {
         "ext4": "mkfs.ext4",
@@ -87,10 +87,3 @@ KINDS = [
         "overlay": "mkfs.ext4",
     }.items()
 ]
-
-
-@pytest.fixture(scope="session", params=KINDS)
-def filesystem(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Filesystem]:
-    """Each file system in turn; its tests run together, and it is gone when they have ended."""
-    with filesystem_of(request.param, tmp_path_factory.mktemp(request.param)) as made:
-        yield made

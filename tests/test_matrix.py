@@ -1,4 +1,4 @@
-"""The matrix: every kind of change, at every moment, on every file system. The recorded bytes or an error, never others.
+"""The matrix: every kind of change, at every moment, on every file system. Recorded bytes or an error.
 
 Expected bytes are kept from an independent reference that is made before the change. A reader that goes on to the end,
 footer included, meets an error that names a path; the few cases where that cannot be are in `NOT_PROMISED`.
@@ -18,12 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from filesystems import Filesystem
+from filesystems import KINDS, Filesystem, filesystem_of
 from reference import Reference
 
 from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder
-
-pytest_plugins = ["filesystems"]
 
 B, C, TOP, PHOTOS, DEEP = "data/photos/b.bin", "data/photos/deep/c.bin", "data", "data/photos", "data/photos/deep"
 LINK, EMPTY = "data/photos/link", "data/empty"
@@ -277,7 +275,9 @@ CHANGES: dict[str, tuple[Callable[[Source], object], tuple[str, ...]]] = {
     "store through a dirty mapping, mtime put back": (keeping_times(store_through_dirty_mapping), (B,)),
     "hole punched": (punch_hole, (B,)),
     "hole punched, mtime put back": (keeping_times(punch_hole), (B,)),
-    "folder moved": (lambda source: (source.root / "photos" / "deep").rename(source.root / "deep"), (TOP, PHOTOS, DEEP, C)),
+    "folder moved": (
+        lambda source: (source.root / "photos" / "deep").rename(source.root / "deep"), (TOP, PHOTOS, DEEP, C),
+    ),
     "folder swapped for a copy": (swap_folder_for_copy, (PHOTOS, DEEP, C)),
     "folder swapped for a link to it": (link_instead_of_folder, (PHOTOS, DEEP, C)),
     "empty mount over a folder": (empty_mount_over_folder, (DEEP, C)),
@@ -351,6 +351,13 @@ MOUNTED = {  # change, moment: each once on a real mount
     "added in an empty folder": "before",
     "deleted": "inside a body",
 }
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def filesystem(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Filesystem]:
+    """Each file system in turn; its tests run together, and it is gone when they have ended."""
+    with filesystem_of(request.param, tmp_path_factory.mktemp(request.param)) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -625,6 +625,8 @@ def main() -> NoReturn:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # whatever the locale cannot show
     try:
         cli.main(prog_name="tartapefs", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where what it raises is caught
     except click.Abort:
         _say("interrupted")
         sys.exit(INTERRUPTED)
@@ -641,6 +643,8 @@ def main() -> NoReturn:
         _say(str(error))
         sys.exit(_exit_code(error))
     except OSError as error:
+        if sys.stdout is not None:  # what it still holds cannot be written, and Python would say so once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         name = f"{printable(error.filename)}: " if error.filename else ""
         _say(f"{name}{os.strerror(error.errno or errno.EIO)}")
         sys.exit(DRIFT)

@@ -51,6 +51,7 @@ _SCHEMA = [
     ("tape", "CREATE TABLE tape (fact TEXT PRIMARY KEY, value) WITHOUT ROWID"),
 ]
 _COLUMNS = 13
+_UNDER_WAY = ".new"  # what is added to the name of an index that is being written
 _NO_FOLDER = -1  # what the root has in place of its folder's start
 _PAGE = 256  # members that are fetched at once by a reader that goes on where it stopped
 _PAGES_KEPT = 8  # of as many readers
@@ -132,6 +133,17 @@ def is_index(path: str) -> bool:
     return False
 
 
+def remove_unfinished(path: str) -> None:
+    """Removes what a writer of `path` left behind that was interrupted before it could clean up; not one at work."""
+    with suppress(OSError):
+        fd = os.open(path + _UNDER_WAY, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path + _UNDER_WAY)
+        finally:
+            os.close(fd)
+
+
 class IndexWriter:
     """Builds the index at `path`, and puts it there all at once.
 
@@ -142,7 +154,7 @@ class IndexWriter:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._under_way = path + ".new"
+        self._under_way = path + _UNDER_WAY
         self._rows_digest = hashlib.sha256()
         self._fd = self._lock()
         self.ino = os.fstat(self._fd).st_ino

@@ -21,7 +21,7 @@ from functools import lru_cache
 
 from tartapefs import ustar
 from tartapefs.errors import Problem, SourceUnreadableError, TapeConstraintError, TapeError, TapeExistsError
-from tartapefs.index import Index, IndexWriter, is_index
+from tartapefs.index import Index, IndexWriter, is_index, remove_unfinished
 from tartapefs.integrity import inspect
 from tartapefs.layout import FOOTER, MAX_OFFSET
 from tartapefs.member import Member
@@ -91,6 +91,7 @@ class TapeRecorder:
             try:
                 return self._record(source)
             except BaseException:
+                remove_unfinished(self.index_path)  # which an interrupt in a bad moment leaves
                 if made:
                     _remove_tape_folder(source)
                 raise

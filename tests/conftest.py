@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+collect_ignore = ["bench", "fuzz", "mutants.py", "soak.py"]  # programs, not tests
+
 TARTAPEFS = [sys.executable, "-m", "tartapefs"]
 FUSE = os.path.exists("/dev/fuse") and os.access("/dev/fuse", os.R_OK | os.W_OK)
 

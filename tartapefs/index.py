@@ -139,7 +139,8 @@ def remove_unfinished(path: str) -> None:
         fd = os.open(path + _UNDER_WAY, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(path + _UNDER_WAY)
+            if os.path.samestat(os.stat(path + _UNDER_WAY), os.fstat(fd)):
+                os.unlink(path + _UNDER_WAY)
         finally:
             os.close(fd)
 

@@ -25,9 +25,11 @@ from reference import Reference
 from tartapefs import Tape, TapeNotFoundError, TapePlayer, TapeRecorder
 
 LONG = os.environ.get("TARTAPEFS_LONG") == "1"
-FOLDER_AND_TIME = 3  # the calls that make the index's folder: utimensat, mkdir, utimensat
 OLD_NS = 1_600_000_000_123_456_789
-CHANGES = "pwrite64,write,ftruncate,fsync,rename,mkdir,utimensat,flock,unlink,rmdir"
+# The system calls that change anything, or that say so, and how many of each are tried at most.
+CHANGES = {
+    "utimensat": 3, "mkdir": 2, "flock": 1, "ftruncate": 1, "pwrite64": 1000, "fsync": 3, "rename": 1, "write": 2,
+}  # fmt: skip
 LOOKS = "newfstatat,getdents64,openat,close"
 
 
@@ -128,7 +130,7 @@ def killed_at(root: Path, calls: str, number: int, *options: str) -> int:
     """The exit code of a recorder that is killed on the way into the `number`th of these system calls."""
     inject = ["-e", f"trace={calls}", "-e", f"inject={calls}:signal=SIGKILL:when={number}"]
     return subprocess.run(
-        ["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", *options, *inject,
+        ["strace", "-f", "-qq", "-o", "/dev/null", *options, *inject,
          *TARTAPEFS, "record", "--force", root],
         stdin=subprocess.DEVNULL, capture_output=True, timeout=60,
         env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
@@ -138,14 +140,15 @@ def killed_at(root: Path, calls: str, number: int, *options: str) -> int:
 @pytest.mark.needs("strace")
 def test_a_recorder_killed_at_each_change(victim: Victim, record_property: Callable[[str, object], None]) -> None:
     """On the way into every system call that changes anything: the old index, the new one or none, and no litter."""
-    for number in range(1, 1000):
-        victim.prepare()
-        code = killed_at(victim.root, CHANGES, number)
-        victim.check(code, f"at change {number}")
-        if code == 0:
-            break
+    for call, most in CHANGES.items():
+        for number in range(1, most + 1, 1 if LONG or most < 10 else 6):
+            victim.prepare()
+            code = killed_at(victim.root, call, number)
+            victim.check(code, f"at {call} {number}")
+            if code == 0:
+                break
     assert victim.points >= 8
-    assert len(victim.root_touched) == (0 if victim.had_tape else 1)
+    assert victim.root_touched == ([] if victim.had_tape else ["at utimensat 2"])
     record_property("points", victim.points)
     print(f"{victim.points} points; the root's time was moved {victim.root_touched}")
 
@@ -168,15 +171,18 @@ def test_a_recorder_killed_while_it_looks(victim: Victim, record_property: Calla
 def test_a_recorder_killed_at_any_time(victim: Victim, record_property: Callable[[str, object], None]) -> None:
     """At a moment that no system call marks."""
     some = random.Random(5)
-    victim.prepare()
     command = [*TARTAPEFS, "record", "--force", os.fspath(victim.root)]
-    begun = time.monotonic()
-    subprocess.run(command, check=True, capture_output=True)
-    usual = time.monotonic() - begun
-    for _ in range(50 if LONG else 12):
+    times = []
+    for _ in range(3):
+        victim.prepare()
+        begun = time.monotonic()
+        subprocess.run(command, check=True, capture_output=True)
+        times.append(time.monotonic() - begun)
+    usual = min(times)
+    for _ in range(45 if LONG else 12):
         victim.prepare()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        delay = usual * some.uniform(0.4, 1.05)
+        delay = usual * some.uniform(0.4, 1)
         with suppress(subprocess.TimeoutExpired):
             process.wait(delay)
         process.kill()
@@ -419,9 +425,9 @@ def is_gone(pid: int) -> bool:
 
 @pytest.mark.fuse
 @pytest.mark.root
-@pytest.mark.parametrize("way_out", ["abort", "umount -f", "umount -l", "continue", "kill"])
+@pytest.mark.parametrize("way_out", ["abort", "umount -f", "umount -l", "unmount --lazy", "continue", "kill"])
 def test_a_stopped_daemon_and_the_way_out(tmp_path: Path, mountpoint: Path, way_out: str) -> None:
-    """A reader of a stopped daemon waits, even for SIGKILL, until the connection is aborted or the daemon goes on."""
+    """A reader of a stopped daemon waits until the connection is aborted, or the daemon goes on or is killed."""
     root = tmp_path / "data"
     expected = big_tree(root, 2)
     assert run("mount", root, mountpoint).returncode == 0
@@ -454,6 +460,11 @@ def test_a_stopped_daemon_and_the_way_out(tmp_path: Path, mountpoint: Path, way_
                 assert not is_mounted(mountpoint)
                 assert reader.poll() is None
                 os.kill(pid, signal.SIGKILL)
+            case "unmount --lazy":
+                assert run("unmount", "--lazy", mountpoint, timeout=10).returncode == 0
+                assert not is_mounted(mountpoint)
+                assert reader.poll() is None
+                os.kill(pid, signal.SIGKILL)
             case "continue":
                 os.kill(pid, signal.SIGCONT)
             case _:
@@ -464,7 +475,7 @@ def test_a_stopped_daemon_and_the_way_out(tmp_path: Path, mountpoint: Path, way_
         else:
             assert reader.returncode == 1
             assert data == b""
-            assert b"OSError" in said
+            assert b"ConnectionAbortedError" in said
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
             wait_until(lambda: is_gone(pid))

@@ -1,18 +1,22 @@
 """The index as input from outside: whatever is in the file, it is refused or gives the recorded archive."""
 
+import gc
 import os
 import random
 import shutil
+import signal
 import sqlite3
 import stat
+import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from reference import Reference
 
-from tartapefs import Tape, TapeFormatError, TapeNotFoundError, TapePlayer, TapeRecorder
+from tartapefs import Tape, TapeError, TapeFormatError, TapeNotFoundError, TapePlayer, TapeRecorder, cli
 from tartapefs import index as index_module
 
 Damage = Callable[[Path], None]
@@ -84,11 +88,15 @@ def seal(path: Path) -> None:
         database.close()
 
 
+FORGED: set[Damage] = set()  # what keeps all checksums right, so that a part of it may well be believed
+
+
 def sealed(*statements: str) -> Damage:
     def damage(path: Path) -> None:
         execute(path, *statements)
         seal(path)
 
+    FORGED.add(damage)
     return damage
 
 
@@ -143,6 +151,92 @@ def write_ahead_mode(path: Path) -> None:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
+PAGE = 4096
+
+
+def varint(number: int) -> bytes:
+    """As SQLite writes it, below 2^56: seven bits a byte, the highest first."""
+    digits = [number & 127]
+    while number := number >> 7:
+        digits.append(number & 127 | 128)
+    return bytes(reversed(digits))
+
+
+def interior(children: list[tuple[int, int]], last: int) -> bytes:
+    """An interior page of a table's b-tree: pages, each with the largest key in it, and the last page."""
+    body, stop, places = bytearray(PAGE), PAGE, []
+    for child, key in children:
+        cell = child.to_bytes(4, "big") + varint(key)
+        stop -= len(cell)
+        body[stop : stop + len(cell)] = cell
+        places.append(stop.to_bytes(2, "big"))
+    assert stop >= 12 + 2 * len(places)
+    head = b"\5\0\0%b%b\0%b" % (len(places).to_bytes(2, "big"), stop.to_bytes(2, "big"), last.to_bytes(4, "big"))
+    body[: 12 + 2 * len(places)] = head + b"".join(places)
+    return bytes(body)
+
+
+def replanted(plant: Callable[[int, int, bytes], list[bytes]]) -> Damage:
+    """`plant(root, new, old)`: the members' root page anew, and pages to append, of which the first has number `new`.
+
+    `old` is what the root page held; it is the first of the appended ones.
+    """
+
+    def damage(path: Path) -> None:
+        database = sqlite3.connect(path)
+        ((root,),) = database.execute("SELECT rootpage FROM sqlite_master WHERE name = 'member'")
+        database.close()
+        whole = bytearray(path.read_bytes())
+        old = bytes(whole[(root - 1) * PAGE : root * PAGE])
+        new_root, *more = plant(root, len(whole) // PAGE + 1, old)
+        whole[(root - 1) * PAGE : root * PAGE] = new_root
+        whole += old + b"".join(more)
+        whole[28:32] = (len(whole) // PAGE).to_bytes(4, "big")
+        path.write_bytes(whole)
+
+    return damage
+
+
+def chain(depth: int, pages: int) -> Damage:
+    """Levels of pages that each name the next level many times: few pages, more rows than anybody can read."""
+
+    def plant(root: int, new: int, old: bytes) -> list[bytes]:
+        below = [*range(new + 1, new + depth), new]
+        return [interior([(page, 2**55 + at) for at in range(pages)], page) for page in below]
+
+    return replanted(plant)
+
+
+def giant(circular: bool) -> Damage:
+    """The root's row alone, with a value of 1 GB, as SQLite would lay it out; the file has holes in place of zeros.
+
+    `circular`: the pages of the value are one page that names itself as the next.
+    """
+    length = 10**9
+
+    def plant(root: int, new: int, old: bytes) -> list[bytes]:
+        types = [b"\0", b"\1", varint(12 + 2 * 4), b"\4", *[b"\x08"] * 6, b"\x0c", b"\x0c", varint(12 + 2 * length)]
+        head = b"".join(types)
+        row = varint(len(head) + 1) + head + b"\xff" + b"data" + (0o040755).to_bytes(4, "big")
+        payload = len(row) + length
+        least = (PAGE - 12) * 32 // 255 - 23
+        local = least + (payload - least) % (PAGE - 4)
+        local = local if local <= PAGE - 35 else least
+        cell = varint(payload) + b"\0" + row.ljust(local, b"\0") + (new + 1).to_bytes(4, "big")
+        start = PAGE - len(cell)
+        head = b"\x0d\0\0\0\1" + start.to_bytes(2, "big") + b"\0" + start.to_bytes(2, "big")
+        return [head.ljust(start, b"\0") + cell, (new + 1).to_bytes(4, "big").ljust(PAGE, b"\0")]
+
+    def damage(path: Path) -> None:
+        replanted(plant)(path)
+        if not circular:
+            whole = path.read_bytes()
+            path.write_bytes(whole[:28] + (length // PAGE + 1000).to_bytes(4, "big") + whole[32:])
+            os.truncate(path, (length // PAGE + 1000) * PAGE)
+
+    return damage
+
+
 FILES: dict[str, Damage] = {
     "text": content(b"this is no index\n" * 400),
     "empty": content(b""),
@@ -168,7 +262,54 @@ FILES: dict[str, Damage] = {
     "text in UTF-16": patched(56, b"\0\0\0\2"),
 }
 
+TREES: dict[str, Damage] = {
+    "root its own child": replanted(lambda root, new, old: [interior([(root, 2**55)], root)]),
+    "root its own last child": replanted(lambda root, new, old: [interior([(new, 0)], root)]),
+    "two pages name each other": replanted(
+        lambda root, new, old: [interior([(new + 1, 2**55)], new + 1), interior([(root, 2**55)], root)]
+    ),
+    "rows twice": replanted(lambda root, new, old: [interior([(new, 2**54)], new)]),
+    "rows again and again": chain(1, 200),
+    "rows without end": chain(8, 200),
+    "deeper than any": chain(30, 1),
+    "page beyond the file": replanted(lambda root, new, old: [interior([(new + 9, 2**55)], new + 9)]),
+    "page the largest": replanted(lambda root, new, old: [interior([(2**32 - 1, 2**55)], 2**32 - 1)]),
+    "page none": replanted(lambda root, new, old: [interior([(0, 2**55)], 0)]),
+    "page of the schema": replanted(lambda root, new, old: [interior([(1, 2**55)], 1)]),
+    "page of an index": replanted(lambda root, new, old: [b"\x0a" + old[1:]]),
+    "page of zeros": replanted(lambda root, new, old: [bytes(PAGE)]),
+    "page of ones": replanted(lambda root, new, old: [b"\xff" * PAGE]),
+    "page without rows": replanted(lambda root, new, old: [b"\x0d" + bytes(4) + b"\x10" + bytes(PAGE - 6)]),
+    "cells outside the page": replanted(lambda root, new, old: [old[:8] + b"\xff" * 8 + old[16:]]),
+    "all cells one": replanted(lambda root, new, old: [old[:8] + old[8:10] * 5 + old[18:]]),
+    "more cells than fit": replanted(lambda root, new, old: [old[:3] + b"\xff\xff" + old[5:]]),
+    "keys in no order": replanted(lambda root, new, old: [old[:8] + old[12:14] + old[10:12] + old[8:10] + old[14:]]),
+    "value of 1 GB": giant(circular=False),
+    "value of 1 GB in one page": giant(circular=True),
+}
+
 SCHEMAS: dict[str, Damage] = {
+    "text not UTF-8": unsealed(
+        "PRAGMA writable_schema=ON", "UPDATE sqlite_master SET sql = CAST(x'435245415445d2ff' AS TEXT)"
+    ),
+    "name not UTF-8": unsealed(
+        "PRAGMA writable_schema=ON", "UPDATE sqlite_master SET name = CAST(x'd2ff' AS TEXT), sql = 'CREATE nothing'"
+    ),
+    "name that drives a terminal": unsealed(
+        "PRAGMA writable_schema=ON", "UPDATE sqlite_master SET name = char(10, 27) || '[2J', sql = 'CREATE nothing'"
+    ),
+    "both tables one": unsealed(
+        "PRAGMA writable_schema=ON",
+        "UPDATE sqlite_master SET rootpage = (SELECT rootpage FROM sqlite_master WHERE name = 'tape')",
+    ),
+    "table in the schema's page": unsealed("PRAGMA writable_schema=ON", "UPDATE sqlite_master SET rootpage = 1"),
+    "table nowhere": unsealed("PRAGMA writable_schema=ON", "UPDATE sqlite_master SET rootpage = 0"),
+    "table beyond the file": unsealed("PRAGMA writable_schema=ON", "UPDATE sqlite_master SET rootpage = 99999"),
+    "virtual table": unsealed(
+        "PRAGMA writable_schema=ON",
+        "INSERT INTO sqlite_master VALUES ('table', 'more', 'more', 0, 'CREATE VIRTUAL TABLE more USING fts5(x)')",
+    ),
+    "statistics": unsealed("ANALYZE"),
     "extra table": unsealed("CREATE TABLE more (x)"),
     "extra view": unsealed("CREATE VIEW more AS SELECT 1"),
     "extra trigger": unsealed("CREATE TRIGGER more AFTER INSERT ON member BEGIN SELECT 1; END"),
@@ -190,6 +331,7 @@ FACTS: dict[str, Damage] = {
     "fact missing": sealed("DELETE FROM tape WHERE fact = 'member_count'"),
     "all missing": unsealed("DELETE FROM tape"),
     "fact too many": sealed("INSERT INTO tape VALUES ('more', 1)"),
+    "fact that drives a terminal": sealed("INSERT INTO tape VALUES (char(10, 27) || '[2J', 1)"),
     "size negative": sealed(SET.format("total_size", -1)),
     "size zero": sealed(SET.format("total_size", 0)),
     "size of a footer": sealed(SET.format("total_size", 1024)),
@@ -219,6 +361,14 @@ FACTS: dict[str, Damage] = {
     "excluded of numbers": sealed(SET.format("excluded", "'[1, 2]'")),
     "excluded null": sealed(SET.format("excluded", "NULL")),
     "excluded nested without end": sealed(SET.format("excluded", f"'{'[' * 200_000}'")),
+    "size the smallest": sealed(SET.format("total_size", -(2**63))),
+    "size no block": sealed(SET.format("total_size", 1535)),
+    "left out negative": sealed(SET.format("left_out", -1)),
+    "inode a text": sealed(SET.format("root_ino", "'x'")),
+    "inode of the index null": sealed(SET.format("index_ino", "NULL")),
+    "digest of rows too short": sealed(SET.format("rows_digest", "'00'")),
+    "digest of rows no text": sealed(SET.format("rows_digest", "x'ff'")),
+    "value of a megabyte": sealed(SET.format("fingerprint", "CAST(zeroblob(1000000) AS TEXT)")),
     "fact's name no text": unsealed("INSERT INTO tape VALUES (x'ff', 1)"),
     "value not UTF-8": unsealed(SET.format("fingerprint", "CAST(x'ff' AS TEXT)")),
 }
@@ -255,6 +405,27 @@ ROWS: dict[str, Damage] = {
     "name too long": sealed(f"UPDATE member SET name = CAST(printf('%0251d', 0) AS BLOB) WHERE {FILE}"),
     "name that no slash splits": sealed(f"UPDATE member SET name = CAST(printf('%0101d', 0) AS BLOB) WHERE {FILE}"),
     "name of a megabyte": sealed(f"UPDATE member SET name = zeroblob(1000000) WHERE {FILE}"),
+    "mtime a text": sealed(f"UPDATE member SET mtime = 'x' WHERE {FILE}"),
+    "mtime null": sealed(f"UPDATE member SET mtime = NULL WHERE {FILE}"),
+    "inode a fraction": sealed(f"UPDATE member SET ino = 0.5 WHERE {FILE}"),
+    "ctime a blob": sealed(f"UPDATE member SET ctime = x'00' WHERE {FILE}"),
+    "mode a text": sealed(f"UPDATE member SET mode = 'x' WHERE {FILE}"),
+    "mode a fraction": sealed(f"UPDATE member SET mode = 33188.5 WHERE {FILE}"),
+    "target a number": sealed(f"UPDATE member SET target = 5 WHERE {FILE}"),
+    "owner a number": sealed(f"UPDATE member SET owner = 5 WHERE {FILE}"),
+    "size the largest": sealed(f"UPDATE member SET size = {2**63 - 1} WHERE {FILE}"),
+    "size the smallest": sealed(f"UPDATE member SET size = {-(2**63)} WHERE {FILE}"),
+    "start the largest": sealed(f"UPDATE member SET start = {2**63 - 512} WHERE {FILE}"),
+    "start the smallest": sealed(f"UPDATE member SET start = {-(2**63)} WHERE {FILE}"),
+    "folder the largest": sealed(f"UPDATE member SET folder = {2**63 - 1} WHERE {FILE}"),
+    "folder the smallest": sealed(f"UPDATE member SET folder = {-(2**63)} WHERE {FILE}"),
+    "folder a fraction": sealed(f"UPDATE member SET folder = 0.5 WHERE {FILE}"),
+    "folder null": sealed(f"UPDATE member SET folder = NULL WHERE {FILE}"),
+    "folder that follows": sealed("UPDATE member SET folder = (SELECT start FROM member WHERE name = x'64656570')"
+                                  " WHERE name = x'61'"),
+    "folders in each other": sealed("UPDATE member SET folder = (SELECT start FROM member WHERE name = x'6572')"
+                                    " WHERE name = x'64656570'"),
+    "root in a folder": sealed("UPDATE member SET folder = 512 WHERE start = 0"),
     "folder of none": sealed(f"UPDATE member SET folder = -1 WHERE {FILE}"),
     "folder nowhere": sealed(f"UPDATE member SET folder = 511 WHERE {FILE}"),
     "folder negative": sealed(f"UPDATE member SET folder = -512 WHERE {FILE}"),
@@ -287,7 +458,7 @@ ROWS: dict[str, Damage] = {
 }  # fmt: skip
 
 DAMAGES = {f"{kind}: {what}": damage
-           for kind, damages in (("file", FILES), ("schema", SCHEMAS), ("fact", FACTS), ("row", ROWS))
+           for kind, damages in (("file", FILES), ("tree", TREES), ("schema", SCHEMAS), ("fact", FACTS), ("row", ROWS))
            for what, damage in damages.items()}  # fmt: skip
 
 
@@ -298,6 +469,52 @@ def test_bad_index_is_refused(recorded: Path, damage: str) -> None:
     DAMAGES[damage](index_of(recorded))
     refused(recorded)
     assert len(before) > 1024
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
+    """`program(*arguments)` is `tartapefs` in this process: its exit code."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGPIPE, signal.SIGTERM)}
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["tartapefs", *map(os.fspath, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0)
+
+    yield run
+    gc.collect()  # what the program left to the end of its process
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_bad_index_is_refused_whoever_looks(
+    recorded: Path, damage: str, program: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A lookup or read by itself is right or a TapeError; `verify` exits 3 and says why on one line."""
+    reference = Reference(recorded)
+    DAMAGES[damage](index_of(recorded))
+    right = []
+    with suppress(TapeFormatError), Tape.open(index_of(recorded)) as tape:
+        player = TapePlayer(tape)
+        try:
+            for name, start in reference.starts.items():
+                with suppress(TapeError, KeyError):
+                    right.append(tape.find(name).start == start)
+                with suppress(TapeError):
+                    right.append(getattr(tape.member_at(start), "name", b"") == name)
+                with suppress(TapeError):
+                    right.append(player.read(start, 1024) == reference.read(start, 1024))
+        finally:
+            player.close()
+    assert all(right) or DAMAGES[damage] in FORGED
+    assert program("verify", recorded) == 3
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.endswith("\n")
+    assert said.err[:-1].isprintable()
+    assert "not a usable tape index" in said.err
 
 
 def test_sealing_alone_changes_nothing(recorded: Path) -> None:

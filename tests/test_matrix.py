@@ -284,11 +284,14 @@ CHANGES: dict[str, tuple[Callable[[Source], object], tuple[str, ...]]] = {
     "changed copy mounted over a folder": (copy_mounted_over_folder, (DEEP, C)),
     "changed copy mounted over a file": (file_mounted_over_file, (B,)),
     "mount over the root": (mount_over_the_root, (TOP,)),
-    "root swapped for a copy": (swap_the_root, (TOP,)),
+    "root swapped for an equal copy": (swap_the_root, (TOP,)),
+    "root swapped for a changed copy": (lambda source: (swap_the_root(source), append(source)), (TOP, B)),
 }  # fmt: skip
 # A store to a page that a mapping made dirty before the recording moves no timestamp on tmpfs, where no page is ever
 # written back: nothing that `stat` shows differs.
 NOT_PROMISED = {("tmpfs", "store through a dirty mapping")}
+# A whole copy of the tape is a tape too, for a player that opens it; only one that had the other open objects.
+STILL_A_TAPE = "root swapped for an equal copy"
 
 
 # The moments. Each reads `[at, ...)` before, changes, and gives the bytes that were read meanwhile with their offsets.
@@ -402,6 +405,10 @@ def test_a_change(filesystem: Filesystem, sources: dict[tuple[str, str], Source]
                 read_on(MOMENTS[moment](source, lambda: change(source), read))
                 assert any(data != source.expected[at : at + len(data)] for at, data in returned)
                 return
+            if name == STILL_A_TAPE and moment == "before":
+                read_on(MOMENTS[moment](source, lambda: change(source), read))
+                assert b"".join(data for _, data in returned) == source.expected
+                return
             with pytest.raises(TapeIntegrityError) as caught:
                 read_on(MOMENTS[moment](source, lambda: change(source), read))
             for at, data in returned:
@@ -411,11 +418,11 @@ def test_a_change(filesystem: Filesystem, sources: dict[tuple[str, str], Source]
             for at in (0, len(source.expected) - 1):
                 with pytest.raises(TapeIntegrityError):
                     players[0].read(at, 1)
-            # Nor does it get past a player that is new.
-            players.append(TapePlayer(tape, source.root))
-            with pytest.raises(TapeIntegrityError):
-                for at in range(0, len(source.expected), 3000):
-                    assert players[1].read(at, 3000) == source.expected[at : at + 3000]
+            if name != STILL_A_TAPE:  # nor does it get past a player that is new
+                players.append(TapePlayer(tape, source.root))
+                with pytest.raises(TapeIntegrityError):
+                    for at in range(0, len(source.expected), 3000):
+                        assert players[1].read(at, 3000) == source.expected[at : at + 3000]
         finally:
             for player in players:
                 player.close()

@@ -7,7 +7,7 @@ DIR ?= /usr/share/doc
 
 RUN_PACKAGES := python3 python3-venv fuse3 libfuse2
 TEST_PACKAGES := $(RUN_PACKAGES) attr bindfs bsdextrautils busybox cpio curl e2fsprogs libarchive-tools mount \
-	p7zip-full procps rclone rsync strace tar util-linux
+	p7zip-full procps rclone rsync strace tar util-linux btrfs-progs xfsprogs
 
 .PHONY: help demo test lint check bench clean
 

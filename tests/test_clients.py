@@ -361,7 +361,8 @@ STREAMS = {
     "busybox": "busybox tar -xpf - -C {to}",
     "cpio": "cpio --quiet -idm -H ustar -D {to}",
     "python": f"{sys.executable} -c 'import sys, tarfile; "
-    'tarfile.open(fileobj=sys.stdin.buffer, mode="r|").extractall(sys.argv[1], filter="fully_trusted")\' {to}',
+    'tarfile.open(fileobj=sys.stdin.buffer, mode="r|").extractall('
+    'sys.argv[1], **({"filter": "fully_trusted"} if hasattr(tarfile, "data_filter") else {}))\' {to}',
 }
 
 

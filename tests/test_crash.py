@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -179,7 +178,7 @@ def test_a_recorder_killed_at_any_time(victim: Victim, record_property: Callable
         subprocess.run(command, check=True, capture_output=True)
         times.append(time.monotonic() - begun)
     usual = min(times)
-    for _ in range(45 if LONG else 12):
+    for _ in range(45 if LONG else 8):
         victim.prepare()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         delay = usual * some.uniform(0.4, 1)

@@ -76,6 +76,7 @@ def seal(path: Path) -> None:
     """Makes all checksums right again: they keep accidents out, not a forger, who can compute them as well."""
     database = sqlite3.connect(path, isolation_level=None)
     try:
+        database.execute("BEGIN")
         for start, *facts in database.execute("SELECT * FROM member").fetchall():
             try:
                 checksum = zlib.crc32(index_module._facts((start, *facts[:-1])))
@@ -84,6 +85,7 @@ def seal(path: Path) -> None:
             database.execute("UPDATE member SET crc = ? WHERE start = ?", (checksum, start))
         facts = dict(database.execute("SELECT fact, value FROM tape WHERE fact != 'facts_digest'"))
         database.execute("UPDATE tape SET value = ? WHERE fact = 'facts_digest'", (index_module._digest(facts),))
+        database.execute("COMMIT")
     finally:
         database.close()
 

@@ -152,7 +152,9 @@ PROGRAMS: dict[str, Program] = {
     "mv": ("mv", shell('mv "$A" "$OUT"'), copied),
     "cat >": ("cat", shell('cat "$A" > "$OUT"'), copied),
     "dd bs=1M": ("dd", shell('dd if="$A" of="$OUT" bs=1M'), copied),
-    "dd bs=1M conv=noerror,sync": ("dd", shell('ulimit -f 16384; dd if="$A" of="$OUT" bs=1M conv=noerror,sync'), copied),
+    "dd bs=1M conv=noerror,sync": (
+        "dd", shell('ulimit -f 16384; dd if="$A" of="$OUT" bs=1M conv=noerror,sync'), copied,
+    ),
     "dd, resumed": (
         "dd",
         after_a_good_start(

@@ -72,7 +72,8 @@ with tarfile.open(sys.argv[1]) as archive:
 PY_EXTRACT = """
 import sys, tarfile
 with tarfile.open(sys.argv[1]) as archive:
-    archive.extractall(sys.argv[2], filter="fully_trusted")
+    # Python before 3.11.4 has no filters, and trusts.
+    archive.extractall(sys.argv[2], **({"filter": "fully_trusted"} if hasattr(tarfile, "data_filter") else {}))
 """
 PY_PRINT = """
 import sys, tarfile

@@ -29,11 +29,10 @@ with atheris.instrument_imports(include=["tartapefs"]):
 from reference import Reference
 
 Fuzz = atheris.FuzzedDataProvider
-COLUMNS = "start folder name mode size mtime mtime_nsec ino ctime ctime_nsec target owner crc".split()
-FACTS = (
-    "root_name fingerprint total_size member_count recorded_ns excluded left_out owners_kept root_ino index_ino"
-    " rows_digest facts_digest"
-).split()
+COLUMNS = ["start", "folder", "name", "mode", "size", "mtime", "mtime_nsec", "ino", "ctime", "ctime_nsec", "target",
+           "owner", "crc"]  # fmt: skip
+FACTS = ["root_name", "fingerprint", "total_size", "member_count", "recorded_ns", "excluded", "left_out", "owners_kept",
+         "root_ino", "index_ino", "rows_digest", "facts_digest"]  # fmt: skip
 NUMBERS = (0, -1, 1, 511, 512, 2**31, 2**32, 2**62, 2**63 - 1, -(2**63), 0o040755, 0o100644, 0o120777, 10**9)
 NAMES = (b"", b".", b"..", b"/", b"a/b", b"/etc/passwd", b"\0", b"x" * 256, b"\xff\n", b".tartape", b"a", b"0:0:a:b")
 REPORT_EVERY = 1000  # inputs

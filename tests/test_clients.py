@@ -362,7 +362,7 @@ STREAMS = {
     "cpio": "cpio --quiet -idm -H ustar -D {to}",
     "python": f"{sys.executable} -c 'import sys, tarfile; "
     'tarfile.open(fileobj=sys.stdin.buffer, mode="r|").extractall('
-    'sys.argv[1], **({"filter": "fully_trusted"} if hasattr(tarfile, "data_filter") else {}))\' {to}',
+    'sys.argv[1], **(dict(filter="fully_trusted") if hasattr(tarfile, "data_filter") else dict()))\' {to}',
 }
 
 

@@ -73,7 +73,7 @@ PY_EXTRACT = """
 import sys, tarfile
 with tarfile.open(sys.argv[1]) as archive:
     # Python before 3.11.4 has no filters, and trusts.
-    archive.extractall(sys.argv[2], **({"filter": "fully_trusted"} if hasattr(tarfile, "data_filter") else {}))
+    archive.extractall(sys.argv[2], **(dict(filter="fully_trusted") if hasattr(tarfile, "data_filter") else dict()))
 """
 PY_PRINT = """
 import sys, tarfile

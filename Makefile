@@ -4,12 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DIR ?= /usr/share/doc
+RUNS ?= 100000
+SECONDS ?= 3600
 
 RUN_PACKAGES := python3 python3-venv fuse3 libfuse2
-TEST_PACKAGES := $(RUN_PACKAGES) attr bindfs bsdextrautils busybox cpio curl e2fsprogs libarchive-tools mount \
-	p7zip-full procps rclone rsync strace tar util-linux btrfs-progs xfsprogs
+TEST_PACKAGES := $(RUN_PACKAGES) attr bindfs bsdextrautils btrfs-progs busybox cpio curl e2fsprogs \
+	libarchive-tools mount p7zip-full procps rclone rsync strace tar util-linux xfsprogs
 
-.PHONY: help demo test lint check bench clean
+.PHONY: help demo test lint check bench fuzz soak mutants clean
 
 help:
 	@echo "make demo [DIR=folder]   record and mount a folder, read it back with GNU tar, compare"
@@ -17,6 +19,9 @@ help:
 	@echo "make lint                format, lint, types, layers"
 	@echo "make check               lint and test"
 	@echo "make bench               speed against tar, in one run"
+	@echo "make fuzz [RUNS=100000]  damaged indexes, found by coverage; -1 goes on for ever"
+	@echo "make soak [SECONDS=3600] random reads, memory and descriptors watched"
+	@echo "make mutants             takes each integrity check out in turn; a test must fail"
 
 # $(call install,packages): installs those of the Debian packages that are missing.
 define install
@@ -61,6 +66,20 @@ bench:
 	$(call install,$(RUN_PACKAGES))
 	@$(MAKE) -s $(VENV)/for-demo
 	$(BIN)/python tests/bench/bench.py
+
+fuzz:
+	@$(MAKE) -s $(VENV)/for-test
+	cd tests && ../$(BIN)/python fuzz/fuzz_index.py -runs=$(RUNS) -timeout=20 -rss_limit_mb=512 -artifact_prefix=/tmp/
+
+soak:
+	$(call install,$(RUN_PACKAGES))
+	@$(MAKE) -s $(VENV)/for-test
+	cd tests && ../$(BIN)/python soak.py --seconds $(SECONDS)
+
+mutants:
+	$(call install,$(TEST_PACKAGES))
+	@$(MAKE) -s $(VENV)/for-test
+	$(BIN)/python tests/mutants.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

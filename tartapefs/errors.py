@@ -82,6 +82,7 @@ class TapeFormatError(TapeError):
     """The file at `path` is not an index that can be believed, for `reason`."""
 
     def __init__(self, path: str, reason: str) -> None:
+        reason = printable(reason)  # it may quote what is in the file
         super().__init__(f"{printable(path)}: not a usable tape index: {reason}; {RECORD_AGAIN}")
         self.path = path
         self.reason = reason

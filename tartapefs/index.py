@@ -27,7 +27,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -57,6 +57,8 @@ _PAGE = 256  # members that are fetched at once by a reader that goes on where i
 _PAGES_KEPT = 8  # of as many readers
 _CONNECTIONS = 4  # more readers at once than there are cores to run them gain nothing
 _LONGEST_VALUE = 1 << 20
+_LONGEST_ROW = 1 << 12  # bytes; names, target and owner have at most 500
+_STEPS = 10_000  # of SQLite's machine, between two looks at how long a query takes
 _NS = 10**9
 _FILE, _FOLDER, _LINK = stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK
 _LARGEST_BODY = {_FILE: MAX_OFFSET, _FOLDER: 0, _LINK: 0}
@@ -288,6 +290,7 @@ class Index:
                     self._pool.put(self._open_connection())
                     self._open_connections += 1
             self.facts = self._read_facts()
+            self._limit_rows()
             self._check_ends()
         except BaseException:
             self.close()
@@ -330,7 +333,7 @@ class Index:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
                 raise self._bad("it is not a regular file")
-            head = os.pread(fd, 100, 0)
+            head = os.pread(fd, 105, 0)
         finally:
             os.close(fd)
         version = int.from_bytes(head[60:64], "big")
@@ -340,6 +343,9 @@ class Index:
             raise self._bad(f"its format is {version}, this tartapefs reads {FORMAT}")
         if head[18:20] != b"\1\1":
             raise self._bad("it is in a journal mode that an index never has")
+        # The schema's own b-tree: one leaf of two rows. SQLite reads all of it before any query, however much it is.
+        if head[100:101] != b"\x0d" or int.from_bytes(head[103:105], "big") != len(_SCHEMA):
+            raise self._bad("its tables are not those of an index")
         for suffix in ("-wal", "-journal"):
             if os.path.lexists(self.path + suffix):
                 raise self._bad(f"there is a file {os.path.basename(self.path) + suffix} beside it")
@@ -369,7 +375,7 @@ class Index:
         """What SQLite says of a damaged file, as the refusal of the index."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError, MemoryError) as error:  # an error's own text may not be UTF-8
             raise self._bad(f"SQLite says: {error}") from error
 
     def _query(self, sql: str, parameters: tuple[int, ...] = ()) -> list[tuple[Any, ...]]:
@@ -378,15 +384,21 @@ class Index:
             self._check_open()
             assert connection is not None  # which it is in the pool of a closed index alone
             with self._refusing():
+                # A scan of every row takes fewer steps than the file has bytes, unless its pages lead in circles.
+                steps, most = count(0, _STEPS), self.stat.st_size
+                connection.set_progress_handler(lambda: next(steps) > most, _STEPS)
                 return connection.execute(sql, parameters).fetchall()
         finally:
             self._pool.put(connection)
 
     def _read_facts(self) -> TapeFacts:
+        rows = self._query("SELECT fact, value FROM tape LIMIT 32")
+        if sum(len(value) for row in rows for value in row if isinstance(value, bytes)) > _LONGEST_VALUE:
+            raise self._bad("its facts are too long")
         try:
             facts: dict[str, Any] = {
                 key.decode(): value.decode() if isinstance(value, bytes) and key != b"root_name" else value
-                for key, value in self._query("SELECT fact, value FROM tape LIMIT 32")
+                for key, value in rows
             }
             if facts.pop("facts_digest", None) != _digest(facts):
                 raise self._bad("the facts of the tape fail their digest")
@@ -411,6 +423,14 @@ class Index:
         if not isinstance(tape.root_name, bytes) or not _is_name(tape.root_name):
             raise self._bad("the root's name is malformed")
         return tape
+
+    def _limit_rows(self) -> None:
+        """From here on no value is longer than a row may be: a page of rows at its longest is a megabyte."""
+        for _ in range(_CONNECTIONS):
+            connection = self._pool.get()
+            assert connection is not None
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_ROW)
+            self._pool.put(connection)
 
     def _check_ends(self) -> None:
         """The first member is the root, and the last one ends where the footer starts."""
@@ -477,8 +497,11 @@ class Index:
             f" ORDER BY start LIMIT {_PAGE}",
             (position,),
         ):
-            yield from map(self._member, rows)
-            position = rows[-1][0]
+            for row in rows:
+                if row[0] <= position:
+                    raise self._bad("its rows are in no order")
+                position = row[0]
+                yield self._member(row)
 
     def _member(self, row: tuple[Any, ...], depth: int = 0) -> Member:
         """A row as a member, after every check that the row alone and its folders allow.
@@ -542,16 +565,18 @@ class Index:
 
     def is_sound(self) -> bool:
         """Whether there are as many rows as recorded, and all together still have the digest that was recorded."""
-        digest, count, position = hashlib.sha256(), 0, -1
+        digest, rows_seen, position = hashlib.sha256(), 0, -1
         while rows := self._query(f"SELECT * FROM member WHERE start > ? ORDER BY start LIMIT {_PAGE}", (position,)):
             for row in rows:
+                if row[0] <= position:
+                    raise self._bad("its rows are in no order")
+                position = row[0]
                 try:
                     digest.update(_facts(row[:-1]))
                 except (struct.error, TypeError) as error:
                     raise self._bad(f"the row at {row[0]} is malformed: {error}") from error
-            count += len(rows)
-            position = rows[-1][0]
-        return count == self.facts.member_count and digest.hexdigest() == self.facts.rows_digest
+            rows_seen += len(rows)
+        return rows_seen == self.facts.member_count and digest.hexdigest() == self.facts.rows_digest
 
 
 def _strings(value: Any) -> tuple[str, ...]:

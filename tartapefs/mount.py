@@ -60,7 +60,10 @@ def unmount(mountpoint: str, lazy: bool = False) -> None:
 
     Raises MountError where no archive is mounted there, and with what the system's own program said.
     """
-    where = _mounted_at(mountpoint)
+    _unmount(_mounted_at(mountpoint), lazy)
+
+
+def _unmount(where: str, lazy: bool) -> None:
     if os.geteuid() == 0:
         command = ["umount", *(["-l"] if lazy else []), where]
     else:
@@ -69,9 +72,9 @@ def unmount(mountpoint: str, lazy: bool = False) -> None:
     try:
         result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     except FileNotFoundError:
-        raise MountError(mountpoint, f"{command[0]} is not installed; install the package fuse3") from None
+        raise MountError(where, f"{command[0]} is not installed; install the package fuse3") from None
     if result.returncode:
-        raise MountError(mountpoint, "; ".join(result.stderr.split("\n")[:-1]) or f"{command[0]} failed")
+        raise MountError(where, "; ".join(result.stderr.split("\n")[:-1]) or f"{command[0]} failed")
 
 
 def status(mountpoint: str) -> dict[str, str]:
@@ -91,10 +94,13 @@ def status(mountpoint: str) -> dict[str, str]:
 
 
 def _mounted_at(mountpoint: str) -> str:
-    where = os.path.realpath(mountpoint)
-    if all(entry.mountpoint != where for entry in mounts()):
-        raise MountError(mountpoint, "no archive of tartapefs is mounted here")
-    return where
+    known = {entry.mountpoint for entry in mounts()}
+    # By its folder first: to look at the mount point itself is to ask a daemon that may not answer any more.
+    folder, name = os.path.split(os.path.abspath(mountpoint))
+    where = os.path.join(os.path.realpath(folder), name)
+    if where in known or (where := os.path.realpath(mountpoint)) in known:
+        return where
+    raise MountError(mountpoint, "no archive of tartapefs is mounted here")
 
 
 def _check_mountpoint(mountpoint: str, source: str) -> str:
@@ -267,6 +273,6 @@ def _unmount_at_end(ours: list[MountEntry]) -> None:
     for entry in ours:
         if entry in mounts():
             try:
-                unmount(entry.mountpoint, lazy=True)  # a reader that never closes the archive must not keep the daemon
+                _unmount(entry.mountpoint, lazy=True)  # a reader that never closes the archive must not keep the daemon
             except MountError as error:
                 log.error("%s", error)

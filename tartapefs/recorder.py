@@ -20,7 +20,14 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 from tartapefs import ustar
-from tartapefs.errors import Problem, SourceUnreadableError, TapeConstraintError, TapeError, TapeExistsError
+from tartapefs.errors import (
+    Problem,
+    SourceUnreadableError,
+    TapeBusyError,
+    TapeConstraintError,
+    TapeError,
+    TapeExistsError,
+)
 from tartapefs.index import Index, IndexWriter, is_index, remove_unfinished
 from tartapefs.integrity import inspect
 from tartapefs.layout import FOOTER, MAX_OFFSET
@@ -87,14 +94,23 @@ class TapeRecorder:
             raise TapeConstraintError([Problem(self.root, "a root folder without a name has no place in an archive")])
         self._check_index_path()
         with Source(self.root) as source:
-            made = self._own_folder and _make_tape_folder(source)
-            try:
+            if not self._own_folder:
                 return self._record(source)
-            except BaseException:
-                remove_unfinished(self.index_path)  # which an interrupt in a bad moment leaves
-                if made:
-                    _remove_tape_folder(source)
-                raise
+            try:
+                with source.locked():  # or the slower of two would still touch the root when the other has its witness
+                    return self._record_inside(source)
+            except BlockingIOError:
+                raise TapeBusyError(self.index_path) from None
+
+    def _record_inside(self, source: Source) -> str:
+        made = _make_tape_folder(source)
+        try:
+            return self._record(source)
+        except BaseException:
+            remove_unfinished(self.index_path)  # which an interrupt in a bad moment leaves
+            if made:
+                _remove_tape_folder(source)
+            raise
 
     def _check_index_path(self) -> None:
         exists = os.path.lexists(self.index_path)

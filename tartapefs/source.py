@@ -10,8 +10,11 @@ with `O_NOFOLLOW` on the last component alone.) Without it the path is walked co
 
 import ctypes
 import errno
+import fcntl
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -169,6 +172,28 @@ class Source:
     @property
     def ino(self) -> int:
         return self._place.st_ino
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps others that ask for this lock out; raises BlockingIOError if one of them has it.
+
+        Does nothing where the file system has no locks for folders (some network file systems), nor for who may not
+        read the folder, and cannot record it.
+        """
+        try:
+            fd = os.open(self.root, _LIST)
+        except PermissionError:
+            yield
+            return
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno == errno.EWOULDBLOCK:
+                    raise
+            yield
+        finally:
+            os.close(fd)
 
     def is_in_place(self) -> bool:
         """Whether the root's path still leads to the folder that was opened."""

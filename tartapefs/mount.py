@@ -235,8 +235,7 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
         signal.set_wakeup_fd(old_wakeup)
         for number, handler in old_handlers.items():
             signal.signal(number, handler)
-        os.close(hear)
-        os.close(speak)
+        # The pipe stays: a thread that a reader still holds will write to it, and must not write to another file.
     log.info("%s: unmounted", printable(where))
     return 1 if player.drift is not None else 0
 

@@ -62,6 +62,7 @@ class ArchiveFS(fuse.Operations):  # type: ignore[misc]  # fusepy has no types
         self._tape = player.tape
         self._entry = os.fsencode(options.name).decode("latin-1")
         self._logged: set[str] = set()
+        self.ended = False  # unmounted: who still reads gets errors that are no news
         self._readers: deque[None] = deque()  # as many as there are: its changes are atomic
         mode = options.mode & 0o444
         common = dict.fromkeys(("st_mtime", "st_ctime", "st_atime"), self._tape.recorded_ns)
@@ -146,6 +147,8 @@ class ArchiveFS(fuse.Operations):  # type: ignore[misc]  # fusepy has no types
         """
         if isinstance(error, fuse.FuseOSError):
             return error.errno or errno.EIO
+        if self.ended:
+            return errno.EIO
         with contextlib.suppress(BaseException):
             match error:
                 case TapeError():

@@ -231,6 +231,7 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
             _unmount_at_end(ours)
             for thread in threads:
                 thread.join(_GRACE / len(threads))
+            archive.ended = True
     finally:
         signal.set_wakeup_fd(old_wakeup)
         for number, handler in old_handlers.items():

@@ -351,6 +351,7 @@ def test_the_audits_go_on_after_an_error_and_end_at_drift() -> None:
         assert not thread.is_alive()
 
 
+@pytest.mark.fuse
 def test_a_foreground_daemon_tells_of_drift_that_an_audit_found(tree: Path, tmp_path: Path) -> None:
     """Nobody reads a byte; it exits with 1 when it is told to end."""
     record(tree)

@@ -64,6 +64,7 @@ class TapePlayer:
         self._end_reached = -math.inf  # when a read last came to the footer (monotonic, seconds)
         self._audited = -math.inf  # when the last complete audit began
         self._auditing = threading.Lock()
+        self._first = threading.Lock()
 
     def close(self) -> None:
         """Closes the source. The tape stays open: it is the caller's."""
@@ -101,8 +102,7 @@ class TapePlayer:
             if stop >= self._end:
                 self._guard_footer(offset, stop)
         except TapeIntegrityError as error:
-            self.drift = self.drift or error
-            raise
+            raise self._invalidated(error) from None
         return stop - offset
 
     def audit(self, share: float = 1.0) -> None:
@@ -115,9 +115,15 @@ class TapePlayer:
         try:
             audit(self.tape, self.source, self.at_home, share)
         except TapeIntegrityError as error:
-            self.drift = self.drift or error
-            raise
+            raise self._invalidated(error) from None
         self._audited = max(self._audited, begun)
+
+    def _invalidated(self, error: TapeIntegrityError) -> TapeIntegrityError:
+        """Makes the tape invalid; what to raise is the first drift, whichever thread found it."""
+        with self._first:
+            if self.drift is None:
+                self.drift = error
+        return error if self.drift is error else self.drift.again()
 
     def _guard_footer(self, offset: int, stop: int) -> None:
         """For the request `[offset, stop)`, which comes to the footer or into it: no footer without an audit.

@@ -54,8 +54,8 @@ MUTANTS = [
     Mutant(
         "the first drift is kept",
         "player.py",
-        "self.drift = self.drift or error\n            raise\n        return",
-        "raise\n        return",
+        "                self.drift = error\n",
+        "                return error\n",
         PLAYER,
     ),
     Mutant("drift stops every later read", "player.py", "if self.drift is not None:", "if False:", PLAYER),

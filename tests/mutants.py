@@ -86,7 +86,7 @@ MUTANTS = [
     Mutant(
         "verify counts and sums the rows",
         "index.py",
-        "return count == self.facts.member_count and digest",
+        "return rows_seen == self.facts.member_count and digest",
         "return True or digest",
         INDEX,
     ),

@@ -114,13 +114,13 @@ class TapeRecorder:
 
     def _check_index_path(self) -> None:
         exists = os.path.lexists(self.index_path)
-        if exists and (self._own_folder or is_index(self.index_path)) and not self._overwrite:
+        if exists and not self._own_folder and not is_index(self.index_path):
+            reason = "is in the way of the index and none itself; move it, or choose another place"
+            raise TapeConstraintError([Problem(self.index_path, reason)])
+        if exists and not self._overwrite:
             raise TapeExistsError(self.index_path)
         if self._own_folder:
             return
-        if exists and not is_index(self.index_path):
-            reason = "is in the way of the index and none itself; move it, or choose another place"
-            raise TapeConstraintError([Problem(self.index_path, reason)])
         place = os.path.realpath(os.path.dirname(self.index_path))
         if not os.path.isdir(place):
             raise FileNotFoundError(2, "no such folder for the index", place)

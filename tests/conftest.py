@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -133,3 +134,12 @@ def tree(tmp_path: Path) -> Path:
     (root / "script.sh").write_text("#!/bin/sh\n")
     (root / "script.sh").chmod(0o755)
     return root
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that every user can enter, unlike the ones that pytest makes."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        (Path(folder) / "mnt").mkdir()
+        yield Path(folder)

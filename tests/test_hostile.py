@@ -381,15 +381,6 @@ def test_a_mount_names_hostile_drift_in_one_line(hostile: Path, tmp_path: Path, 
 # Other users
 
 
-@pytest.fixture
-def public() -> Iterator[Path]:
-    """A folder that every user can enter, unlike the ones that pytest makes."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o755)
-        (Path(folder) / "mnt").mkdir()
-        yield Path(folder)
-
-
 @pytest.mark.fuse
 @pytest.mark.root
 @pytest.mark.needs("setpriv")

@@ -9,7 +9,6 @@ import shutil
 import stat
 import subprocess
 import tarfile
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -337,15 +336,6 @@ def test_extended_attributes(tape: tuple[Path, bytes], mount: Mount) -> None:
 
 
 # Who may, and what nobody may
-
-
-@pytest.fixture
-def public() -> Iterator[Path]:
-    """A folder that every user can enter, unlike the ones that pytest makes."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o755)
-        (Path(folder) / "mnt").mkdir()
-        yield Path(folder)
 
 
 def mounted_for(tree: Path, public: Path, *options: str) -> Path:

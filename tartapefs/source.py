@@ -92,8 +92,9 @@ def has_openat2() -> bool:
 def _write_back(fd: int) -> None:
     """Writes a regular file's dirty pages, which takes from every mapping the right to store without a fault.
 
-    Of anything else it writes nothing. The next store through a mapping then moves the timestamps. `sync_file_range` does this without a commit of the
-    journal (measured: a fifth of `fsync`'s time), but on overlayfs it does nothing at all.
+    The next store through a mapping then moves the timestamps. `sync_file_range` does this without a commit of the
+    journal (measured: a fifth of `fsync`'s time), but on overlayfs it does nothing at all. Of anything but a regular
+    file nothing is written.
     """
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         return

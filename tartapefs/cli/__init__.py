@@ -1,0 +1,110 @@
+"""The command line: parses, builds, calls, prints, and maps what happened to an exit code.
+
+Rule: data on stdout, messages on stderr; names always escaped; no traceback for anything a user can cause. Exit codes:
+0 done; 1 drift, or a failed check or read; 2 wrong usage; 3 no tape, or not a tape; 4 refused at recording; 5 could
+not mount or unmount; 130 interrupted.
+"""
+
+import errno
+import logging
+import os
+import signal
+import sys
+from typing import NoReturn
+
+import click
+
+from tartapefs import __version__
+from tartapefs.cli import mounts, tapes
+from tartapefs.cli.common import DRIFT, INTERRUPTED, NO_MOUNT, NO_TAPE, REFUSED, USAGE, say
+from tartapefs.display import printable
+from tartapefs.errors import (
+    MountError,
+    SourceUnreadableError,
+    TapeBusyError,
+    TapeConstraintError,
+    TapeError,
+    TapeExistsError,
+    TapeFormatError,
+    TapeIntegrityError,
+    TapeNotFoundError,
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="tartapefs")
+@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
+def cli(verbose: bool) -> None:
+    """Shows a folder as one read-only tar archive that needs no disk space.
+
+    Record a folder once, then mount it: archive.tar has a known size, can be read at any offset, and is checked against
+    the recording on every read.
+    """
+    logging.basicConfig(format="tartapefs: %(message)s", level=logging.INFO if verbose else logging.WARNING)
+
+
+for command in (
+    tapes.record,
+    tapes.info,
+    tapes.list_members,
+    tapes.locate,
+    tapes.verify,
+    tapes.play,
+    mounts.mount,
+    mounts.unmount,
+    mounts.status,
+):
+    cli.add_command(command)
+
+
+def _exit_code(error: TapeError) -> int:
+    match error:
+        case TapeNotFoundError() | TapeFormatError():
+            return NO_TAPE
+        case TapeExistsError() | TapeBusyError() | TapeConstraintError() | SourceUnreadableError():
+            return REFUSED
+        case MountError():
+            return NO_MOUNT
+        case TapeIntegrityError():
+            return DRIFT
+        case _:
+            return USAGE
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def main() -> NoReturn:
+    """The program: runs the command line, and exits with its code."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when the reader of a pipe does
+    signal.signal(signal.SIGTERM, _terminated)  # so that a recording cleans up
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # whatever the locale cannot show
+    try:
+        cli.main(prog_name="tartapefs", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where what it raises is caught
+    except click.Abort:
+        say("interrupted")
+        sys.exit(INTERRUPTED)
+    except click.ClickException as error:
+        error.message = "\n".join(map(printable, error.message.split("\n")))  # type: ignore[misc]
+        error.show()
+        sys.exit(USAGE)
+    except (TapeConstraintError, SourceUnreadableError) as error:
+        for problem in error.problems:
+            click.echo(str(problem), err=True)
+        say(f"{len(error.problems)} problems; nothing was written")
+        sys.exit(REFUSED)
+    except TapeError as error:
+        say(str(error))
+        sys.exit(_exit_code(error))
+    except OSError as error:
+        if sys.stdout is not None:  # what it still holds cannot be written, and Python would say so once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        name = f"{printable(error.filename)}: " if error.filename else ""
+        say(f"{name}{os.strerror(error.errno or errno.EIO)}")
+        sys.exit(DRIFT)
+    sys.exit(0)

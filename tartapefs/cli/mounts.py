@@ -1,0 +1,127 @@
+"""The commands on a mounted archive: mount, unmount, status."""
+
+import os
+import signal
+
+import click
+
+from tartapefs.cli.common import (
+    DRIFT,
+    NO_MOUNT,
+    check_option,
+    fail,
+    folder_argument,
+    index_option,
+    json_option,
+    octal_mode,
+    path,
+    print_json,
+    recording_options,
+)
+from tartapefs.cli.tapes import record_folder
+from tartapefs.display import printable
+from tartapefs.errors import TapeNotFoundError
+from tartapefs.player import Check, TapePlayer
+from tartapefs.tape import Tape
+
+
+@click.command()
+@folder_argument
+@click.argument("mountpoint", metavar="MNT", type=path)
+@index_option
+@check_option
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground until it is unmounted.")
+@click.option("--name", default="archive.tar", show_default=True, help="The name of the file that is shown.")
+@click.option(
+    "--mode", type=octal_mode, metavar="OCTAL", default="0400", show_default=True, help="Its permission bits."
+)
+@click.option("--allow-other", is_flag=True, help="Let other users in, as far as --mode does.")
+@click.option("--cached", is_flag=True, help="Use the kernel's page cache: for programs that need mmap.")
+@click.option(
+    "--audit-interval",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0.1),
+    default=60,
+    show_default=True,
+    help="How often all directories are looked at while the archive is open.",
+)
+@click.option(
+    "--audit-share",
+    metavar="PERCENT",
+    type=click.FloatRange(min=0, min_open=True, max=100),
+    default=5,
+    show_default=True,
+    help="How much of one core that may take.",
+)
+@click.option("--log", "log_file", metavar="FILE", type=path, help="Where the daemon logs, if not to syslog.")
+@click.option("--record", "record_first", is_flag=True, help="Record DIR first if it has no recording.")
+@recording_options
+def mount(
+    directory: str,
+    mountpoint: str,
+    index: str | None,
+    check: Check,
+    foreground: bool,
+    name: str,
+    mode: int,
+    allow_other: bool,
+    cached: bool,
+    audit_interval: float,
+    audit_share: float,
+    log_file: str | None,
+    record_first: bool,
+    exclude: tuple[str, ...],
+    keep_owners: bool,
+    skip_unreadable: bool,
+) -> None:
+    """Mount the archive of DIR at MNT; return once it can be read."""
+    if not name or "/" in name or "\0" in name or name in (".", "..") or len(os.fsencode(name)) > 255:
+        raise click.BadParameter(f"{printable(name)!r} is not a file name", param_hint="--name")
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    try:
+        from tartapefs import mount as mounting
+        from tartapefs.fs import MountOptions
+    except OSError as error:  # fusepy, when it finds no library
+        fail(f"{error}: install libfuse 2 (Debian: libfuse2, Fedora: fuse-libs, Arch: fuse2, Alpine: fuse)", NO_MOUNT)
+    if not foreground:
+        mounting.close_inherited()
+    try:
+        tape = Tape.discover(directory, index)
+    except TapeNotFoundError:
+        if not record_first:
+            raise
+        record_folder(directory, index, exclude, keep_owners, skip_unreadable, force=False)
+        tape = Tape.discover(directory, index)
+    with tape:
+        options = MountOptions(name, mode, cached, allow_other, audit_interval, audit_share / 100)
+        log = os.path.abspath(log_file) if log_file else None
+        code = mounting.mount(TapePlayer(tape, directory, check), mountpoint, options, foreground, log)
+    if code:
+        fail("the folder is no longer as recorded", code)
+
+
+@click.command()
+@click.argument("mountpoint", metavar="MNT", type=path)
+@click.option("--lazy", is_flag=True, help="Do not wait for programs that still read the archive.")
+def unmount(mountpoint: str, lazy: bool) -> None:
+    """Unmount the archive at MNT."""
+    from tartapefs import mount as mounting
+
+    mounting.unmount(mountpoint, lazy)
+
+
+@click.command()
+@click.argument("mountpoint", metavar="MNT", type=path)
+@json_option
+def status(mountpoint: str, as_json: bool) -> None:
+    """Whether the archive mounted at MNT is still as recorded; exit code 1 if not."""
+    from tartapefs import mount as mounting
+
+    facts = mounting.status(mountpoint)
+    if as_json:
+        print_json(facts)
+    else:
+        for key, value in facts.items():
+            click.echo(f"{key:14}{value}")
+    if facts["state"] != "valid":
+        raise SystemExit(DRIFT)

@@ -1,0 +1,355 @@
+"""The commands on a tape: record, info, ls, locate, verify, play."""
+
+import errno
+import json
+import os
+import re
+import stat
+import sys
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import click
+
+from tartapefs import layout
+from tartapefs.audit import verify as find_drift
+from tartapefs.cli.common import (
+    DRIFT,
+    REFUSED,
+    byte_count,
+    check_option,
+    fail,
+    folder_argument,
+    index_option,
+    json_option,
+    path,
+    print_json,
+    progress,
+    recording_options,
+    say,
+    size_text,
+)
+from tartapefs.display import moment, printable
+from tartapefs.errors import OffsetError, TapeError, TapeFormatError, TapeIntegrityError
+from tartapefs.events import Event, FileData, FileEnd, FileStart, TapeCompleted
+from tartapefs.member import Member
+from tartapefs.player import CHUNK, Check, TapePlayer
+from tartapefs.recorder import TapeRecorder
+from tartapefs.source import Source
+from tartapefs.tape import Tape
+
+
+def record_folder(
+    directory: str, index: str | None, exclude: tuple[str, ...], keep_owners: bool, skip_unreadable: bool, force: bool
+) -> tuple[TapeRecorder, str]:
+    if not os.path.isdir(directory):
+        raise click.BadParameter(f"{printable(directory)} is not a folder", param_hint="DIR")
+    with progress(f"recording {directory}") as update:
+        try:
+            recorder = TapeRecorder(
+                directory,
+                index,
+                exclude or None,
+                not keep_owners,
+                force,
+                skip_unreadable=skip_unreadable,
+                on_progress=lambda members, size: update(members),
+            )
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--exclude") from None
+        try:
+            fingerprint = recorder.commit()
+        except OSError as error:
+            if isinstance(error, TapeError):
+                raise
+            where = error.filename or recorder.index_path
+            fail(f"{printable(where)}: {error.strerror or error}; nothing was written", REFUSED)
+    for problem in recorder.skipped:
+        say(f"left out: {problem}")
+    special = recorder.left_out - len(recorder.skipped)
+    if special:
+        say(f"left out {special} sockets, pipes and devices")
+    say(
+        f"recorded {recorder.member_count:,} members of {printable(directory)};"
+        f" the archive has {recorder.total_size:,} bytes ({size_text(recorder.total_size)})"
+    )
+    return recorder, fingerprint
+
+
+@click.command()
+@folder_argument
+@index_option
+@recording_options
+@click.option("--force", is_flag=True, help="Replace an existing recording.")
+@json_option
+def record(
+    directory: str,
+    index: str | None,
+    exclude: tuple[str, ...],
+    keep_owners: bool,
+    skip_unreadable: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Record DIR, and print the fingerprint of its archive."""
+    recorder, fingerprint = record_folder(directory, index, exclude, keep_owners, skip_unreadable, force)
+    if not as_json:
+        click.echo(fingerprint)
+        return
+    print_json(
+        {
+            "fingerprint": fingerprint,
+            "total_size": recorder.total_size,
+            "member_count": recorder.member_count,
+            "index": recorder.index_path,
+            "left_out": recorder.left_out,
+            "skipped": [{"path": problem.path, "reason": problem.reason} for problem in recorder.skipped],
+        }
+    )
+
+
+def _checks(tape: Tape, directory: str) -> tuple[bool | None, str]:
+    """Whether the tape is at home, and which facts each read compares."""
+    try:
+        with Source(directory) as source:
+            at_home = tape.is_at_home(source)
+    except OSError:
+        return None, "the source folder cannot be opened"
+    if at_home:
+        return True, "type, size, mtime, mode, link target, inode, ctime"
+    return False, "type, size, mtime, mode, link target (not inode and ctime: folder or index are copies)"
+
+
+@click.command()
+@folder_argument
+@index_option
+@json_option
+def info(directory: str, index: str | None, as_json: bool) -> None:
+    """What is known of the tape of DIR."""
+    with Tape.discover(directory, index) as tape:
+        at_home, checks = _checks(tape, directory)
+        facts = {
+            "source": os.path.realpath(directory),
+            "index": tape.index_path,
+            "fingerprint": tape.fingerprint,
+            "total_size": tape.total_size,
+            "member_count": tape.member_count,
+            "recorded": moment(tape.recorded_ns),
+            "excluded": list(tape.excluded),
+            "left_out": tape.left_out,
+            "owners": "kept" if tape.owners_kept else "scrubbed",
+            "at_home": at_home,
+            "checks": checks,
+        }
+    if as_json:
+        print_json(facts)
+        return
+    facts["total_size"] = f"{tape.total_size} ({size_text(tape.total_size)})"
+    facts["excluded"] = " ".join(tape.excluded) or "nothing"
+    facts["at_home"] = {True: "yes", False: "no", None: "unknown"}[at_home]
+    for key, value in facts.items():
+        click.echo(f"{key.replace('_', ' '):14}{printable(str(value))}")
+
+
+def _member_facts(member: Member) -> dict[str, Any]:
+    facts = {
+        "path": member.arc_path,
+        "start": member.start,
+        "stop": member.stop,
+        "mode": f"{stat.S_IMODE(member.mode):04o}",
+        "type": "file" if member.is_file else "directory" if member.is_directory else "link",
+        "size": member.size,
+        "mtime": moment(member.mtime_ns),
+    }
+    return facts | ({"target": os.fsdecode(member.target)} if member.is_link else {})
+
+
+@click.command("ls")
+@folder_argument
+@index_option
+@click.option("--json", "as_json", is_flag=True, help="A JSON object for each member, one a line.")
+def list_members(directory: str, index: str | None, as_json: bool) -> None:
+    """List the members: mode, size, mtime, where in the archive each starts, and its name."""
+    with Tape.discover(directory, index) as tape:
+        wide = len(str(tape.total_size))
+        for member in tape.members():
+            if as_json:
+                print(json.dumps(_member_facts(member)))
+                continue
+            arrow = f" -> {printable(member.target)}" if member.is_link else ""
+            print(
+                f"{stat.filemode(member.mode)} {member.size:>{wide}} {moment(member.mtime_ns).partition('.')[0]}"
+                f" {member.start:>{wide}} {printable(member.name)}{arrow}"
+            )
+
+
+@click.command()
+@folder_argument
+@click.argument("where", metavar="OFFSET|MEMBER")
+@index_option
+@json_option
+def locate(directory: str, where: str, index: str | None, as_json: bool) -> None:
+    """What lies at OFFSET of the archive, or where MEMBER lies.
+
+    A plain number is an offset, in bytes; anything else is the name of a member, which starts with the folder's own
+    name. For a folder whose name is a number, write a slash after it.
+    """
+    with Tape.discover(directory, index) as tape:
+        if re.fullmatch(r"[0-9]{1,19}", where, re.ASCII):
+            offset = int(where)
+            segment = tape.segment_at(offset)
+            member = tape.member_at(offset)
+            facts: dict[str, Any] = {
+                "offset": offset,
+                "segment": segment.kind.value,
+                "start": segment.start,
+                "stop": segment.stop,
+                "position": offset - segment.start,
+                "member": _member_facts(member) if member else None,
+            }
+            name = f"of {printable(member.arc_path)}" if member else "of the archive"
+            line = (
+                f"offset {offset}: byte {offset - segment.start} of the {segment.kind} {name},"
+                f" which is [{segment.start}, {segment.stop})"
+            )
+        else:
+            try:
+                member = tape.find(where)
+            except KeyError:
+                fail(f'{printable(where)}: no such member; "tartapefs ls" lists them', DRIFT)
+            parts = list(layout.segments(member.start, member.size))
+            facts = _member_facts(member) | {"segments": {s.kind.value: [s.start, s.stop] for s in parts}}
+            line = f"{printable(member.arc_path)}: [{member.start}, {member.stop}): " + ", ".join(
+                f"{s.kind} [{s.start}, {s.stop})" for s in parts
+            )
+    if as_json:
+        print_json(facts)
+    else:
+        click.echo(line)
+
+
+def _drift_facts(error: TapeIntegrityError) -> dict[str, Any]:
+    return {
+        "member": error.member,
+        "differences": [{"what": d.what, "recorded": d.recorded, "found": d.found} for d in error.differences],
+    }
+
+
+@click.command()
+@folder_argument
+@index_option
+@check_option
+@json_option
+def verify(directory: str, index: str | None, check: Check, as_json: bool) -> None:
+    """Compare DIR with its recording, and list all drift."""
+    with Tape.discover(directory, index) as tape:
+        player = TapePlayer(tape, directory, check)
+        if not tape.rows_are_sound():
+            raise TapeFormatError(tape.index_path, "its rows fail their digest")
+        found = []
+        with progress(f"verifying {directory}", tape.member_count) as update:
+            for error in find_drift(tape, player.source, player.at_home, update):
+                found.append(error)
+                if not as_json:
+                    click.echo(str(error))
+        if as_json:
+            print_json({"valid": not found, "members": tape.member_count, "drift": list(map(_drift_facts, found))})
+        elif not found:
+            say(f"{tape.member_count:,} members agree with the recording")
+    if found:
+        fail(f"{len(found):,} differences from the recording", DRIFT)
+
+
+def _event_facts(event: Event, position: int) -> dict[str, Any]:
+    match event:
+        case FileStart():
+            facts = {"start_offset": event.metadata.start_offset, "resumed": event.metadata.resumed}
+            return _member_facts(event.entry) | {"type": event.type} | facts
+        case FileData():
+            return {"type": event.type, "offset": position, "size": len(event.data)}
+        case FileEnd():
+            return {
+                "type": event.type,
+                "path": event.entry.arc_path,
+                "end_offset": event.metadata.end_offset,
+                "md5sum": event.metadata.md5sum,
+                "is_complete": event.metadata.is_complete,
+            }
+        case TapeCompleted():
+            return {"type": event.type, "end_offset": position}
+
+
+def _play_events(
+    player: TapePlayer, start: int, stop: int, out: BinaryIO | None, update: Callable[[int], None]
+) -> None:
+    position = start
+    for event in player.play(start):
+        if isinstance(event, FileData):
+            data = event.data[: stop - position]
+            if out is not None:
+                out.write(data)
+            print(json.dumps(_event_facts(FileData(data), position)))
+            position += len(data)
+            update(position - start)
+        else:
+            print(json.dumps(_event_facts(event, position)))
+        if position == stop and stop < player.tape.total_size:
+            return
+
+
+def _play_bytes(player: TapePlayer, start: int, stop: int, out: BinaryIO, update: Callable[[int], None]) -> None:
+    buffer = memoryview(bytearray(CHUNK))
+    for position in range(start, stop, CHUNK):
+        out.write(buffer[: player.readinto(buffer[: stop - position], position)])
+        update(position - start)
+
+
+def _check_output(output: str, root: str, index: str) -> None:
+    """Refuses an output that would overwrite, or by its mere presence change, what is being played."""
+    where = os.path.realpath(output)
+    if where == os.path.realpath(index) or os.path.commonpath((where, root)) == root:
+        raise click.BadParameter(f"{printable(output)} is part of the tape that is to be played", param_hint="-o")
+
+
+@click.command()
+@folder_argument
+@index_option
+@check_option
+@click.option(
+    "--start",
+    type=byte_count,
+    metavar="BYTES",
+    default="0",
+    show_default=True,
+    help="The first byte of the archive to play.",
+)
+@click.option("--length", type=byte_count, metavar="BYTES", help="How many bytes to play; by default all that follow.")
+@click.option("-o", "--output", type=path, help="Write the archive to this file instead of stdout.")
+@click.option("--events", is_flag=True, help="Print events as JSON lines; the archive goes to --output, if given.")
+def play(
+    directory: str, index: str | None, check: Check, start: int, length: int | None, output: str | None, events: bool
+) -> None:
+    """Write the archive of DIR to stdout or a file, from any byte on."""
+    with Tape.discover(directory, index) as tape:
+        if start > tape.total_size:
+            raise OffsetError(start, tape.total_size)
+        stop = tape.total_size if length is None else min(start + length, tape.total_size)
+        player = TapePlayer(tape, directory, check)
+        if sys.stdout is None and (events or output is None):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
+        if output is not None:
+            _check_output(output, player.source.root, tape.index_path)
+        elif not events and sys.stdout.isatty():
+            raise click.UsageError('the archive does not belong on a terminal; use "-o FILE" or a pipe')
+        with progress(f"playing {directory}", stop - start, is_bytes=True) as update:
+            if output is not None:
+                with open(output, "wb") as file:
+                    if events:
+                        _play_events(player, start, stop, file, update)
+                    else:
+                        _play_bytes(player, start, stop, file, update)
+            elif events:
+                _play_events(player, start, stop, None, update)
+            else:
+                _play_bytes(player, start, stop, sys.stdout.buffer, update)
+                sys.stdout.buffer.flush()

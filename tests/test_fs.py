@@ -54,6 +54,15 @@ class FakeLibrary:
         self.arguments = [arguments[at] or b"" for at in range(count)]
         return 1
 
+    def fuse_get_session(self, handle: object) -> int:
+        return 1
+
+    def fuse_session_next_chan(self, session: object, last: None) -> int:
+        return 1
+
+    def fuse_chan_fd(self, channel: object) -> int:
+        return -1  # nothing is mounted
+
 
 class Adapter:
     """The operations as libfuse reaches them: a C call each, whose answer is a count or -errno."""

@@ -86,6 +86,26 @@ def test_exactly_the_bytes_asked_for(tape: tuple[Path, bytes], mount: Mount, des
         assert os.pread(fd, count, 513) == expected[513 : 513 + count]
 
 
+def test_one_request_carries_a_mebibyte(tmp_path: Path, mount: Mount, descriptor: Callable[[Path], int]) -> None:
+    """Each answer is one write of the daemon; at 128 KiB a request these would be 128."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "x").write_bytes(random.Random(3).randbytes(17 << 20))
+    record(tmp_path / "data")
+    archive = mount(tmp_path / "data")
+    fd = descriptor(archive)
+    counts = Path(f"/proc/{daemon_of(archive.parent)}/io")
+
+    def answers() -> int:
+        return int(counts.read_text().partition("syscw: ")[2].split()[0])
+
+    with mmap.mmap(-1, 1 << 20) as buffer:  # begins with a page, so that it has no more than 256
+        before = answers()
+        for at in range(16):
+            assert os.preadv(fd, [buffer], at << 20) == 1 << 20
+        assert 16 <= answers() - before < 24
+    assert os.stat(archive).st_blksize == 1 << 20
+
+
 def test_a_read_into_several_buffers(tape: tuple[Path, bytes], mount: Mount, descriptor: Callable[[Path], int]) -> None:
     root, expected = tape
     buffers = [bytearray(n) for n in (1, 700, 4096, 131072)]

@@ -30,13 +30,15 @@ from tartapefs.fill import Filler
 from tartapefs.tape import Tape
 
 _HELPED = 16  # members in a request, from which on a helper is worth two wake-ups
-_HELPER_BYTES = 1 << 19  # the most that it fills at once: half of the largest request
+_HELPER_BYTES = 1 << 20  # the most that it fills at once
+_LEAST, _STEP, _LATE = 0.2, 0.01, 30e-6  # of a request, for each side; how it is moved; seconds waited for the helper
 _THREADS = 16  # that wait for a slow source at once
 _PART = 1 << 13  # bytes, the smallest part for one of them
 _SLOW_MEMBER, _SLOW_BYTE = 150e-6, 2e-9  # seconds; a source that takes longer than both together is slow
+_PROBE = 1 << 15  # bytes that tell whether the source is slow
 _SLOW_REQUESTS = 128  # to be divided before the source is looked at again
 
-_JOB = struct.Struct("=qq")
+_JOB = struct.Struct("=qq")  # start, stop
 _DONE, _FAILED = b"D", b"F"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
 
@@ -48,6 +50,8 @@ class Crew:
         self._filler = filler
         self._helper: _Helper | None = None
         self._density = 0.0  # members a byte in the last request
+        self._our_share = 0.5  # of a request that the helper has a part in
+        self._expected = -1  # where the last request that was not divided ended
         self._slow_requests = 0  # still to be divided among threads
         self._threads = _Threads(_THREADS)
 
@@ -64,7 +68,6 @@ class Crew:
     def fill(self, view: memoryview, start: int, stop: int) -> None:
         """Fills `view` with the bytes `[start, stop)` of the archive; raises what `Filler.fill` raises."""
         size, helper = stop - start, self._helper
-        begun = time.monotonic()
         if self._slow_requests > 0 and size >= 2 * _PART:
             self._slow_requests -= 1
             self._divide(view, start, stop)
@@ -74,20 +77,36 @@ class Crew:
             finally:
                 helper.free.release()
         else:
-            count = self._filler.fill(view, start, stop)
-            self._density = count / size
-            if time.monotonic() - begun > _SLOW_MEMBER * count + _SLOW_BYTE * size:
-                self._slow_requests = _SLOW_REQUESTS
+            self._alone(view, start, stop)
+
+    def _alone(self, view: memoryview, start: int, stop: int) -> None:
+        """By this thread; who begins to read somewhere waits for a little of it, before as much is asked in one go."""
+        if start != self._expected and stop - start > 2 * _PROBE:
+            self._observed(view[:_PROBE], start, start + _PROBE)
+            self._expected = start + _PROBE
+            self.fill(view[_PROBE:], start + _PROBE, stop)
+        else:
+            self._observed(view, start, stop)
+            self._expected = stop
+
+    def _observed(self, view: memoryview, start: int, stop: int) -> None:
+        begun = time.monotonic()
+        count, size = self._filler.fill(view, start, stop), stop - start
+        self._density = count / size
+        if time.monotonic() - begun > _SLOW_MEMBER * count + _SLOW_BYTE * size:
+            self._slow_requests = _SLOW_REQUESTS
 
     def _share(self, helper: "_Helper", view: memoryview, start: int, stop: int) -> None:
-        """The first half here, the second by the helper."""
-        middle = max(start + (stop - start) // 2, stop - _HELPER_BYTES)
+        """The first part here, the rest by the helper, who is given so much that both end at the same time."""
+        middle = max(start + int((stop - start) * self._our_share), stop - _HELPER_BYTES)
         helper.begin(middle, stop)
         try:
-            count = self._filler.fill(view[: middle - start], start, middle)
-            self._density = count / (middle - start)
+            self._observed(view[: middle - start], start, middle)
+            begun = time.monotonic()
         finally:
             filled = helper.end()
+        is_late = time.monotonic() - begun > _LATE
+        self._our_share = min(max(self._our_share + (_STEP if is_late else -_STEP), _LEAST), 1 - _LEAST)
         if filled:
             view[middle - start :] = helper.memory[: stop - middle]
         else:
@@ -188,6 +207,7 @@ def _help(filler: Filler, channel: int, memory: memoryview) -> NoReturn:
         tape = Tape.open(filler.tape.index_path)
         if tape.is_same(filler.tape):
             own = Filler(tape, filler.source, filler.at_home)
+            last = 0
             while job := os.read(channel, _JOB.size):
                 start, stop = _JOB.unpack(job)
                 try:
@@ -195,5 +215,10 @@ def _help(filler: Filler, channel: int, memory: memoryview) -> NoReturn:
                     os.write(channel, _DONE)
                 except (TapeError, OSError):
                     os.write(channel, _FAILED)
+                # A reader that goes on will ask for as much, as far ahead: its rows, at least, can be at hand.
+                ahead, margin = start - last, (stop - start) // 16
+                for _ in tape.members(start + ahead - margin, stop + ahead + margin):
+                    pass
+                last = start
     finally:
         os._exit(0)

@@ -102,7 +102,7 @@ class TapePlayer:
         if offset >= stop:
             return 0
         try:
-            self._crew.fill(view, offset, stop)
+            self._crew.fill(view[: stop - offset], offset, stop)
             if stop >= self._end:
                 self._guard_footer(offset, stop)
         except TapeIntegrityError as error:

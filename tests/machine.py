@@ -16,11 +16,9 @@ import test_mount
 from reference import Reference
 from test_mount import User
 
-SCRIPTS = dict(  # the programs that are installed, and the functions that they call
-    re.findall(
-        r'^"?([\w.]+)"? = "(tartapefs\.cli:\w+)"$', (Path(__file__).parents[1] / "pyproject.toml").read_text(), re.MULTILINE
-    )
-)
+_PROJECT = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+# The programs that are installed, and the functions that they call.
+SCRIPTS = dict(re.findall(r'^"?([\w.]+)"? = "(tartapefs\.cli:\w+)"$', _PROJECT, re.MULTILINE))
 # Its folder of administrators' programs is replaced by one of links, so that one can be added.
 _SET_UP = """
 set -e

@@ -123,6 +123,19 @@ class TestSelfTest:
         assert findings["unmount"]["status"] == "ok"
         assert list((fake / "scratch").iterdir()) == []
 
+    @pytest.mark.parametrize(("name", "code"), [("INT", 130), ("TERM", 143)])
+    def test_an_interrupt_leaves_nothing(self, machine: Machine, name: str, code: int) -> None:
+        fake = machine.folder / "fake"
+        (fake / "scratch").mkdir(parents=True)
+        (fake / "tar").write_text(f"#!/bin/sh\nkill -{name} $PPID\nsleep 1\n")
+        (fake / "tar").chmod(0o755)
+        environment = ("env", f"PATH={fake}:{os.environ['PATH']}", f"TMPDIR={fake}/scratch")
+        result = machine.root(*environment, "/usr/local/bin/tartapefs", "doctor", machine.data)
+        assert result.returncode == code
+        assert "tarfile" in result.stdout
+        assert list((fake / "scratch").iterdir()) == []
+        assert str(fake) not in machine.root("cat", "/proc/self/mountinfo").stdout
+
     def test_wrong_folders(self, tmp_path: Path) -> None:
         assert run("doctor", tmp_path / "none").returncode == 2
         result = run("doctor", tmp_path, env=os.environ | {"TMPDIR": str(tmp_path)})
@@ -152,7 +165,7 @@ class TestReadingBack:
         archive, starts, read = recorded
         assert read(archive) == f"{len(starts)} members, as recorded"
 
-    @pytest.mark.parametrize("wrong", ["byte", "end", "name", "less", "more", "cut"])
+    @pytest.mark.parametrize("wrong", ["byte", "end", "name", "size", "less", "more", "cut"])
     def test_a_wrong_one(self, recorded: tuple[bytes, dict[bytes, int], Callable[[bytes], str]], wrong: str) -> None:
         archive, starts, read = recorded
         body = starts[b"data/photos/5000.bin"] + 512
@@ -164,6 +177,12 @@ class TestReadingBack:
                 archive = archive[: body + 4999] + bytes([archive[body + 4999] ^ 1]) + archive[body + 5000 :]
             case "name":
                 archive = archive.replace(b"data/photos/511.bin", b"data/photos/512.bin")
+            case "size":  # one byte less, in as many blocks
+                header = bytearray(archive[body - 512 : body])
+                header[124:135] = b"%011o" % 4999
+                header[148:156] = b" " * 8
+                header[148:156] = b"%06o\0 " % sum(header)
+                archive = archive[: body - 512] + header + archive[body:]
             case "less":
                 archive = archive[:last] + bytes(1024)
             case "more":

@@ -1,8 +1,8 @@
 """Mounting by mount(8): its option strings, and the program that it runs.
 
 mount(8) runs `mount.tartapefs SRC MNT [-sfnv] [-o OPTIONS]` for the type tartapefs, and by way of mount.fuse3
-`tartapefs SRC MNT -o OPTIONS` for fuse.tartapefs. Rule: each option of `tartapefs mount` is one here, `--allow-other`
-as `allow_other`, but those that record: what is mounted at boot was recorded by somebody. What mount(8), fstab and
+`tartapefs SRC MNT -o OPTIONS` for fuse.tartapefs. Rule: options are those of `tartapefs mount`, `--allow-other` as
+`allow_other`, but for those that record: what is mounted at boot was recorded by somebody. What mount(8), fstab and
 systemd have for every file system is taken and has no effect, since an archive is always mounted read-only, nosuid,
 nodev and noexec; anything else is refused by its name, `rw` too. The exit codes are those of mount(8).
 """
@@ -26,14 +26,26 @@ _WITHOUT_EFFECT = re.compile(
     "|_netdev|async|comment|default_permissions|defaults|dirsync|helper|loud|nofail|silent|sync|uhelper|[xX]-.*",
     re.DOTALL,
 )
-_NOT_HERE = {"foreground", "record", "exclude", "keep_owners", "skip_unreadable"}
+_OPTIONS = (
+    "name",
+    "mode",
+    "uid",
+    "gid",
+    "index",
+    "check",
+    "allow_other",
+    "cached",
+    "audit_interval",
+    "audit_share",
+    "log",
+)
 
 
 def _known() -> dict[str, click.Option]:
-    """The options of `tartapefs mount` by the names that they have in an option string."""
+    """Those options of `tartapefs mount` that count here, by the names that they have in an option string."""
     options = [option for option in mount.params if isinstance(option, click.Option)]
     named = {option.opts[-1].removeprefix("--").replace("-", "_"): option for option in options}
-    return {name: option for name, option in named.items() if name not in _NOT_HERE}
+    return {name: option for name, option in named.items() if name in _OPTIONS}
 
 
 def _split(options: str) -> list[str]:

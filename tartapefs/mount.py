@@ -216,6 +216,8 @@ def _log_handler(log_file: str | None, foreground: bool) -> logging.Handler:
 
 def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Callable[[], None]) -> int:
     """Serves the archive from this process until it is unmounted or a signal says so."""
+    if len(os.sched_getaffinity(0)) > 1:
+        player.fork_helper()
     hear, speak = os.pipe()
     os.set_blocking(speak, False)
     old_wakeup = signal.set_wakeup_fd(speak, warn_on_full_buffer=False)
@@ -245,6 +247,7 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
         signal.set_wakeup_fd(old_wakeup)
         for number, handler in old_handlers.items():
             signal.signal(number, handler)
+        player.close()
         # The pipe stays: a thread that a reader still holds will write to it, and must not write to another file.
     log.info("%s: unmounted", printable(where))
     return 1 if player.drift is not None else 0

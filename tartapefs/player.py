@@ -1,9 +1,8 @@
 """The player: turns (offset, size) into bytes, or into an exception. `play` is the same engine, in order.
 
 Rule: every byte asked for below the archive's end is the recorded one, or an exception is raised; never a short read,
-never a byte of a source that is not as recorded. A member is checked after its bytes are in the buffer, by the
-descriptor they came from, which was opened by name for this one read: so a change before or during the read is seen
-before the bytes leave, and no kept descriptor can hide that the name leads elsewhere by now. Nothing stays open.
+never a byte of a source that is not as recorded. Bytes come from `Filler.fill`, by way of `Crew`, and from
+nowhere else.
 
 The footer says that the archive is complete, so it is served only after an audit of every directory that began once
 everything before it had been read: a reader that gets the footer has the whole tape, as recorded.
@@ -11,9 +10,6 @@ everything before it had been read: a reader that gets the footer has the whole 
 The first drift makes the tape invalid for good: each later read raises it again. An error of the disk does not.
 """
 
-# ruff: noqa: FURB136 -- min and max are calls, see _fill
-
-import errno
 import hashlib
 import math
 import os
@@ -22,12 +18,12 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from tartapefs import events, ustar
+from tartapefs import events
 from tartapefs.audit import audit
-from tartapefs.errors import Difference, OffsetError, TapeError, TapeIntegrityError
-from tartapefs.integrity import agrees, check_place, differences, drift, inspect
-from tartapefs.layout import BLOCK, FOOTER, span
-from tartapefs.member import Member
+from tartapefs.crew import Crew
+from tartapefs.errors import OffsetError, TapeError, TapeIntegrityError
+from tartapefs.fill import Filler
+from tartapefs.layout import BLOCK, FOOTER
 from tartapefs.source import Source
 from tartapefs.tape import Tape
 
@@ -37,7 +33,6 @@ if TYPE_CHECKING:
 CHUNK = 1 << 20
 Check = Literal["full", "mtime"]
 _FOOTER_AUDIT_AGE = 1.0  # seconds
-_NOT_BELOW = (errno.ELOOP, errno.EXDEV, errno.ENOTDIR, errno.ENOENT)  # what `Source.open` says of a path that strays
 
 
 class TapePlayer:
@@ -59,6 +54,7 @@ class TapePlayer:
         self.tape = tape
         self.source = Source(os.fspath(root))
         self.at_home = check == "full" and tape.is_at_home(self.source)
+        self._crew = Crew(Filler(tape, self.source, self.at_home))
         self.drift: TapeIntegrityError | None = None
         self._end = tape.total_size - FOOTER
         self._end_reached = -math.inf  # when a read last came to the footer (monotonic, seconds)
@@ -66,8 +62,16 @@ class TapePlayer:
         self._auditing = threading.Lock()
         self._first = threading.Lock()
 
+    def fork_helper(self) -> None:
+        """Lets a second process take a share of requests for many small members; it ends with this one, or `close`.
+
+        To be called while this process has one thread alone.
+        """
+        self._crew.fork_helper()
+
     def close(self) -> None:
         """Closes the source. The tape stays open: it is the caller's."""
+        self._crew.close()
         self.source.close()
 
     def read(self, offset: int, size: int) -> bytes:
@@ -98,7 +102,7 @@ class TapePlayer:
         if offset >= stop:
             return 0
         try:
-            self._fill(view, offset, stop)
+            self._crew.fill(view[: stop - offset], offset, stop)
             if stop >= self._end:
                 self._guard_footer(offset, stop)
         except TapeIntegrityError as error:
@@ -138,90 +142,6 @@ class TapePlayer:
             with self._auditing:
                 if self._audited < max(self._end_reached, now - _FOOTER_AUDIT_AGE):
                     self.audit()
-
-    def _fill(self, view: memoryview, start: int, stop: int) -> None:
-        """Fills `view` with the bytes `[start, stop)`: the one loop that makes an archive out of members.
-
-        One long function of plain numbers, without `min` and `max`, since it runs once for every member that anybody
-        reads: in smaller pieces it took 15 instead of 13 microseconds a member, most of which are system calls.
-        """
-        source, at_home = self.source, self.at_home
-        check_place(source, self.tape.root_name)
-        # Of the last file: its folder, and that folder as a place, opened for its second file, closed at the end.
-        last_folder, place = None, -1
-        try:
-            for member in self.tape.members(start, stop):
-                first, name, mode, size, mtime_ns, _, _, target, owner = member
-                body = first + BLOCK
-                padding = body + size
-                if start < body:
-                    low, high = start if start > first else first, stop if stop < body else body
-                    header = ustar.header(name, mode, size, mtime_ns // 1_000_000_000, target, owner)
-                    view[low - start : high - start] = header[low - first : high - first]
-                low, high = start if start > body else body, stop if stop < padding else padding
-                if low < high:
-                    part, position = view[low - start : high - start], low - body
-                    folder, _, last = name.rpartition(b"/")
-                    try:
-                        if folder != last_folder:
-                            last_folder = folder
-                            if place >= 0:
-                                os.close(place)
-                                place = -1
-                            fd = source.open(member.path)
-                        else:
-                            if place < 0:
-                                place = source.place(folder.partition(b"/")[2])
-                            fd = source.open_in(place, last)
-                    except OSError as error:
-                        error.filename = member.arc_path
-                        self._check(member, error)
-                        raise
-                    failure = None
-                    try:
-                        try:
-                            if os.preadv(fd, (part,), position) < high - low:
-                                self._read_rest(fd, part, position)
-                        except OSError as error:
-                            error.filename = member.arc_path
-                            failure = error
-                        found = os.fstat(fd)
-                    finally:
-                        os.close(fd)
-                    if not agrees(member, found, at_home):
-                        raise drift(member, differences(member, found, b"", at_home))
-                    if failure is not None:
-                        raise failure
-                else:
-                    self._check(member)
-                end = first + span(size)
-                if padding < end and padding < stop:
-                    low, high = start if start > padding else padding, stop if stop < end else end
-                    view[low - start : high - start] = bytes(high - low)
-        finally:
-            if place >= 0:
-                os.close(place)
-        low = max(start, self._end)
-        if low < stop:
-            view[low - start : stop - start] = bytes(stop - low)
-
-    @staticmethod
-    def _read_rest(fd: int, part: memoryview, position: int) -> None:
-        """Reads once more, now to the end, what one system call read only in part."""
-        got = 0
-        while got < len(part):
-            count = os.preadv(fd, (part[got:],), position + got)
-            if count == 0:
-                raise OSError(errno.EIO, "the file ended early")
-            got += count
-
-    def _check(self, member: Member, failure: OSError | None = None) -> None:
-        """Raises drift if what is at the member's place is not as recorded; `failure` is why it was not opened."""
-        result = inspect(member, self.source, self.at_home)
-        if not result and failure is not None and failure.errno in _NOT_BELOW:
-            result = (Difference("the path", "folders all the way", failure.strerror or ""),)
-        if result:
-            raise drift(member, result)
 
     def get_offset_of(self, arc_path: str) -> int:
         """Where in the archive the member of this name starts, in bytes. Raises KeyError."""

@@ -174,6 +174,11 @@ class Source:
     def ino(self) -> int:
         return self._place.st_ino
 
+    @property
+    def descriptor(self) -> int:
+        """Of the root, as a place: the only one that is kept."""
+        return self._root
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps others that ask for this lock out; raises BlockingIOError if one of them has it.

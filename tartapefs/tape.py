@@ -102,6 +102,10 @@ class Tape:
                 high = member.start
         raise KeyError(arc_path)
 
+    def is_same(self, other: "Tape") -> bool:
+        """Whether both were read from one and the same index."""
+        return self._index.facts == other._index.facts
+
     def is_at_home(self, source: Source) -> bool:
         """Whether folder and index are the very ones of the recording, so that inodes and ctimes can be compared."""
         facts = self._index.facts

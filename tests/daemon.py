@@ -10,17 +10,18 @@ from conftest import TARTAPEFS, our_mounts
 
 
 def daemons_of(mountpoint: Path) -> list[int]:
-    """The processes that serve `mountpoint`: those started with its name as an argument."""
-    found = []
+    """The processes that serve `mountpoint`: those started with its name as an argument, without their helpers."""
+    found: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 arguments = (entry / "cmdline").read_bytes().split(b"\0")
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             except OSError:
                 continue
             if b"tartapefs" in arguments and os.fsencode(mountpoint) in arguments:
-                found.append(int(entry.name))
-    return found
+                found[int(entry.name)] = parent
+    return [pid for pid, parent in found.items() if parent not in found]
 
 
 def daemon_of(mountpoint: Path) -> int:

@@ -1,0 +1,122 @@
+"""The loop that makes an archive out of members: it fills buffers, and nothing else does.
+
+Rule: every byte asked for is the recorded one, or an exception is raised. A member is checked after its bytes are in
+the buffer, by the descriptor they came from, which was opened by name for this one read: so a change before or during
+the read is seen before the bytes leave, and no kept descriptor can hide that the name leads elsewhere by now. Nothing
+stays open.
+"""
+
+# ruff: noqa: FURB136 -- min and max are calls, see Filler.fill
+
+import errno
+import os
+
+from tartapefs import ustar
+from tartapefs.errors import Difference
+from tartapefs.integrity import agrees, check_place, differences, drift, inspect
+from tartapefs.layout import BLOCK, FOOTER, span
+from tartapefs.member import Member
+from tartapefs.source import Source
+from tartapefs.tape import Tape
+
+_NOT_BELOW = (errno.ELOOP, errno.EXDEV, errno.ENOTDIR, errno.ENOENT)  # what `Source.open` says of a path that strays
+
+
+class Filler:
+    """Fills buffers with bytes of `tape`'s archive, from `source`. Usable from many threads."""
+
+    def __init__(self, tape: Tape, source: Source, at_home: bool) -> None:
+        self.tape = tape
+        self.source = source
+        self.at_home = at_home
+        self._end = tape.total_size - FOOTER
+
+    def fill(self, view: memoryview, start: int, stop: int) -> int:
+        """Fills `view` with the bytes `[start, stop)` of the archive; returns from how many members.
+
+        Raises TapeIntegrityError where the source is not as recorded, TapeFormatError for a damaged index, and OSError
+        where the source cannot be read; what the buffer then holds is undefined.
+
+        One long function of plain numbers, without `min` and `max`, since it runs once for every member that anybody
+        reads: in smaller pieces it took 15 instead of 13 microseconds a member, most of which are system calls.
+        """
+        source, at_home = self.source, self.at_home
+        check_place(source, self.tape.root_name)
+        count = 0
+        # Of the last file: its folder, and that folder as a place, opened for its second file, closed at the end.
+        last_folder, place = None, -1
+        try:
+            for member in self.tape.members(start, stop):
+                count += 1
+                first, name, mode, size, mtime_ns, _, _, target, owner = member
+                body = first + BLOCK
+                padding = body + size
+                if start < body:
+                    low, high = start if start > first else first, stop if stop < body else body
+                    header = ustar.header(name, mode, size, mtime_ns // 1_000_000_000, target, owner)
+                    view[low - start : high - start] = header[low - first : high - first]
+                low, high = start if start > body else body, stop if stop < padding else padding
+                if low < high:
+                    part, position = view[low - start : high - start], low - body
+                    folder, _, last = name.rpartition(b"/")
+                    try:
+                        if folder != last_folder:
+                            last_folder = folder
+                            if place >= 0:
+                                os.close(place)
+                                place = -1
+                            fd = source.open(member.path)
+                        else:
+                            if place < 0:
+                                place = source.place(folder.partition(b"/")[2])
+                            fd = source.open_in(place, last)
+                    except OSError as error:
+                        error.filename = member.arc_path
+                        self._check(member, error)
+                        raise
+                    failure = None
+                    try:
+                        try:
+                            if os.preadv(fd, (part,), position) < high - low:
+                                self._read_rest(fd, part, position)
+                        except OSError as error:
+                            error.filename = member.arc_path
+                            failure = error
+                        found = os.fstat(fd)
+                    finally:
+                        os.close(fd)
+                    if not agrees(member, found, at_home):
+                        raise drift(member, differences(member, found, b"", at_home))
+                    if failure is not None:
+                        raise failure
+                else:
+                    self._check(member)
+                end = first + span(size)
+                if padding < end and padding < stop:
+                    low, high = start if start > padding else padding, stop if stop < end else end
+                    view[low - start : high - start] = bytes(high - low)
+        finally:
+            if place >= 0:
+                os.close(place)
+        low = max(start, self._end)
+        if low < stop:
+            view[low - start : stop - start] = bytes(stop - low)
+        return count
+
+    @staticmethod
+    def _read_rest(fd: int, part: memoryview, position: int) -> None:
+        """Reads once more, now to the end, what one system call read only in part."""
+        got = 0
+        while got < len(part):
+            count = os.preadv(fd, (part[got:],), position + got)
+            if count == 0:
+                raise OSError(errno.EIO, "the file ended early")
+            got += count
+
+    def _check(self, member: Member, failure: OSError | None = None) -> None:
+        """Raises drift if what is at the member's place is not as recorded; `failure` is why it was not opened."""
+        result = inspect(member, self.source, self.at_home)
+        if not result and failure is not None and failure.errno in _NOT_BELOW:
+            result = (Difference("the path", "folders all the way", failure.strerror or ""),)
+        if result:
+            raise drift(member, result)

@@ -6,12 +6,16 @@ BIN := $(VENV)/bin
 DIR ?= /usr/share/doc
 RUNS ?= 100000
 SECONDS ?= 3600
+PYTHONS ?= $(wildcard $(foreach minor,10 11 12 13,$(HOME)/.pyenv/versions/3.$(minor).*/bin/python /usr/bin/python3.$(minor)))
+# What the other versions of Python and libfuse 3 could change.
+MOUNT_TESTS := tests/test_fs.py tests/test_mount.py tests/test_mounted.py
+PYTHON_TESTS := $(MOUNT_TESTS) tests/test_index.py tests/test_tape.py tests/test_player.py tests/test_binding.py
 
 RUN_PACKAGES := python3 python3-venv fuse3 libfuse2
 TEST_PACKAGES := $(RUN_PACKAGES) attr bindfs bsdextrautils btrfs-progs busybox cpio curl e2fsprogs \
 	libarchive-tools mount p7zip-full procps rclone rsync strace tar util-linux xfsprogs
 
-.PHONY: help demo test lint check bench fuzz soak mutants clean
+.PHONY: help demo test lint check bench fuzz soak mutants pythons clean
 
 help:
 	@echo "make demo [DIR=folder]   record and mount a folder, read it back with GNU tar, compare"
@@ -21,6 +25,7 @@ help:
 	@echo "make bench               speed against tar, in one run"
 	@echo "make fuzz [RUNS=100000]  damaged indexes, found by coverage; -1 goes on for ever"
 	@echo "make soak [SECONDS=3600] random reads, memory and descriptors watched"
+	@echo "make pythons [PYTHONS=]  the tests that may depend on it, on each Python from 3.10 to 3.13 that is found"
 	@echo "make mutants             takes each integrity check out in turn; a test must fail"
 
 # $(call install,packages): installs those of the Debian packages that are missing.
@@ -51,6 +56,7 @@ test:
 	$(call install,$(TEST_PACKAGES))
 	@$(MAKE) -s $(VENV)/for-test
 	$(BIN)/python -m pytest
+	TARTAPEFS_BINDING=mfusepy $(BIN)/python -m pytest $(MOUNT_TESTS)
 
 lint:
 	$(call install,python3 python3-venv)
@@ -81,5 +87,15 @@ mutants:
 	@$(MAKE) -s $(VENV)/for-test
 	$(BIN)/python tests/mutants.py
 
+pythons:
+	$(call install,$(TEST_PACKAGES))
+	@test -n "$(PYTHONS)" || { echo "no Python found: make pythons PYTHONS='python3.10 python3.13'"; exit 1; }
+	set -e; for python in $(PYTHONS); do \
+		$$python --version; rm -rf $(VENV)-other; \
+		$$python -m venv $(VENV)-other; \
+		$(VENV)-other/bin/pip install -q --disable-pip-version-check '.[test]'; \
+		$(VENV)-other/bin/python -m pytest -q $(PYTHON_TESTS); \
+	done; rm -rf $(VENV)-other
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-other .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,46 +1,31 @@
-"""The adapter to FUSE: one folder that holds one read-only file, the archive.
+"""The file system: one folder that holds one read-only file, the archive.
 
 Rule: a read is answered with exactly the bytes asked for, or fails whole with EIO. A good prefix is never an answer:
 outside `direct_io` one short answer makes the kernel shrink the file, and cp, cat and rclone then exit 0 with a
 truncated copy. Exceptions become errno in `ArchiveFS.errno_of` and nowhere else, and are logged there; no exception of
-any kind reaches the binding.
-
-The binding is fusepy. Its `FUSE` calls libfuse's `fuse_main_real`, whose threads Python does not know, so that each
-callback makes and unmakes a thread state. `Session` stops short of that: it mounts by `fuse_setup`, and lets threads of
-Python's run `fuse_loop`, whose state lasts as long as they do. It hands the request's own buffer to the player, and
-has the kernel ask for 1 MiB at a time where libfuse 2 would have it ask for 128 KiB.
+any kind reaches what calls these operations, which `binding` binds to libfuse.
 """
 
 import contextlib
-import ctypes
 import errno
 import logging
-import mmap
 import os
-import socket
 import stat
-import struct
-import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
-
-import fuse
 
 from tartapefs import layout
 from tartapefs.display import moment, printable
-from tartapefs.errors import MountError, TapeError
+from tartapefs.errors import TapeError
 from tartapefs.player import TapePlayer
 
 log = logging.getLogger("tartapefs")
 
 _ARCHIVE_INO = 2  # FUSE's own root is 1
-_IO_SIZE = 1 << 20  # bytes: the largest request, 256 pages, that kernels allow; programs choose their buffers by it
+IO_SIZE = 1 << 20  # bytes: the largest request, 256 pages, that kernels allow; programs choose their buffers by it
 _LINES_REMEMBERED = 1000  # of the log, so that none is repeated
 _STATFS_BLOCK = 4096  # bytes; at 0 bsdtar loops for ever
 XATTRS = "user.tartape."
-_libfuse = fuse._libfuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +42,15 @@ class MountOptions:
     gid: int | None = None
 
 
-class ArchiveFS(fuse.Operations):  # type: ignore[misc]  # fusepy has no types
-    """The file operations, in terms of a player. Paths are bytes carried in Latin-1, one character each."""
+class Refusal(OSError):
+    """What an operation answers on purpose, by its `errno`; no news for the log."""
 
-    use_ns = True
+    def __init__(self, number: int) -> None:
+        super().__init__(number, os.strerror(number))
+
+
+class ArchiveFS:
+    """The file operations, in terms of a player. Paths are bytes carried in Latin-1, one character each."""
 
     def __init__(self, player: TapePlayer, options: MountOptions) -> None:
         self._player = player
@@ -75,7 +65,7 @@ class ArchiveFS(fuse.Operations):  # type: ignore[misc]  # fusepy has no types
         common |= {
             "st_uid": os.geteuid() if options.uid is None else options.uid,
             "st_gid": os.getegid() if options.gid is None else options.gid,
-            "st_blksize": _IO_SIZE,
+            "st_blksize": IO_SIZE,
         }
         self._folder_attributes = common | {"st_mode": stat.S_IFDIR | mode | mode >> 2, "st_nlink": 2, "st_ino": 1}
         self._archive_attributes = common | {
@@ -89,7 +79,7 @@ class ArchiveFS(fuse.Operations):  # type: ignore[misc]  # fusepy has no types
     def _is_archive(self, path: str) -> bool:
         """Whether `path` is the archive rather than the folder; raises ENOENT for anything else."""
         if path != "/" and path[1:] != self._entry:
-            raise fuse.FuseOSError(errno.ENOENT)
+            raise Refusal(errno.ENOENT)
         return path != "/"
 
     def _check_valid(self) -> None:
@@ -102,8 +92,9 @@ class ArchiveFS(fuse.Operations):  # type: ignore[misc]  # fusepy has no types
         self._check_valid()
         return self._archive_attributes
 
-    def readdir(self, path: str, fh: int) -> list[str]:
-        return [".", "..", self._entry]
+    def readdir(self, path: str, fh: int) -> list[tuple[str, dict[str, int], int]]:
+        folder = self._folder_attributes
+        return [(".", folder, 0), ("..", folder, 0), (self._entry, self._archive_attributes, 0)]
 
     def open(self, path: str, flags: int) -> int:
         self._check_valid()
@@ -147,7 +138,7 @@ class ArchiveFS(fuse.Operations):  # type: ignore[misc]  # fusepy has no types
         self._is_archive(path)
         value = self._xattrs().get(name.removeprefix(XATTRS)) if name.startswith(XATTRS) else None
         if value is None:
-            raise fuse.FuseOSError(errno.ENODATA)
+            raise Refusal(errno.ENODATA)
         return value.encode()
 
     def errno_of(self, error: BaseException) -> int:
@@ -155,7 +146,7 @@ class ArchiveFS(fuse.Operations):  # type: ignore[misc]  # fusepy has no types
 
         Raises nothing, whatever the log does: an exception that reached the binding would be answered with success.
         """
-        if isinstance(error, fuse.FuseOSError):
+        if isinstance(error, Refusal):
             return error.errno or errno.EIO
         if self.ended:
             return errno.EIO
@@ -175,149 +166,3 @@ class ArchiveFS(fuse.Operations):  # type: ignore[misc]  # fusepy has no types
                 self._logged.clear()
             self._logged.add(line)
             log.error("%s", line, exc_info=defect)
-
-
-_libfuse.fuse_setup.restype = ctypes.c_void_p
-_libfuse.fuse_get_session.restype = ctypes.c_void_p
-_libfuse.fuse_session_next_chan.restype = ctypes.c_void_p
-_libfuse.fuse_chan_bufsize.restype = ctypes.c_size_t
-_libfuse.fuse_loop.argtypes = (ctypes.c_void_p,)
-
-_view_of_memory = ctypes.pythonapi.PyMemoryView_FromMemory
-_view_of_memory.restype = ctypes.py_object
-_view_of_memory.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
-_WRITABLE = 0x200  # PyBUF_WRITE
-
-_OPERATIONS = ("getattr", "readdir", "open", "release", "statfs", "getxattr", "listxattr")
-# fusepy's type of `read` makes two pointer objects at each call, which nobody looks at.
-_READ = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, fuse.c_off_t, ctypes.c_void_p)
-
-
-class Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
-    """A mounted archive. `loop` serves requests until it is unmounted; call it from as many threads as should serve.
-
-    Raises MountError, with what libfuse had to say, if it cannot be mounted.
-    """
-
-    def __init__(self, archive: ArchiveFS, mountpoint: str, source: str, options: MountOptions) -> None:
-        # Not super().__init__: that one returns only after the mount has ended.
-        self.operations = archive
-        self.encoding = "latin-1"
-        self.raw_fi = False
-        self.use_ns = True
-        self._callbacks = fuse.fuse_operations()
-        types = dict(field[:2] for field in fuse.fuse_operations._fields_)
-        for name in _OPERATIONS:
-            setattr(self._callbacks, name, types[name](self._answering(getattr(self, name))))
-        self._callbacks.read = ctypes.cast(_READ(self._reading()), types["read"])
-        options_text = ",".join(_fuse_options(source, options))
-        arguments = [os.fsencode(text) for text in ("tartapefs", "-f", "-o", options_text, mountpoint)]
-        with _stderr_captured() as said:
-            self._fuse = ctypes.c_void_p(
-                _libfuse.fuse_setup(
-                    len(arguments),
-                    (ctypes.c_char_p * len(arguments))(*arguments),
-                    ctypes.byref(self._callbacks),
-                    ctypes.c_size_t(ctypes.sizeof(self._callbacks)),
-                    ctypes.byref(ctypes.c_void_p()),  # where it was mounted
-                    ctypes.byref(ctypes.c_int()),  # whether -s was among the arguments
-                    None,
-                )
-            )
-        if not self._fuse:
-            raise MountError(mountpoint, "; ".join(said()) or "libfuse could not mount it")
-
-        _take_larger_requests(ctypes.c_void_p(_libfuse.fuse_get_session(self._fuse)))
-
-    def loop(self) -> None:
-        """Answers requests until the archive is unmounted."""
-        _libfuse.fuse_loop(self._fuse)
-
-    def _answering(self, operation: Callable[..., int | None]) -> Callable[..., int]:
-        def answer(*arguments: Any) -> int:
-            try:
-                return operation(*arguments) or 0
-            except BaseException as error:
-                return -self.operations.errno_of(error)
-
-        return answer
-
-    def _reading(self) -> Callable[..., int]:
-        readinto, errno_of = self.operations.readinto, self.operations.errno_of
-
-        def read(path: int, buffer: int, size: int, offset: int, info: int) -> int:
-            try:
-                return readinto(_view_of_memory(buffer, size, _WRITABLE), offset)
-            except BaseException as error:
-                return -errno_of(error)
-
-        return read
-
-
-# Where things stand in linux/fuse.h: `fuse_in_header` and `fuse_init_in`, `fuse_out_header` and `fuse_init_out`.
-_REQUEST = struct.Struct("=4xI44xI")  # opcode, flags that the kernel offers
-_INIT = 26
-_ANSWER = struct.Struct("=I24sI")  # its length, what stays as it is, flags that are accepted
-_ANSWER_SIZE = 16 + 64  # bytes
-_MAX_PAGES = 1 << 22  # the flag that the number at this place counts; kernels know it since 4.20
-_MAX_PAGES_AT = 16 + 28
-
-
-def _take_larger_requests(session: ctypes.c_void_p) -> None:
-    """Answers the kernel's first request, FUSE_INIT, as libfuse would, except that larger requests are accepted.
-
-    The kernel asks for 32 pages at most unless this answer has a number, and libfuse 2 knows of none. So it answers
-    into a socket that stands in the place of its /dev/fuse meanwhile, and the number is put in on the way. Halves the
-    time that a large file takes. Whatever fails here leaves the request, or the error, to libfuse's loop.
-    """
-    channel = ctypes.c_void_p(_libfuse.fuse_session_next_chan(session, None))
-    place = _libfuse.fuse_chan_fd(channel)
-    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-        kernel = stack.enter_context(open(os.dup(place), "r+b", buffering=0))
-        ours, theirs = map(stack.enter_context, socket.socketpair(type=socket.SOCK_SEQPACKET))
-        ours.setblocking(False)
-        request = os.read(kernel.fileno(), _libfuse.fuse_chan_bufsize(channel))
-        os.dup2(theirs.fileno(), place, inheritable=False)
-        _libfuse.fuse_session_process(session, request, ctypes.c_size_t(len(request)), channel)
-        os.dup2(kernel.fileno(), place, inheritable=False)
-        answer = ours.recv(_ANSWER_SIZE)
-        opcode, offered = _REQUEST.unpack_from(request)
-        if opcode == _INIT and offered & _MAX_PAGES and len(answer) >= _ANSWER.size:
-            _, between, accepted = _ANSWER.unpack_from(answer)
-            larger = bytearray(answer.ljust(_ANSWER_SIZE, b"\0"))
-            _ANSWER.pack_into(larger, 0, len(larger), between, accepted | _MAX_PAGES)
-            struct.pack_into("=H", larger, _MAX_PAGES_AT, _IO_SIZE // mmap.PAGESIZE)
-            answer = bytes(larger)
-        os.write(kernel.fileno(), answer)
-
-
-def _fuse_options(source: str, options: MountOptions) -> Iterator[str]:
-    # libfuse splits at commas and knows the backslash as their escape.
-    yield "fsname=" + source.replace("\\", "\\\\").replace(",", "\\,")
-    yield "subtype=tartapefs"
-    yield "ro"
-    yield "noexec"  # nosuid and nodev come by themselves
-    yield "default_permissions"  # always: without it `allow_other` shows a 0400 file to everyone
-    yield "use_ino"
-    yield "attr_timeout=0"  # so that `stat` and `open` see at once that the tape became invalid
-    yield "entry_timeout=0"
-    if options.allow_other:
-        yield "allow_other"
-    if not options.cached:
-        yield "direct_io"
-
-
-@contextlib.contextmanager
-def _stderr_captured() -> Iterator[Callable[[], list[str]]]:
-    """What libfuse and fusermount write on descriptor 2 meanwhile, as lines, once the block has ended."""
-    with tempfile.TemporaryFile() as file:
-        saved = os.dup(2)
-        os.dup2(file.fileno(), 2)
-        lines: list[str] = []
-        try:
-            yield lambda: lines
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            file.seek(0)
-            lines += [printable(line) for line in file.read().splitlines() if line]

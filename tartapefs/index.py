@@ -14,6 +14,8 @@ last name and its folder's start: half the size of whole paths. Members are in t
 name is a binary search by start, and no second b-tree is needed.
 """
 
+import _sqlite3
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -23,6 +25,7 @@ import re
 import sqlite3
 import stat
 import struct
+import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,7 +33,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 from urllib.parse import quote
 from zlib import crc32
 
@@ -196,7 +199,7 @@ class IndexWriter:
                 raise
             os.close(fd)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "IndexWriter":
         return self
 
     def __exit__(
@@ -256,13 +259,22 @@ class IndexWriter:
             os.close(folder)
 
 
+def _limit_length(connection: sqlite3.Connection, longest: int) -> None:
+    """From here on a string, blob or row of more than `longest` bytes is an error."""
+    if sys.version_info >= (3, 11):
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)
+    else:  # its sqlite3 has no word for it: the connection of SQLite's own is what directly follows an object's head
+        handle = ctypes.c_void_p.from_address(id(connection) + object.__basicsize__)
+        ctypes.CDLL(_sqlite3.__file__).sqlite3_limit(handle, 0, longest)
+
+
 @contextmanager
 def _disk_errors(path: str) -> Iterator[None]:
     """SQLite's words for a failing disk, as the OSError that they stand for."""
     try:
         yield
     except sqlite3.OperationalError as error:
-        number = errno.ENOSPC if error.sqlite_errorname == "SQLITE_FULL" else errno.EIO
+        number = errno.ENOSPC if "disk is full" in str(error) else errno.EIO
         raise OSError(number, os.strerror(number), path) from error
 
 
@@ -363,7 +375,7 @@ class Index:
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_VALUE)
+        _limit_length(connection, _LONGEST_VALUE)
         connection.execute("PRAGMA trusted_schema=OFF")
         connection.execute("PRAGMA cell_size_check=ON")
         connection.text_factory = bytes
@@ -431,7 +443,7 @@ class Index:
         for _ in range(_CONNECTIONS):
             connection = self._pool.get()
             assert connection is not None
-            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_ROW)
+            _limit_length(connection, _LONGEST_ROW)
             self._pool.put(connection)
 
     def _check_ends(self) -> None:
@@ -474,8 +486,8 @@ class Index:
 
     def _fetch(self, position: int, stop: int) -> "_Page":
         rows = self._query(
-            "SELECT * FROM member WHERE start >= (SELECT max(start) FROM member WHERE start <= ?1)"
-            f" AND start < ?2 ORDER BY start LIMIT {_PAGE}",
+            "SELECT * FROM member WHERE start >= (SELECT max(start) FROM member WHERE start <= ?)"
+            f" AND start < ? ORDER BY start LIMIT {_PAGE}",
             (position, stop),
         )
         if not rows or not rows[0][0] <= position:

@@ -17,9 +17,10 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
+from tartapefs import binding
 from tartapefs.display import printable
 from tartapefs.errors import MountError, TapeError
-from tartapefs.fs import XATTRS, ArchiveFS, MountOptions, Session
+from tartapefs.fs import XATTRS, ArchiveFS, MountOptions
 from tartapefs.player import TapePlayer
 
 log = logging.getLogger("tartapefs")
@@ -105,9 +106,11 @@ def _mounted_at(mountpoint: str) -> str:
 
 def _check_mountpoint(mountpoint: str, source: str) -> str:
     where = os.path.realpath(mountpoint)
+    hidden: list[str] = []
     try:
         if not os.path.isdir(where) and os.stat(where):
             raise MountError(mountpoint, "is not a folder")
+        hidden = os.listdir(where)
     except FileNotFoundError:
         raise MountError(mountpoint, "no such folder") from None
     except OSError as error:
@@ -119,6 +122,8 @@ def _check_mountpoint(mountpoint: str, source: str) -> str:
         raise MountError(mountpoint, "an archive is mounted here already")
     if os.path.commonpath((where, source)) == source:
         raise MountError(mountpoint, "lies inside the recorded folder, which the mount would change")
+    if hidden:  # libfuse 2 would say so as well, libfuse 3 not
+        raise MountError(mountpoint, "is not empty")
     return where
 
 
@@ -136,6 +141,10 @@ def mount(player: TapePlayer, mountpoint: str, options: MountOptions, foreground
     In the background it returns 0 once the archive can be read. Raises MountError.
     """
     where = _check_mountpoint(mountpoint, player.source.root)
+    try:
+        binding.load()
+    except ImportError as error:
+        raise MountError(mountpoint, str(error)) from None
     handler = _log_handler(log_file, foreground)
     if foreground:
         log.handlers[:] = [handler]
@@ -215,7 +224,7 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
     old_handlers = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
     try:
         archive = ArchiveFS(player, options)
-        session = Session(archive, where, player.source.root, options)
+        session = binding.Session(archive, where, player.source.root, options)
         ours = [entry for entry in mounts() if entry.mountpoint == where][-1:]
         ended = threading.Event()
         audits = threading.Thread(target=_audit, args=(player, archive, options, ended), daemon=True)
@@ -265,7 +274,7 @@ def _check_readable(archive: str) -> None:
         raise MountError(archive, f"mounted, but cannot be read: {error.strerror}") from None
 
 
-def _loop(session: Session, speak: int) -> None:
+def _loop(session: binding.Session, speak: int) -> None:
     session.loop()
     with contextlib.suppress(OSError):  # the pipe is full or closed: the end is known already
         os.write(speak, _ENDED)

@@ -16,7 +16,6 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
 
 TAPE_FOLDER = b".tartape"  # holds the index; no part of the archive where it lies directly in the root
 
@@ -159,7 +158,7 @@ class Source:
             os.close(self._root)
             self._root = -1
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Source":
         return self
 
     def __exit__(

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Self
 
 from tartapefs import layout
 from tartapefs.display import printable
@@ -36,7 +35,7 @@ class Tape:
         self.owners_kept = facts.owners_kept
 
     @classmethod
-    def discover(cls, directory: str | os.PathLike[str], index_path: str | os.PathLike[str] | None = None) -> Self:
+    def discover(cls, directory: str | os.PathLike[str], index_path: str | os.PathLike[str] | None = None) -> "Tape":
         """The tape of the folder at `directory`. Raises TapeNotFoundError and TapeFormatError."""
         root = os.path.realpath(directory)
         try:
@@ -47,7 +46,7 @@ class Tape:
             ) from None
 
     @classmethod
-    def open(cls, index_path: str | os.PathLike[str]) -> Self:
+    def open(cls, index_path: str | os.PathLike[str]) -> "Tape":
         """The tape whose index is at `index_path`. Raises TapeNotFoundError and TapeFormatError."""
         path = os.path.abspath(index_path)
         directory = os.path.dirname(os.path.dirname(path))
@@ -56,7 +55,7 @@ class Tape:
     def close(self) -> None:
         self._index.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Tape":
         return self
 
     def __exit__(

@@ -268,7 +268,7 @@ def snapshot(root: Path) -> dict[bytes, Facts]:
         content = b""
         if kind == "file":
             with open(path, "rb") as file:
-                content = hashlib.file_digest(file, "sha256").digest()
+                content = hashlib.sha256(file.read()).digest()
         elif kind == "link":
             content = os.readlink(path)
         result[name] = Facts(kind, 0 if kind == "link" else stat.S_IMODE(found.st_mode), found.st_mtime_ns, content)

@@ -7,7 +7,6 @@ self-test is the commands themselves, run as a user would, with the index and th
 
 import contextlib
 import errno
-import importlib
 import json
 import os
 import re
@@ -25,6 +24,7 @@ from itertools import chain
 
 import click
 
+from tartapefs import binding
 from tartapefs.cli.common import DRIFT, json_option, path, print_json
 from tartapefs.display import printable
 from tartapefs.errors import TapeError
@@ -95,8 +95,8 @@ def _loaded_library() -> str:
 
 def _library() -> Finding:
     try:
-        importlib.import_module("tartapefs.fs")
-    except Exception as error:  # whatever a missing library or a foreign module makes of it
+        binding.load()
+    except ImportError as error:
         return Finding("libfuse", "problem", printable(f"cannot be loaded: {error}"), _INSTALL)
     return Finding("libfuse", "ok", _loaded_library() or "is loaded")
 

@@ -11,7 +11,6 @@ import click
 
 from tartapefs.cli.common import (
     DRIFT,
-    NO_MOUNT,
     check_option,
     fail,
     folder_argument,
@@ -102,11 +101,9 @@ def mount(
     if not name or "/" in name or "\0" in name or name in (".", "..") or len(os.fsencode(name)) > 255:
         raise click.BadParameter(f"{printable(name)!r} is not a file name", param_hint="--name")
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    try:
-        from tartapefs import mount as mounting
-        from tartapefs.fs import MountOptions
-    except OSError as error:  # fusepy, when it finds no library
-        fail(f"{error}: install libfuse 2 (Debian: libfuse2, Fedora: fuse-libs, Arch: fuse2, Alpine: fuse)", NO_MOUNT)
+    from tartapefs import mount as mounting
+    from tartapefs.fs import MountOptions
+
     if not foreground:
         mounting.close_inherited()
     try:

@@ -1,0 +1,284 @@
+"""The binding of the file system to libfuse: 2 through fusepy, or 3 through its fork mfusepy. Nothing else knows which.
+
+Rule: each request is answered by `ArchiveFS`, or with the errno that it gives for what was raised; neither module's own
+treatment of exceptions is ever reached (mfusepy's answers EINVAL, and ends the process at a SystemExit).
+
+Of the modules we use the C structures and the conversion of arguments. Their `FUSE` calls libfuse's `fuse_main_real`,
+whose threads Python does not know, so that each callback makes and unmakes a thread state. `Session` stops short of
+that: it only mounts, and lets threads of Python's run `fuse_loop`, whose state lasts as long as they do. It hands the
+request's own buffer to the player, and has the kernel ask for 1 MiB at a time where libfuse 2 would have it ask for
+128 KiB.
+"""
+
+import contextlib
+import ctypes
+import functools
+import mmap
+import os
+import socket
+import struct
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tartapefs.display import printable
+from tartapefs.errors import MountError
+from tartapefs.fs import IO_SIZE, ArchiveFS, MountOptions
+
+
+def _fusepy() -> Any:
+    with _library("libfuse.so.2") as found:
+        if not found:
+            raise ImportError(
+                "libfuse 2 is not installed (Debian: apt install fuse3 libfuse2; Fedora: dnf install fuse3 fuse-libs; "
+                "Arch: pacman -S fuse3 fuse2; Alpine: apk add fuse3 fuse)"
+            )
+        try:
+            import fuse
+        except Exception as error:  # a foreign module may raise anything
+            raise ImportError(f"fusepy cannot be imported ({error}): pip install fusepy") from None
+    if not hasattr(fuse, "fuse_operations"):
+        raise ImportError(
+            f"the module {printable(str(fuse.__file__))} is not fusepy's but of another package, such as "
+            "Debian's python3-fuse: pip install fusepy in a virtual environment without that one"
+        )
+    return fuse
+
+
+def _mfusepy() -> Any:
+    with _library("libfuse3.so.4", "libfuse3.so.3") as found:
+        if not found:
+            raise ImportError("libfuse 3 is not installed")
+        try:
+            import mfusepy
+        except ImportError:
+            raise ImportError("libfuse 3 is, but not its Python module: pip install 'tartapefs[fuse3]'") from None
+    return mfusepy
+
+
+@contextlib.contextmanager
+def _library(*names: str) -> Iterator[bool]:
+    """Has a module that is imported meanwhile use the first of these libraries that is there, and says if one is."""
+    before = os.environ.get("FUSE_LIBRARY_PATH")
+    for name in names:
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(name)
+            os.environ["FUSE_LIBRARY_PATH"] = name
+            break
+    else:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        del os.environ["FUSE_LIBRARY_PATH"]
+        if before is not None:
+            os.environ["FUSE_LIBRARY_PATH"] = before
+
+
+_BINDINGS = {"fusepy": _fusepy, "mfusepy": _mfusepy}
+
+
+@functools.cache
+def load() -> Any:
+    """The module that is used: fusepy where it and libfuse 2 are there, else mfusepy; `TARTAPEFS_BINDING` chooses.
+
+    Raises ImportError, whose text is a line that says what to install.
+    """
+    chosen = os.environ.get("TARTAPEFS_BINDING")
+    reasons = []
+    for name, imported in _BINDINGS.items():
+        if chosen in (None, "", name):
+            try:
+                return imported()
+            except ImportError as error:
+                reasons.append(str(error))
+    raise ImportError("; ".join(reasons) or f"TARTAPEFS_BINDING is neither {' nor '.join(_BINDINGS)}")
+
+
+_view_of_memory = ctypes.pythonapi.PyMemoryView_FromMemory
+_view_of_memory.restype = ctypes.py_object
+_view_of_memory.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
+_WRITABLE = 0x200  # PyBUF_WRITE
+
+_OPERATIONS = ("getattr", "readdir", "open", "release", "statfs", "getxattr", "listxattr")
+# The modules' type of `read` makes two pointer objects at each call, which nobody looks at.
+_READ = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64, ctypes.c_void_p
+)
+
+
+class Session:
+    """A mounted archive. `loop` serves requests until it is unmounted; call it from as many threads as should serve.
+
+    Raises MountError, with what libfuse had to say, if it cannot be mounted, and ImportError as `load` does.
+    """
+
+    def __init__(self, archive: ArchiveFS, mountpoint: str, source: str, options: MountOptions) -> None:
+        module = load()
+        self._archive = archive
+        self._libfuse = module._libfuse
+        self._is_3 = getattr(module, "fuse_version_major", 2) == 3
+        self._direct = not options.cached
+        self._callbacks = self._bound(module)
+        with _stderr_captured() as said:
+            mounted = self._mount_3 if self._is_3 else self._mount_2
+            self._fuse = ctypes.c_void_p(mounted(os.fsencode(mountpoint), ",".join(_fuse_options(source, options))))
+        if not self._fuse:
+            raise MountError(mountpoint, "; ".join(said()) or "libfuse could not mount it")
+
+    def _bound(self, module: Any) -> Any:
+        """The table of callbacks: the module's conversion of arguments, our operations and our errors."""
+        operations = module.fuse_operations()
+        types = dict(field[:2] for field in module.fuse_operations._fields_)
+        # Not by its own __init__: that one returns only after the mount has ended.
+        converting = module.FUSE.__new__(module.FUSE)
+        converting.operations = self._archive if self._is_3 else lambda name, *rest: getattr(self._archive, name)(*rest)
+        converting.encoding, converting.errors = "latin-1", "strict"
+        converting.raw_fi, converting.use_ns = False, True
+        for name in _OPERATIONS:
+            convert = getattr(converting, name + "_fuse_3", None) or getattr(converting, name)
+            setattr(operations, name, types[name](self._answering(convert)))
+        operations.read = ctypes.cast(_READ(self._reading()), types["read"])
+        if self._is_3:
+            operations.init = types["init"](self._configure)
+        return operations
+
+    def _configure(self, connection: Any, config: Any) -> None:
+        """libfuse 3 asks here for what libfuse 2 takes as options. Its requests are of 1 MiB by themselves."""
+        config.contents.use_ino = 1
+        config.contents.direct_io = int(self._direct)
+
+    def _mount_2(self, mountpoint: bytes, options: str) -> int | None:
+        options += ",use_ino" + ",direct_io" * self._direct
+        words, libfuse = _strings(b"tartapefs", b"-f", b"-o", os.fsencode(options), mountpoint), self._libfuse
+        libfuse.fuse_setup.restype = ctypes.c_void_p
+        fuse: int | None = libfuse.fuse_setup(
+            len(words),
+            words,
+            ctypes.byref(self._callbacks),
+            ctypes.c_size_t(ctypes.sizeof(self._callbacks)),
+            ctypes.byref(ctypes.c_void_p()),  # where it was mounted
+            ctypes.byref(ctypes.c_int()),  # whether -s was among the arguments
+            None,
+        )
+        if fuse:
+            _take_larger_requests(libfuse, ctypes.c_void_p(fuse))
+        return fuse
+
+    def _mount_3(self, mountpoint: bytes, options: str) -> int | None:
+        words, libfuse = _strings(b"tartapefs", b"-o", os.fsencode(options)), self._libfuse
+        libfuse.fuse_new.restype = ctypes.c_void_p
+        fuse: int | None = libfuse.fuse_new(
+            ctypes.byref(_Arguments(len(words), words)),
+            ctypes.byref(self._callbacks),
+            ctypes.c_size_t(ctypes.sizeof(self._callbacks)),
+            None,
+        )
+        if fuse and libfuse.fuse_mount(ctypes.c_void_p(fuse), mountpoint) != 0:
+            libfuse.fuse_destroy(ctypes.c_void_p(fuse))
+            return None
+        return fuse
+
+    def loop(self) -> None:
+        """Answers requests until the archive is unmounted."""
+        self._libfuse.fuse_loop(self._fuse)
+
+    def _answering(self, operation: Callable[..., int | None]) -> Callable[..., int]:
+        def answer(*arguments: Any) -> int:
+            try:
+                return operation(*arguments) or 0
+            except BaseException as error:
+                return -self._archive.errno_of(error)
+
+        return answer
+
+    def _reading(self) -> Callable[..., int]:
+        readinto, errno_of = self._archive.readinto, self._archive.errno_of
+
+        def read(path: int, buffer: int, size: int, offset: int, info: int) -> int:
+            try:
+                return readinto(_view_of_memory(buffer, size, _WRITABLE), offset)
+            except BaseException as error:
+                return -errno_of(error)
+
+        return read
+
+
+class _Arguments(ctypes.Structure):
+    """`struct fuse_args`."""
+
+    _fields_ = (("argc", ctypes.c_int), ("argv", ctypes.POINTER(ctypes.c_char_p)), ("allocated", ctypes.c_int))
+
+
+def _strings(*words: bytes) -> "ctypes.Array[ctypes.c_char_p]":
+    return (ctypes.c_char_p * len(words))(*words)
+
+
+# Where things stand in linux/fuse.h: `fuse_in_header` and `fuse_init_in`, `fuse_out_header` and `fuse_init_out`.
+_REQUEST = struct.Struct("=4xI44xI")  # opcode, flags that the kernel offers
+_INIT = 26
+_ANSWER = struct.Struct("=I24sI")  # its length, what stays as it is, flags that are accepted
+_ANSWER_SIZE = 16 + 64  # bytes
+_MAX_PAGES = 1 << 22  # the flag that the number at this place counts; kernels know it since 4.20
+_MAX_PAGES_AT = 16 + 28
+
+
+def _take_larger_requests(libfuse: Any, fuse: ctypes.c_void_p) -> None:
+    """Answers the kernel's first request, FUSE_INIT, as libfuse would, except that larger requests are accepted.
+
+    The kernel asks for 32 pages at most unless this answer has a number, and libfuse 2 knows of none. So it answers
+    into a socket that stands in the place of its /dev/fuse meanwhile, and the number is put in on the way. Halves the
+    time that a large file takes. Whatever fails here leaves the request, or the error, to libfuse's loop.
+    """
+    for function in (libfuse.fuse_get_session, libfuse.fuse_session_next_chan, libfuse.fuse_chan_bufsize):
+        function.restype = ctypes.c_void_p  # or a size, which has as many bits
+    session = ctypes.c_void_p(libfuse.fuse_get_session(fuse))
+    channel = ctypes.c_void_p(libfuse.fuse_session_next_chan(session, None))
+    place = libfuse.fuse_chan_fd(channel)
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+        kernel = stack.enter_context(open(os.dup(place), "r+b", buffering=0))
+        ours, theirs = map(stack.enter_context, socket.socketpair(type=socket.SOCK_SEQPACKET))
+        ours.setblocking(False)
+        request = os.read(kernel.fileno(), libfuse.fuse_chan_bufsize(channel))
+        os.dup2(theirs.fileno(), place, inheritable=False)
+        libfuse.fuse_session_process(session, request, ctypes.c_size_t(len(request)), channel)
+        os.dup2(kernel.fileno(), place, inheritable=False)
+        answer = ours.recv(_ANSWER_SIZE)
+        opcode, offered = _REQUEST.unpack_from(request)
+        if opcode == _INIT and offered & _MAX_PAGES and len(answer) >= _ANSWER.size:
+            _, between, accepted = _ANSWER.unpack_from(answer)
+            larger = bytearray(answer.ljust(_ANSWER_SIZE, b"\0"))
+            _ANSWER.pack_into(larger, 0, len(larger), between, accepted | _MAX_PAGES)
+            struct.pack_into("=H", larger, _MAX_PAGES_AT, IO_SIZE // mmap.PAGESIZE)
+            answer = bytes(larger)
+        os.write(kernel.fileno(), answer)
+
+
+def _fuse_options(source: str, options: MountOptions) -> Iterator[str]:
+    # libfuse splits at commas and knows the backslash as their escape.
+    yield "fsname=" + source.replace("\\", "\\\\").replace(",", "\\,")
+    yield "subtype=tartapefs"
+    yield "ro"
+    yield "noexec"  # nosuid and nodev come by themselves
+    yield "default_permissions"  # always: without it `allow_other` shows a 0400 file to everyone
+    yield "attr_timeout=0"  # so that `stat` and `open` see at once that the tape became invalid
+    yield "entry_timeout=0"
+    if options.allow_other:
+        yield "allow_other"
+
+
+@contextlib.contextmanager
+def _stderr_captured() -> Iterator[Callable[[], list[str]]]:
+    """What libfuse and fusermount write on descriptor 2 meanwhile, as lines, once the block has ended."""
+    with tempfile.TemporaryFile() as file:
+        saved = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        lines: list[str] = []
+        try:
+            yield lambda: lines
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            file.seek(0)
+            lines += [printable(line) for line in file.read().splitlines() if line]

@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 
 from tartapefs import __version__
-from tartapefs.cli import mounts, tapes
+from tartapefs.cli import mounts, status, tapes
 from tartapefs.cli.common import DRIFT, INTERRUPTED, NO_MOUNT, NO_TAPE, REFUSED, USAGE, say
 from tartapefs.display import printable
 from tartapefs.errors import (
@@ -52,7 +52,7 @@ for command in (
     tapes.play,
     mounts.mount,
     mounts.unmount,
-    mounts.status,
+    status.status,
 ):
     cli.add_command(command)
 

@@ -82,7 +82,8 @@ def test_a_report_is_that_of_what_was_read(archive: Path, tree: Path) -> None:
     assert one["command"] == Path("/proc/self/comm").read_text().strip()
     assert (one["delivered"], one["position"], one["member"]) == (2700, 1600, "data/empty.txt")
     assert (two["delivered"], two["position"], two["member"]) == (2000, size, None)
-    assert found["rate"] == pytest.approx(one["rate"] + two["rate"], abs=2) > 0
+    assert found["rate"] == pytest.approx(one["rate"] + two["rate"], abs=2)
+    assert min(one["rate"], two["rate"]) > 0
     wait_until(lambda: not report(archive)["readers"])
     assert report(archive)["coverage"] == found["coverage"]
 

@@ -40,7 +40,7 @@ def byte_count(text: str) -> int:
     return int(number[1]) * _UNITS[number[2] or ""]
 
 
-class _Path(click.ParamType):
+class _Path(click.ParamType):  # type: ignore[type-arg]  # which has arguments since click 8.4 alone
     """A path, which is not empty; what lies there is for the command to find out."""
 
     name = "path"

@@ -12,16 +12,18 @@ MOUNT_TESTS := tests/test_fs.py tests/test_mount.py tests/test_mounted.py
 PYTHON_TESTS := $(MOUNT_TESTS) tests/test_index.py tests/test_tape.py tests/test_player.py tests/test_binding.py
 
 RUN_PACKAGES := python3 python3-venv fuse3 libfuse2
-TEST_PACKAGES := $(RUN_PACKAGES) attr bindfs bsdextrautils btrfs-progs busybox cpio curl e2fsprogs \
-	libarchive-tools mount p7zip-full procps rclone rsync strace tar util-linux xfsprogs
+TEST_PACKAGES := $(RUN_PACKAGES) attr bindfs bsdextrautils btrfs-progs busybox cpio curl e2fsprogs fish \
+	libarchive-tools mandoc mount p7zip-full procps rclone rsync strace tar util-linux xfsprogs zsh
 
-.PHONY: help demo test lint check bench fuzz soak mutants pythons clean
+.PHONY: help demo test lint check package man bench fuzz soak mutants pythons clean
 
 help:
 	@echo "make demo [DIR=folder]   record and mount a folder, read it back with GNU tar, compare"
 	@echo "make test                all tests"
 	@echo "make lint                format, lint, types, layers"
 	@echo "make check               lint and test"
+	@echo "make package             wheel and sdist, in dist/"
+	@echo "make man                 manual pages and completions, below build/share"
 	@echo "make bench               speed against tar, in one run"
 	@echo "make fuzz [RUNS=100000]  damaged indexes, found by coverage; -1 goes on for ever"
 	@echo "make soak [SECONDS=3600] random reads, memory and descriptors watched"
@@ -68,6 +70,14 @@ lint:
 
 check: lint test
 
+package:
+	@$(MAKE) -s $(VENV)/for-test
+	$(BIN)/python -m build
+
+man:
+	@$(MAKE) -s $(VENV)/for-test
+	$(BIN)/python packaging/pages.py build
+
 bench:
 	$(call install,$(RUN_PACKAGES))
 	@$(MAKE) -s $(VENV)/for-demo
@@ -98,4 +108,4 @@ pythons:
 	done; rm -rf $(VENV)-other
 
 clean:
-	rm -rf $(VENV) $(VENV)-other .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-other .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -120,6 +120,7 @@ class Session:
         self._libfuse = module._libfuse
         self._is_3 = getattr(module, "fuse_version_major", 2) == 3
         self._direct = not options.cached
+        archive.caller = lambda: int(module.fuse_get_context()[2])
         self._callbacks = self._bound(module)
         with _stderr_captured() as said:
             mounted = self._mount_3 if self._is_3 else self._mount_2
@@ -139,7 +140,7 @@ class Session:
         for name in _OPERATIONS:
             convert = getattr(converting, name + "_fuse_3", None) or getattr(converting, name)
             setattr(operations, name, types[name](self._answering(convert)))
-        operations.read = ctypes.cast(_READ(self._reading()), types["read"])
+        operations.read = ctypes.cast(_READ(self._reading(module)), types["read"])
         if self._is_3:
             operations.init = types["init"](self._configure)
         return operations
@@ -193,12 +194,15 @@ class Session:
 
         return answer
 
-    def _reading(self) -> Callable[..., int]:
-        readinto, errno_of = self._archive.readinto, self._archive.errno_of
+    def _reading(self, module: Any) -> Callable[..., int]:
+        readinto, errno_of, delivered = self._archive.readinto, self._archive.errno_of, self._archive.activity.delivered
+        handle, handle_at = ctypes.c_uint64.from_address, module.fuse_file_info.fh.offset
 
         def read(path: int, buffer: int, size: int, offset: int, info: int) -> int:
             try:
-                return readinto(_view_of_memory(buffer, size, _WRITABLE), offset)
+                count = readinto(_view_of_memory(buffer, size, _WRITABLE), offset)
+                delivered(handle(info + handle_at).value, offset, count)
+                return count
             except BaseException as error:
                 return -errno_of(error)
 

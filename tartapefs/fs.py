@@ -11,13 +11,15 @@ import errno
 import logging
 import os
 import stat
-from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tartapefs import layout
-from tartapefs.display import moment, printable
+from tartapefs.activity import Activity
+from tartapefs.display import printable
 from tartapefs.errors import TapeError
 from tartapefs.player import TapePlayer
+from tartapefs.status import facts, in_short, process_of
 
 log = logging.getLogger("tartapefs")
 
@@ -55,11 +57,12 @@ class ArchiveFS:
     def __init__(self, player: TapePlayer, options: MountOptions) -> None:
         self._player = player
         self.readinto = player.readinto  # nothing stands between a request and the player
+        self.activity = Activity()
+        self.caller: Callable[[], int] = lambda: 0  # the thread whose request is answered; the binding knows it
         self._tape = player.tape
         self._entry = os.fsencode(options.name).decode("latin-1")
         self._logged: set[str] = set()
         self.ended = False  # unmounted: who still reads gets errors that are no news
-        self._readers: deque[None] = deque()  # as many as there are: its changes are atomic
         mode = options.mode & 0o444
         common = dict.fromkeys(("st_mtime", "st_ctime", "st_atime"), self._tape.recorded_ns)
         common |= {
@@ -98,17 +101,16 @@ class ArchiveFS:
 
     def open(self, path: str, flags: int) -> int:
         self._check_valid()
-        self._readers.append(None)
-        return 0
+        return self.activity.opened(process_of(self.caller()))
 
     def release(self, path: str, fh: int) -> int:
-        self._readers.pop()
+        self.activity.closed(fh)
         return 0
 
     @property
     def is_open(self) -> bool:
         """Whether any program has the archive open."""
-        return bool(self._readers)
+        return bool(self.activity.readers)
 
     def statfs(self, path: str) -> dict[str, int]:
         return {
@@ -119,27 +121,20 @@ class ArchiveFS:
             "f_namemax": 255,
         }
 
-    def _xattrs(self) -> dict[str, str]:
-        drift = self._player.drift
-        return {
-            "fingerprint": self._tape.fingerprint,
-            "state": "valid" if drift is None else f"invalid: {drift}",
-            "members": str(self._tape.member_count),
-            "recorded": moment(self._tape.recorded_ns),
-            "source": printable(self._player.source.root),
-        }
+    def _xattrs(self, path: str) -> dict[str, str | int]:
+        # The folder has those of the tape too: once it is invalid the archive cannot be looked up any more. Only it has
+        # those that change all the time: who copies the archive with its attributes need not copy these.
+        own = {} if self._is_archive(path) else in_short(self._player, self.activity)
+        return facts(self._player) | own
 
-    # The folder has them too: once the tape is invalid the archive cannot be looked up any more.
     def listxattr(self, path: str) -> list[str]:
-        self._is_archive(path)
-        return [XATTRS + name for name in self._xattrs()]
+        return [XATTRS + name for name in self._xattrs(path)]
 
     def getxattr(self, path: str, name: str, position: int = 0) -> bytes:
-        self._is_archive(path)
-        value = self._xattrs().get(name.removeprefix(XATTRS)) if name.startswith(XATTRS) else None
+        value = self._xattrs(path).get(name.removeprefix(XATTRS)) if name.startswith(XATTRS) else None
         if value is None:
             raise Refusal(errno.ENODATA)
-        return value.encode()
+        return str(value).encode()
 
     def errno_of(self, error: BaseException) -> int:
         """The errno that answers a request which raised `error`: what this class raised on purpose, or EIO.

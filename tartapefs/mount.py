@@ -15,9 +15,10 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from tartapefs import binding
+from tartapefs import status as reports
 from tartapefs.display import printable
 from tartapefs.errors import MountError, TapeError
 from tartapefs.fs import XATTRS, ArchiveFS, MountOptions
@@ -36,6 +37,7 @@ class MountEntry(NamedTuple):
     device: str  # major:minor, which no other mount has meanwhile
     mountpoint: str
     source: str
+    owner: int  # the user who mounted it
 
 
 def mounts() -> list[MountEntry]:
@@ -45,10 +47,11 @@ def mounts() -> list[MountEntry]:
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
         for line in lines:
             before, _, after = line.partition(" - ")
-            fstype, source = after.split(" ")[:2]
+            fstype, source, options = after.rstrip("\n").split(" ")[:3]
             if fstype == _TYPE:
                 _, _, device, _, mountpoint = before.split(" ")[:5]
-                entries.append(MountEntry(device, _unescaped(mountpoint), _unescaped(source)))
+                owner = next(int(o[8:]) for o in options.split(",") if o.startswith("user_id="))
+                entries.append(MountEntry(device, _unescaped(mountpoint), _unescaped(source), owner))
     return entries
 
 
@@ -78,20 +81,48 @@ def _unmount(where: str, lazy: bool) -> None:
         raise MountError(where, "; ".join(result.stderr.split("\n")[:-1]) or f"{command[0]} failed")
 
 
-def status(mountpoint: str) -> dict[str, str]:
-    """What the archive mounted at `mountpoint` says of itself: state, source, fingerprint, members, recorded.
+def status(mountpoint: str) -> dict[str, Any]:
+    """What the archive mounted at `mountpoint` says of itself: `status.document`, and its `mountpoint`.
 
-    `state` is "valid", or "invalid: " and what drifted. Raises MountError where no archive is mounted.
+    From a daemon whose socket is not in reach, only what its extended attributes tell. Raises MountError where no
+    archive is mounted, or its daemon does not answer.
     """
     where = _mounted_at(mountpoint)
+    return _report(next(entry for entry in reversed(mounts()) if entry.mountpoint == where))
+
+
+def statuses() -> list[dict[str, Any]]:
+    """`status` of each archive that is mounted; where it is not to be had, a `state` of "unknown: " and why."""
+    found = []
+    for entry in mounts():
+        try:
+            found.append(_report(entry))
+        except MountError as error:
+            found.append(_known(entry) | {"state": f"unknown: {error.reason}"})
+    return found
+
+
+def _known(entry: MountEntry) -> dict[str, Any]:
+    return {"mountpoint": entry.mountpoint, "owner": entry.owner, "source": printable(entry.source)}
+
+
+def _report(entry: MountEntry) -> dict[str, Any]:
     try:
-        return {
-            name.removeprefix(XATTRS): os.getxattr(where, name).decode()
-            for name in sorted(os.listxattr(where))
-            if name.startswith(XATTRS)
-        }
+        # Nobody else is in reach of the socket.
+        found = reports.ask(entry.device) if entry.owner == os.geteuid() else None
+        return _known(entry) | (_attributes(entry.mountpoint) if found is None else found)
     except OSError as error:
-        raise MountError(mountpoint, f"its daemon does not answer: {error.strerror}") from None
+        raise MountError(entry.mountpoint, f"its daemon does not answer: {error.strerror or error}") from None
+    except ValueError as error:
+        raise MountError(entry.mountpoint, f"its daemon does not answer well: {error}") from None
+
+
+def _attributes(mountpoint: str) -> dict[str, str | int]:
+    names = [name for name in sorted(os.listxattr(mountpoint)) if name.startswith(XATTRS)]
+    values = {name.removeprefix(XATTRS): os.getxattr(mountpoint, name).decode() for name in names}
+    return {
+        name: int(value) if value.isdecimal() and name != "fingerprint" else value for name, value in values.items()
+    }
 
 
 def _mounted_at(mountpoint: str) -> str:
@@ -227,18 +258,22 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
         session = binding.Session(archive, where, player.source.root, options)
         ours = [entry for entry in mounts() if entry.mountpoint == where][-1:]
         ended = threading.Event()
+        server = None
         audits = threading.Thread(target=_audit, args=(player, archive, options, ended), daemon=True)
         threads = [threading.Thread(target=_loop, args=(session, speak), daemon=True) for _ in range(_THREADS)]
         try:
             for thread in threads:
                 thread.start()
             _check_readable(os.path.join(where, options.name))
+            server = _report_server(ours, lambda: reports.document(player, archive.activity))
             on_ready()
             audits.start()
             log.info("%s: mounted", printable(where))
             os.read(hear, 1)  # until a signal comes, or the first thread finds that the archive is unmounted
         finally:
             ended.set()
+            if server is not None:
+                server.close()
             _unmount_at_end(ours)
             for thread in threads:
                 thread.join(_GRACE / len(threads))
@@ -251,6 +286,14 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
         # The pipe stays: a thread that a reader still holds will write to it, and must not write to another file.
     log.info("%s: unmounted", printable(where))
     return 1 if player.drift is not None else 0
+
+
+def _report_server(ours: list[MountEntry], report: Callable[[], dict[str, Any]]) -> reports.Server | None:
+    try:
+        return reports.Server(ours[0].device, report) if ours else None
+    except OSError as error:  # the extended attributes tell most of it
+        log.warning("no socket for `tartapefs status`: %s", error.strerror or error)
+        return None
 
 
 def _audit(player: TapePlayer, archive: ArchiveFS, options: MountOptions, ended: threading.Event) -> None:

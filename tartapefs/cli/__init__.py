@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 
 from tartapefs import __version__
-from tartapefs.cli import doctor, mount8, mounts, tapes
+from tartapefs.cli import completion, doctor, mount8, mounts, status, tapes
 from tartapefs.cli.common import DRIFT, INTERRUPTED, NO_MOUNT, NO_TAPE, REFUSED, USAGE, say
 from tartapefs.display import printable
 from tartapefs.errors import (
@@ -31,7 +31,11 @@ from tartapefs.errors import (
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done; 1 drift, or a failed check or read; 2 wrong usage; 3 no tape, or not a tape;"
+    " 4 refused at recording; 5 could not mount or unmount; 130 interrupted.",
+)
 @click.version_option(__version__, prog_name="tartapefs")
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
 def cli(verbose: bool) -> None:
@@ -52,8 +56,9 @@ for command in (
     tapes.play,
     mounts.mount,
     mounts.unmount,
-    mounts.status,
+    status.status,
     doctor.doctor,
+    completion.completion,
 ):
     cli.add_command(command)
 

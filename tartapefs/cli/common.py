@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from tartapefs.display import printable
 
@@ -39,11 +40,21 @@ def byte_count(text: str) -> int:
     return int(number[1]) * _UNITS[number[2] or ""]
 
 
-def path(text: str) -> str:
+class _Path(click.ParamType):  # type: ignore[type-arg]  # which has arguments since click 8.4 alone
     """A path, which is not empty; what lies there is for the command to find out."""
-    if not text:
-        raise click.BadParameter("an empty path names nothing")
-    return text
+
+    name = "path"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not value:
+            self.fail("an empty path names nothing", param, ctx)
+        return value
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, "file")]  # which leaves it to the shell
+
+
+path = _Path()
 
 
 def octal_mode(text: str) -> int:

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
+from tartapefs import notify
 from tartapefs.display import printable
 from tartapefs.errors import MountError, TapeError
 from tartapefs.fs import XATTRS, ArchiveFS, MountOptions, Session
@@ -27,6 +28,7 @@ log = logging.getLogger("tartapefs")
 _TYPE = "fuse.tartapefs"
 _THREADS = 4  # requests served at once; most of their time is the system's, which two cores share well
 _GRACE = 1.0  # seconds that requests under way get to end after the unmount
+_STATE_INTERVAL = 2.0  # seconds between two looks at what the service manager should be told
 _READY, _ENDED = b"R", b"E"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -139,7 +141,7 @@ def mount(player: TapePlayer, mountpoint: str, options: MountOptions, foreground
     handler = _log_handler(log_file, foreground)
     if foreground:
         log.handlers[:] = [handler]
-        return _serve(player, where, options, lambda: None)
+        return _serve(player, where, options, lambda: notify.send("READY=1"))
     ready, tell = os.pipe()
     child = os.fork()
     if child == 0:
@@ -157,6 +159,7 @@ def mount(player: TapePlayer, mountpoint: str, options: MountOptions, foreground
 def _be_daemon(player: TapePlayer, where: str, options: MountOptions, tell: int, handler: logging.Handler) -> NoReturn:
     """The rest of the child's life. Its errors go to the parent until the archive can be read, then to the log."""
     told = False
+    notify.silence()  # the service, if any, is the caller's: it waits for the caller, and not for this process
 
     def ready() -> None:
         nonlocal told
@@ -216,17 +219,19 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
         session = Session(archive, where, player.source.root, options)
         ours = [entry for entry in mounts() if entry.mountpoint == where][-1:]
         ended = threading.Event()
-        audits = threading.Thread(target=_audit, args=(player, archive, options, ended), daemon=True)
-        threads = [threading.Thread(target=_loop, args=(session, speak), daemon=True) for _ in range(_THREADS)]
+        threads = []
         try:
-            for thread in threads:
-                thread.start()
+            threads += [_start(_loop, session, speak) for _ in range(_THREADS)]
             _check_readable(os.path.join(where, options.name))
             on_ready()
-            audits.start()
+            _start(_audit, player, archive, options, ended)
+            if notify.is_heard():
+                _start(_tell_state, player, ended)
+                _start(_tell_watchdog, where, ended)
             log.info("%s: mounted", printable(where))
             os.read(hear, 1)  # until a signal comes, or the first thread finds that the archive is unmounted
         finally:
+            notify.send("STOPPING=1", f"STATUS={_state(player)}")
             ended.set()
             _unmount_at_end(ours)
             for thread in threads:
@@ -255,11 +260,44 @@ def _audit(player: TapePlayer, archive: ArchiveFS, options: MountOptions, ended:
                 break
 
 
+def _state(player: TapePlayer) -> str:
+    return "as recorded" if player.drift is None else f"reads fail: {player.drift}"
+
+
+def _tell_state(player: TapePlayer, ended: threading.Event) -> None:
+    """Tells the service manager whether all is as recorded, or what is not, each time that this changes."""
+    told = ""
+    while True:
+        state = _state(player)
+        if state != told:
+            notify.send(f"STATUS={state}")
+            told = state
+        if ended.wait(_STATE_INTERVAL):
+            return
+
+
+def _tell_watchdog(where: str, ended: threading.Event) -> None:
+    """Tells the service manager that requests are answered, as long as they are.
+
+    Another process asks: one that waits for an answer of its own cannot be killed while none comes.
+    """
+    limit = notify.watchdog()
+    while limit and not ended.wait(limit / 2):
+        subprocess.run(["stat", "--", where], stdin=subprocess.DEVNULL, capture_output=True)
+        notify.send("WATCHDOG=1")
+
+
 def _check_readable(archive: str) -> None:
     try:
         os.stat(archive)
     except OSError as error:
         raise MountError(archive, f"mounted, but cannot be read: {error.strerror}") from None
+
+
+def _start(target: Callable[..., None], *arguments: object) -> threading.Thread:
+    thread = threading.Thread(target=target, args=arguments, daemon=True)
+    thread.start()
+    return thread
 
 
 def _loop(session: Session, speak: int) -> None:

@@ -49,6 +49,8 @@ class MountOptions:
     allow_other: bool = False
     audit_interval: float = 60  # seconds between two audits while the archive is open
     audit_share: float = 0.05  # of one core that they may take
+    uid: int | None = None  # the owner that is shown; None for who mounts
+    gid: int | None = None
 
 
 class ArchiveFS(fuse.Operations):  # type: ignore[misc]  # fusepy has no types
@@ -66,7 +68,11 @@ class ArchiveFS(fuse.Operations):  # type: ignore[misc]  # fusepy has no types
         self._readers: deque[None] = deque()  # as many as there are: its changes are atomic
         mode = options.mode & 0o444
         common = dict.fromkeys(("st_mtime", "st_ctime", "st_atime"), self._tape.recorded_ns)
-        common |= {"st_uid": os.geteuid(), "st_gid": os.getegid(), "st_blksize": _IO_SIZE}
+        common |= {
+            "st_uid": os.geteuid() if options.uid is None else options.uid,
+            "st_gid": os.getegid() if options.gid is None else options.gid,
+            "st_blksize": _IO_SIZE,
+        }
         self._folder_attributes = common | {"st_mode": stat.S_IFDIR | mode | mode >> 2, "st_nlink": 2, "st_ino": 1}
         self._archive_attributes = common | {
             "st_mode": stat.S_IFREG | mode,
@@ -244,6 +250,7 @@ def _fuse_options(source: str, options: MountOptions) -> Iterator[str]:
     yield "fsname=" + source.replace("\\", "\\\\").replace(",", "\\,")
     yield "subtype=tartapefs"
     yield "ro"
+    yield "noexec"  # nosuid and nodev come by themselves
     yield "default_permissions"  # always: without it `allow_other` shows a 0400 file to everyone
     yield "use_ino"
     yield "attr_timeout=0"  # so that `stat` and `open` see at once that the tape became invalid

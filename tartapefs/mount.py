@@ -283,8 +283,8 @@ def _tell_watchdog(where: str, ended: threading.Event) -> None:
     """
     limit = notify.watchdog()
     while limit and not ended.wait(limit / 2):
-        subprocess.run(["stat", "--", where], stdin=subprocess.DEVNULL, capture_output=True)
-        notify.send("WATCHDOG=1")
+        if subprocess.run(["stat", "--", where], stdin=subprocess.DEVNULL, capture_output=True).returncode == 0:
+            notify.send("WATCHDOG=1")
 
 
 def _check_readable(archive: str) -> None:

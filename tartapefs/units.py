@@ -1,8 +1,9 @@
 r"""Units of systemd for an archive, as text.
 
-Rule: a path is written so that systemd reads exactly its bytes, or it is refused. How depends on the place. A unit's name
-is escaped as by systemd-escape(1). A command line (systemd.service(5)) has quotes, C escapes and `$`. A list of paths has
-quotes but no escapes, the value of a mount unit neither; all have specifiers, so that a `%` is doubled (systemd.unit(5)).
+Rule: a path is written so that systemd reads exactly its bytes, or it is refused. How, depends on the place. A unit's
+name is escaped as by systemd-escape(1). A command line (systemd.service(5)) has quotes, C escapes and `$`; a list of
+paths has quotes but no escapes; a value of a mount unit has neither. All have specifiers (systemd.unit(5)), so that a
+`%` is doubled.
 
 A service is the better guard: it tells its state, is watched, and is started again when it fails. Only a mount unit can
 be mounted on first use; its daemon is nobody's service.
@@ -27,21 +28,19 @@ StartLimitIntervalSec=5min
 StartLimitBurst=10
 
 [Service]
-# Started once the archive can be read. "systemctl status" says whether all is as recorded or what is not. When that
-# changes, the mount stays and its reads fail, since an empty folder could be taken for a deletion.
+# Started once the archive can be read; nothing is recorded here. "systemctl status" says whether the folder is as
+# recorded, or what is not. Then the mount stays, and reads fail: an empty folder could be taken for a deletion.
 Type=notify
-{settings}# Not while a daemon that was killed has left its mount behind, which the next start heals.
+{settings}# Fails where a daemon that was killed has left its mount behind. The next line heals that.
 ExecStartPre=-mkdir -p -- {where}
 ExecStart={command}
-# Nothing is recorded here: what was never recorded does not start.
-# A daemon that is killed, hangs, or cannot mount is started again, but not one with exit code
-# 1 (not as recorded), 2 (usage), 3 (no tape), 4 (refused).
+# After a crash, after two minutes without an answer, and when it could not be mounted. Not after exit codes 1 (no
+# longer as recorded), 2 (wrong usage), 3 (no tape) and 4 (refused).
 Restart=on-failure
 RestartSec=1
 RestartPreventExitStatus=1 2 3 4
 WatchdogSec=2min
 TimeoutStopSec=30
-UMask=0077
 {sandbox}
 [Install]
 WantedBy={target}
@@ -75,7 +74,7 @@ _USER_SANDBOX = """\
 
 _MOUNT = """\
 [Unit]
-Description=The archive of {title}
+Description=The archive of {title}, mounted
 Documentation=man:mount.tartapefs(8)
 RequiresMountsFor={sources}
 
@@ -125,9 +124,12 @@ def service(program: Iterable[str], source: str, where: str, options: Sequence[s
 
 
 def template(user: bool) -> dict[str, str]:
-    """The template service, whose instances are named after the escaped path of their source."""
+    """The template service, whose instances are named after the escaped path of their source.
+
+    A source or mount point with `${` in its path is none for it: systemd would put in a variable.
+    """
     where = "%t/tape/%i" if user else "/mnt/%i"
-    settings = "# To be changed by `systemctl edit`; options are those of `tartapefs mount`.\n"
+    settings = '# Changed by "systemctl edit"; OPTIONS are those of "tartapefs mount".\n'
     settings += f"Environment=MOUNTPOINT={where} OPTIONS=\n"
     command = "tartapefs mount --foreground $OPTIONS -- %f ${MOUNTPOINT}"
     return {"tartapefs@.service": _service("%f", "%f", command, "${MOUNTPOINT}", settings, user)}
@@ -210,5 +212,5 @@ def _value(text: str) -> str:
 
 def _path_list(path: str) -> str:
     """A list of this path alone; of the folders above it, from the first on that cannot be written."""
-    path = os.path.join("/", *itertools.takewhile(_is_shown, path.split("/")))
-    return path if _PLAIN.fullmatch(path) else '"' + _percent(path).replace('"', "\"'\"'\"") + '"'
+    path = "/".join(itertools.takewhile(_is_shown, path.split("/"))) or "/"
+    return path if _PLAIN.fullmatch(path) else '"' + _percent(path).replace('"', '"\'"\'"') + '"'

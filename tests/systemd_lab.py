@@ -1,9 +1,8 @@
 """A real systemd for tests: PID 1 of namespaces of its own, on a machine whose PID 1 may be something else.
 
-Its root is an overlay over this machine's, whose upper half is a tmpfs, so whatever happens inside leaves the machine as
-it was. The folder of the lab and that of the project are the same inside. `tartapefs` is installed inside, as
-/usr/local/bin/tartapefs and /usr/sbin/mount.tartapefs; so are the units of systemd/. Needs root, Debian's packages
-systemd and dbus, cgroup2, and a kernel with overlayfs.
+Its root is an overlay over this machine's, whose upper half is a tmpfs, so whatever happens inside leaves the machine
+as it was. A folder of the test is /srv inside. `tartapefs` is installed inside, as /usr/local/bin/tartapefs; so are the
+units of systemd/. Needs root, Debian's packages systemd, dbus and dbus-user-session, cgroup2, and overlayfs.
 """
 
 import os
@@ -19,13 +18,13 @@ PROJECT = Path(__file__).parents[1]
 USER, UID = "alice", 1234
 _START_LIMIT = 60  # seconds
 
-# $1: an empty folder for the root; further ones are the same inside. Becomes systemd.
+# In namespaces of its own: builds the root below $STATE, an empty folder, prepares it, becomes systemd.
 _BOOT = r"""
 set -eu
-state=$1; root=$state/root; shift
-mount -t tmpfs -o mode=755 tmpfs "$state"
-mkdir "$state/upper" "$state/work" "$root"
-mount -t overlay -o "lowerdir=/,upperdir=$state/upper,workdir=$state/work" overlay "$root"
+root=$STATE/root
+mount -t tmpfs -o mode=755 tmpfs "$STATE"
+mkdir "$STATE/upper" "$STATE/work" "$root"
+mount -t overlay -o "lowerdir=/,upperdir=$STATE/upper,workdir=$STATE/work" overlay "$root"
 mount -t proc proc "$root/proc"
 mount --bind "$root/proc/sys" "$root/proc/sys"
 mount -o remount,bind,ro "$root/proc/sys"
@@ -43,10 +42,10 @@ ln -s pts/ptmx "$root/dev/ptmx"
 ln -s /proc/self/fd "$root/dev/fd"
 mount -t tmpfs tmpfs "$root/dev/shm"
 mount -t tmpfs -o mode=755 tmpfs "$root/run"
-for folder; do
-    mkdir -p "$root$folder"
-    mount --bind "$folder" "$root$folder"
-done
+mkdir -p "$root$PROJECT" "$root/srv"
+mount --bind "$PROJECT" "$root$PROJECT"
+mount -o remount,bind,ro "$root$PROJECT"
+mount --bind "$FOLDER" "$root/srv"
 cd "$root"
 mkdir .old
 pivot_root . .old
@@ -55,12 +54,12 @@ exec chroot . sh -eu -c "$PREPARE"'
     rmdir /.old
     mount --make-rshared /
     export container=other
-    exec /lib/systemd/systemd --unit=basic.target --log-target=console --show-status=no'
+    exec /lib/systemd/systemd --unit=multi-user.target --log-target=console --show-status=no'
 """
 
 # Inside, before systemd: nothing that a test does not need, and what `make install` would do.
 _PREPARE = r"""
-    rm -rf /etc/systemd/system/*.wants /etc/systemd/user/*.wants
+    rm -rf /etc/systemd/system/*.wants /lib/systemd/system/multi-user.target.wants /etc/systemd/user/*.wants
     for unit in systemd-udevd.service systemd-udev-trigger.service systemd-resolved.service systemd-timesyncd.service \
             systemd-networkd.service systemd-hwdb-update.service systemd-firstboot.service systemd-sysusers.service \
             systemd-machine-id-commit.service systemd-pcrphase.service systemd-pcrphase-sysinit.service \
@@ -73,14 +72,12 @@ _PREPARE = r"""
     rm -f /etc/fstab
     ln -sf /dev/null /etc/tmpfiles.d/tmp.conf   # it empties /tmp, where this project may be
     : > /etc/machine-id
-    for folder in /root "$PROJECT" "$PYTHON"; do   # a user of the lab, too, runs this Python
-        while [ "$folder" != / ]; do chmod a+rx "$folder" || true; folder=$(dirname "$folder"); done
+    for place in "$(dirname "$PROJECT")" "$(realpath "$PYTHON")"; do   # a user of the lab, too, runs this Python
+        while [ "$place" != / ]; do chmod a+rx "$place"; place=$(dirname "$place"); done
     done
-    mkdir -p /usr/local/bin /usr/sbin
+    mkdir -p /usr/local/bin
     printf "#!/bin/sh\nexec $PYTHON -m tartapefs \"\$@\"\n" > /usr/local/bin/tartapefs
-    printf "#!/bin/sh\nexec $PYTHON -c \"from tartapefs.cli import mount_tartapefs; mount_tartapefs()\" \"\$@\"\n" \
-        > /usr/sbin/mount.tartapefs
-    chmod 755 /usr/local/bin/tartapefs /usr/sbin/mount.tartapefs
+    chmod 755 /usr/local/bin/tartapefs
     cp "$PROJECT"/systemd/*.* /etc/systemd/system/
     cp "$PROJECT"/systemd/user/*.* /etc/systemd/user/
     useradd --uid "$UID_OF_USER" --create-home --shell /bin/sh "$NAME_OF_USER"
@@ -88,7 +85,7 @@ _PREPARE = r"""
 
 
 class Lab:
-    """`folder`: for sources and copies, the same inside and outside. Everything else inside is gone afterwards."""
+    """`folder`: what is /srv inside. Everything else inside is gone afterwards."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -159,24 +156,26 @@ def _child_of(pid: int) -> int | None:
 
 
 @contextmanager
-def booted(folder: Path) -> Iterator[Lab]:
-    """A lab that has reached basic.target. Leaves no process, cgroup or mount."""
+def booted(folder: Path, prepare: str = "") -> Iterator[Lab]:
+    """A lab that has booted. `prepare`: commands of a shell, run inside before. Leaves no process, cgroup or mount."""
     lab = Lab(folder)
     cgroup = _cgroups() / f"tartapefs-lab-{os.getpid()}"
     cgroup.mkdir()
-    state = folder / "lab"
+    state, console_log = (folder.with_name(folder.name + suffix) for suffix in (".lab", ".console"))
     state.mkdir()
     environment = os.environ | {
-        "PREPARE": _PREPARE,
+        "STATE": os.fspath(state),
+        "FOLDER": os.fspath(folder),
+        "PREPARE": _PREPARE + prepare,
         "PROJECT": os.fspath(PROJECT),
         "PYTHON": sys.executable,
         "NAME_OF_USER": USER,
         "UID_OF_USER": str(UID),
     }
     command = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--cgroup", "--uts", "--ipc"]
-    command += ["--propagation", "private", "sh", "-c", _BOOT, "sh", state, PROJECT, folder]
+    command += ["--propagation", "private", "sh", "-c", _BOOT]
     into_cgroup = f'echo $$ > {shlex.quote(os.fspath(cgroup / "cgroup.procs"))} && exec "$@"'
-    with open(folder / "console.log", "wb") as console:
+    with open(console_log, "wb") as console:
         unshare = subprocess.Popen(
             ["sh", "-c", into_cgroup, "sh", *command],
             stdin=subprocess.DEVNULL,
@@ -188,7 +187,7 @@ def booted(folder: Path) -> Iterator[Lab]:
     try:
         end = time.monotonic() + _START_LIMIT
         while True:
-            assert unshare.poll() is None and time.monotonic() < end, (folder / "console.log").read_text()
+            assert unshare.poll() is None and time.monotonic() < end, console_log.read_text()
             lab.init = _child_of(unshare.pid) or 0
             if lab.init and Path(f"/proc/{lab.init}/comm").read_text() == "systemd\n":
                 state_inside = lab.run("systemctl", "is-system-running", code=None).stdout.strip()

@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 
 from tartapefs import __version__
-from tartapefs.cli import mounts, tapes
+from tartapefs.cli import doctor, mount8, mounts, systemd, tapes
 from tartapefs.cli.common import DRIFT, INTERRUPTED, NO_MOUNT, NO_TAPE, REFUSED, USAGE, log_to_stderr, say
 from tartapefs.display import printable
 from tartapefs.errors import (
@@ -53,6 +53,8 @@ for command in (
     mounts.mount,
     mounts.unmount,
     mounts.status,
+    doctor.doctor,
+    systemd.systemd_unit,
 ):
     cli.add_command(command)
 
@@ -76,14 +78,29 @@ def _terminated(number: int, frame: object) -> NoReturn:
 
 
 def main() -> NoReturn:
-    """The program: runs the command line, and exits with its code."""
+    """The program `tartapefs`."""
+    if mount8.is_call(sys.argv[1:], cli.commands):
+        mount_tartapefs()
+    _run(cli, "tartapefs")
+
+
+def mount_tartapefs() -> NoReturn:
+    """The program `mount.tartapefs`, which mount(8) runs."""
+    try:
+        _run(mount8.command, "mount.tartapefs")
+    except SystemExit as end:
+        sys.exit(mount8.exit_code(end.code))
+
+
+def _run(command: click.Command, name: str) -> NoReturn:
+    """Runs a command line, and exits with its code."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when the reader of a pipe does
     signal.signal(signal.SIGTERM, _terminated)  # so that a recording cleans up
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # whatever the locale cannot show
     try:
-        cli.main(prog_name="tartapefs", standalone_mode=False)
+        command.main(prog_name=name, standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where what it raises is caught
     except click.Abort:

@@ -1,7 +1,11 @@
 """The commands on a mounted archive: mount, unmount, status."""
 
+import grp
 import os
+import pwd
+import re
 import signal
+from collections.abc import Callable
 
 import click
 
@@ -25,6 +29,20 @@ from tartapefs.player import Check, TapePlayer
 from tartapefs.tape import Tape
 
 
+def _id_of(find: Callable[[str], int]) -> Callable[[str], int]:
+    """The type of an option that is a user or group, by number or by the name that `find` finds."""
+
+    def parse(text: str) -> int:
+        if re.fullmatch("[0-9]{1,10}", text, re.ASCII) and int(text) < 2**32 - 1:  # which stands for none
+            return int(text)
+        try:
+            return find(text)
+        except KeyError:
+            raise click.BadParameter(f"{text!r} is nobody here") from None
+
+    return parse
+
+
 @click.command()
 @folder_argument
 @click.argument("mountpoint", metavar="MNT", type=path)
@@ -35,6 +53,10 @@ from tartapefs.tape import Tape
 @click.option(
     "--mode", type=octal_mode, metavar="OCTAL", default="0400", show_default=True, help="Its permission bits."
 )
+@click.option(
+    "--uid", type=_id_of(lambda name: pwd.getpwnam(name).pw_uid), metavar="USER", help="Its owner, if not you."
+)
+@click.option("--gid", type=_id_of(lambda name: grp.getgrnam(name).gr_gid), metavar="GROUP", help="Its group.")
 @click.option("--allow-other", is_flag=True, help="Let other users in, as far as --mode does.")
 @click.option("--cached", is_flag=True, help="Use the kernel's page cache: for programs that need mmap.")
 @click.option(
@@ -64,6 +86,8 @@ def mount(
     foreground: bool,
     name: str,
     mode: int,
+    uid: int | None,
+    gid: int | None,
     allow_other: bool,
     cached: bool,
     audit_interval: float,
@@ -93,7 +117,7 @@ def mount(
         record_folder(directory, index, exclude, keep_owners, skip_unreadable, force=False)
         tape = Tape.discover(directory, index)
     with tape:
-        options = MountOptions(name, mode, cached, allow_other, audit_interval, audit_share / 100)
+        options = MountOptions(name, mode, cached, allow_other, audit_interval, audit_share / 100, uid, gid)
         log = os.path.abspath(log_file) if log_file else None
         code = mounting.mount(TapePlayer(tape, directory, check), mountpoint, options, foreground, log)
     if code:

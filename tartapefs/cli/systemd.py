@@ -1,7 +1,6 @@
 """The command on units of systemd."""
 
 import os
-import shutil
 import sys
 
 import click
@@ -10,8 +9,6 @@ from tartapefs import units
 from tartapefs.cli import mount8
 from tartapefs.cli.common import folder_argument, path, say
 from tartapefs.display import printable
-
-_SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # mount(8)'s, and systemd's
 
 
 def _this_program() -> list[str]:
@@ -26,7 +23,9 @@ def _this_program() -> list[str]:
 @click.argument("mountpoint", metavar="MNT", type=path)
 @click.option("--user", is_flag=True, help="For a user's own services: systemctl --user.")
 @click.option("--automount", is_flag=True, help="Mount it by mount(8) on first use; unmount it when it is idle.")
-@click.option("-o", "options", metavar="OPTIONS", default="ro", help="Options as for mount(8), with commas between them.")
+@click.option(
+    "-o", "options", metavar="OPTIONS", default="ro", help="Options as for mount(8), with commas between them."
+)
 @click.option("--output", metavar="FOLDER", type=path, help="Write the units into this folder.")
 def systemd_unit(
     directory: str, mountpoint: str, user: bool, automount: bool, options: str, output: str | None
@@ -55,5 +54,3 @@ def systemd_unit(
             with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
                 file.write(text)
             say(f"wrote {printable(os.path.join(folder, name))}")
-    if automount and shutil.which("tartapefs", path=_SYSTEM_PATH) is None:
-        say(f"mount(8) looks for tartapefs in {_SYSTEM_PATH}: put it, or a link to it, there")

@@ -1,0 +1,306 @@
+"""Whether this machine can mount an archive, and what to do where it cannot.
+
+Rule: each check looks at one thing, changes nothing, and says what it found; what is not "ok" has a remedy. A "problem"
+keeps this user from mounting, a "warning" only keeps from doing it in some way, such as by mount(8) or for others. The
+self-test is the commands themselves, run as a user would, with the index and the mount in a temporary folder.
+"""
+
+import contextlib
+import errno
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain
+
+import click
+
+from tartapefs.cli.common import DRIFT, json_option, path, print_json
+from tartapefs.display import printable
+from tartapefs.errors import TapeError
+from tartapefs.player import CHUNK, TapePlayer
+from tartapefs.source import has_openat2
+from tartapefs.tape import Tape
+
+# What mount.fuse3 and libmount search, whatever the caller's PATH.
+_PATH_OF_MOUNT = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_PATH_OF_HELPERS = "/sbin"
+_PATIENCE = 5  # seconds that a mounted archive gets to answer
+_INSTALL = "install fuse3 and libfuse2 (Debian; Fedora: fuse3, fuse-libs; Arch: fuse3, fuse2; Alpine: fuse3, fuse)"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check found; `status` is ok, warning or problem, and `remedy` empty only for ok."""
+
+    check: str
+    status: str
+    found: str
+    remedy: str = ""
+
+
+def _kernel() -> Finding:
+    release = os.uname().release
+    if has_openat2():
+        return Finding("kernel", "ok", f"Linux {release}, with openat2")
+    found = f"Linux {release} without openat2: members are opened component by component, which is slower"
+    return Finding("kernel", "warning", found, "Linux 5.6 has it; in a container, its seccomp profile must allow it")
+
+
+def _device() -> Finding:
+    name, device = "/dev/fuse", "/dev/fuse"
+    try:
+        os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        remedies = {
+            errno.ENOENT: "modprobe fuse; for a container, --device /dev/fuse",
+            errno.ENODEV: "modprobe fuse",
+            errno.ENXIO: "modprobe fuse",
+            errno.EACCES: "chmod 0666 /dev/fuse, as udev does; or mount as root",
+            errno.EPERM: "the container's device rules forbid it: --device /dev/fuse",
+        }
+        return Finding(name, "problem", os.strerror(error.errno or 0), remedies.get(error.errno or 0, "see dmesg"))
+    if not stat.S_ISCHR(os.stat(device).st_mode):
+        return Finding(name, "problem", "is no device", "rm /dev/fuse && mknod -m 0666 /dev/fuse c 10 229")
+    return Finding(name, "ok", "can be opened")
+
+
+def _loaded_library() -> str:
+    """The file of the libfuse that this process has loaded, empty if none."""
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+        found = re.search(r"/\S*/libfuse\d?\.so\S*", maps.read())
+    return found[0] if found else ""
+
+
+def _library() -> Finding:
+    try:
+        importlib.import_module("tartapefs.fs")
+    except Exception as error:  # whatever a missing library or a foreign module makes of it
+        return Finding("libfuse", "problem", printable(f"cannot be loaded: {error}"), _INSTALL)
+    return Finding("libfuse", "ok", _loaded_library() or "is loaded")
+
+
+def _no_setuid(program: str) -> str:
+    """Why the setuid bit of this program has no effect, empty if it has."""
+    found = os.stat(program)
+    if not found.st_mode & stat.S_ISUID or found.st_uid != 0:
+        return "is not setuid root"
+    if os.statvfs(program).f_flag & os.ST_NOSUID:
+        return "lies on a file system that is mounted nosuid"
+    with open("/proc/self/status", encoding="utf-8", errors="replace") as status:
+        if re.search(r"^NoNewPrivs:\s*1", status.read(), re.MULTILINE):
+            return "cannot become root, since no_new_privs is set"
+    return ""
+
+
+def _fusermount() -> Finding:
+    """The setuid program by which libfuse mounts for who is not root: libfuse 3 runs the one, libfuse 2 the other."""
+    name = "fusermount" if "libfuse.so" in _loaded_library() else "fusermount3"
+    bad = "problem" if os.geteuid() else "warning"
+    program = shutil.which(name)
+    if program is None:
+        other = shutil.which("fusermount3")
+        remedy = f"ln -s fusermount3 {os.path.join(os.path.dirname(other), name)}" if other else "install fuse3"
+        return Finding("fusermount3", bad, f"there is no {name}, by which users other than root mount", remedy)
+    reason = _no_setuid(program)
+    if reason:
+        remedy = f"chown root {program} && chmod u+s {program}; or mount as root, or in a user namespace"
+        return Finding("fusermount3", bad, f"{program} {reason}, by which users other than root mount", remedy)
+    return Finding("fusermount3", "ok", f"{program}, setuid root")
+
+
+def _configuration() -> Finding:
+    name = "/etc/fuse.conf"
+    try:
+        with open(name, encoding="utf-8", errors="replace") as file:
+            allowed = any(line.strip() == "user_allow_other" for line in file)
+    except OSError as error:
+        if os.geteuid() == 0:
+            return Finding(name, "ok", "is not there: only root may use --allow-other")
+        found = f"{error.strerror}: whether you may use --allow-other is not known"
+        return Finding(name, "warning", found, "have root write a line user_allow_other into it")
+    if allowed:
+        return Finding(name, "ok", "every user may use --allow-other")
+    if os.geteuid() == 0:
+        return Finding(name, "ok", "only root may use --allow-other")
+    return Finding(name, "warning", "you may not use --allow-other", "have root write a line user_allow_other into it")
+
+
+def _answer_of(mountpoint: str) -> str:
+    """Why an archive does not answer; empty if it does. Asked by another process: a daemon that hangs holds it."""
+    asking = subprocess.Popen(
+        ["stat", "--", mountpoint], env=os.environ | {"LC_ALL": "C"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        _, said = asking.communicate(timeout=_PATIENCE)
+    except subprocess.TimeoutExpired:
+        asking.kill()  # which it obeys once the daemon answers; nobody waits for it
+        return f"does not answer within {_PATIENCE} seconds"
+    return "its daemon is gone" if os.strerror(errno.ENOTCONN).encode() in said else ""
+
+
+def _mounts() -> Iterator[Finding]:
+    try:
+        from tartapefs.mount import mounts
+    except Exception:
+        return  # for want of a library, as another check says
+    places = [entry.mountpoint for entry in mounts()]
+    for place in places:
+        if reason := _answer_of(place):
+            remedy = f"tartapefs unmount --lazy {printable(shlex.quote(place))}"
+            yield Finding("mounts", "problem", f"{printable(place)}: {reason}", remedy)
+    yield Finding("mounts", "ok", f"{len(places)} in this mount namespace")
+
+
+def _mount8() -> Iterator[Finding]:
+    for program, search, kind, place in (
+        ("tartapefs", _PATH_OF_MOUNT, "fuse.tartapefs", "/usr/local/bin"),
+        ("mount.tartapefs", _PATH_OF_HELPERS, "tartapefs", "/sbin"),
+    ):
+        if found := shutil.which(program, path=search):
+            yield Finding("mount(8)", "ok", f"finds {found}")
+        else:
+            here = os.path.join(sysconfig.get_path("scripts"), program)
+            missing = f"does not find {program} in {search}, which it needs for the type {kind}"
+            yield Finding("mount(8)", "warning", missing, f"ln -s {shlex.quote(here)} {place}/")
+
+
+def _machine() -> Iterator[Finding]:
+    yield _kernel()
+    yield _device()
+    yield _library()
+    yield _fusermount()
+    yield _configuration()
+    yield from _mounts()
+    yield from _mount8()
+
+
+def _run(*command: str) -> str:
+    """Runs a command; its standard output. Raises ChildProcessError with the last line that it said."""
+    result = subprocess.run(
+        command, env=os.environ | {"LC_ALL": "C"}, capture_output=True, text=True, errors="backslashreplace"
+    )
+    if result.returncode:
+        *_, said = ["", *(result.stdout + result.stderr).splitlines()]
+        raise ChildProcessError(said.removeprefix("tartapefs: ") or f"{command[0]} ended with {result.returncode}")
+    return result.stdout
+
+
+def _tartapefs(*arguments: str) -> str:
+    return _run(sys.executable, "-m", "tartapefs", *arguments)
+
+
+def _read_with_tarfile(archive: str, tape: Tape, player: TapePlayer) -> str:
+    """Compares what `tarfile` finds in the mounted archive with the recording, and all contents with the player's."""
+    with tarfile.open(archive) as tar:
+        for member in tape.members():
+            found = tar.next()
+            if found is None or os.fsencode(found.name) != member.name.rstrip(b"/") or found.size != member.size:
+                raise ChildProcessError(f"{printable(member.name)} is not where it was recorded")
+            contents = tar.extractfile(found) if found.isreg() else None
+            while contents and (data := contents.read(CHUNK)):
+                if data != player.read(found.offset_data + contents.tell() - len(data), len(data)):
+                    raise ChildProcessError(f"{printable(member.name)} has other contents")
+        if tar.next() is not None:
+            raise ChildProcessError("there are more members than recorded")
+    return f"{tape.member_count:,} members, as recorded"
+
+
+def _compare_with_tar(archive: str, folder_above: str) -> str:
+    if "GNU tar" not in _run("tar", "--version"):
+        raise ChildProcessError("the program tar is not GNU tar")
+    _run("tar", "--compare", "--numeric-owner", "-f", archive, "-C", folder_above)
+    return "no difference from the folder"
+
+
+def _self_test(directory: str) -> Iterator[Finding]:
+    """Records, mounts, reads back twice, unmounts. Nothing is written to the folder."""
+    with contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="tartapefs-doctor-"))
+        index, mountpoint = os.path.join(scratch, "index.db"), os.path.join(scratch, "mnt")
+        archive = os.path.join(mountpoint, "archive.tar")
+        os.mkdir(mountpoint)
+
+        def record() -> str:
+            facts = json.loads(_tartapefs("record", "--json", "--keep-owners", "--index", index, "--", directory))
+            return f"{facts['member_count']:,} members, {facts['total_size']:,} bytes"
+
+        def mount() -> str:
+            _tartapefs("mount", "--index", index, "--", directory, mountpoint)
+            stack.callback(clean_up)
+            return f"at {mountpoint}"
+
+        def read() -> str:
+            with Tape.discover(directory, index) as tape:
+                return _read_with_tarfile(archive, tape, TapePlayer(tape, directory))
+
+        def compare() -> str:
+            return _compare_with_tar(archive, os.path.dirname(os.path.realpath(directory)))
+
+        def unmount(*options: str) -> str:
+            _tartapefs("unmount", *options, "--", mountpoint)
+            return "nothing is left"
+
+        def clean_up() -> None:
+            with contextlib.suppress(OSError):  # most often it is done already
+                unmount("--lazy")
+
+        def why() -> str:
+            """What the archive says of itself where it is invalid."""
+            with contextlib.suppress(OSError):
+                state = os.getxattr(mountpoint, "user.tartape.state").decode()
+                return "" if state == "valid" else f" ({state})"
+            return ""
+
+        for check, step, needed, remedy in (
+            ("record", record, True, "see what it says; tartapefs record has options to leave things out"),
+            ("mount", mount, True, "see the checks above"),
+            ("tarfile", read, False, "try a folder that nobody writes to; if it fails there too, report it"),
+            ("GNU tar", compare, False, "try a folder that nobody writes to; if it fails there too, report it"),
+            ("unmount", unmount, False, f"tartapefs unmount --lazy {mountpoint}"),
+        ):
+            try:
+                yield Finding(check, "ok", step())
+            except (TapeError, OSError, tarfile.TarError) as error:
+                yield Finding(check, "problem", str(error) + why(), remedy)
+                if needed:
+                    return
+
+
+@click.command()
+@click.argument("directory", metavar="[DIR]", type=path, required=False)
+@json_option
+def doctor(directory: str | None, as_json: bool) -> None:
+    """Whether archives can be mounted here, and what to do if not; exit code 1 if not.
+
+    With DIR also a self-test: DIR is recorded, mounted, read back with Python's tarfile and with GNU tar, compared and
+    unmounted. Nothing is written to it.
+    """
+    if directory is not None:
+        if not os.path.isdir(directory):
+            raise click.BadParameter(f"{printable(directory)} is not a folder", param_hint="DIR")
+        root, scratch = os.path.realpath(directory), os.path.realpath(tempfile.gettempdir())
+        if os.path.commonpath((root, scratch)) == root:
+            raise click.BadParameter(f"the temporary folder {scratch} lies in it: set TMPDIR", param_hint="DIR")
+    findings = []
+    for finding in chain(_machine(), _self_test(directory) if directory is not None else ()):
+        findings.append(finding)
+        if not as_json:
+            click.echo(f"{finding.status:8}{finding.check:16}{finding.found}")
+            if finding.remedy:
+                click.echo(f"{'':24}remedy: {finding.remedy}")
+    usable = all(finding.status != "problem" for finding in findings)
+    if as_json:
+        print_json({"usable": usable, "findings": list(map(asdict, findings))})
+    if not usable:
+        raise SystemExit(DRIFT)

@@ -1,0 +1,121 @@
+"""Mounting by mount(8): its option strings, and the program that it runs.
+
+mount(8) runs `mount.tartapefs SRC MNT [-sfnv] [-o OPTIONS]` for the type tartapefs, and by way of mount.fuse3
+`tartapefs SRC MNT -o OPTIONS` for fuse.tartapefs. Rule: each option of `tartapefs mount` is one here, `--allow-other`
+as `allow_other`, but those that record: what is mounted at boot was recorded by somebody. What mount(8), fstab and
+systemd have for every file system is taken and has no effect, since an archive is always mounted read-only, nosuid,
+nodev and noexec; anything else is refused by its name, `rw` too. The exit codes are those of mount(8).
+"""
+
+import re
+import shlex
+from collections.abc import Container, Iterator
+
+import click
+
+from tartapefs.cli import common
+from tartapefs.cli.common import fail, log_to_stderr, path
+from tartapefs.cli.mounts import mount
+from tartapefs.display import printable
+from tartapefs.tape import Tape
+
+_INVOCATION, _INTERRUPT, _MOUNT_FAILURE = 1, 8, 32  # mount(8), EXIT STATUS
+_WITHOUT_EFFECT = re.compile(
+    "(no)?(atime|auto|dev|diratime|exec|group|iversion|lazytime|mand|owner|relatime|strictatime|suid|symfollow|users?)"
+    "|_netdev|async|comment|default_permissions|defaults|dirsync|helper|loud|nofail|silent|sync|uhelper|[xX]-.*",
+    re.DOTALL,
+)
+_NOT_HERE = {"foreground", "record", "exclude", "keep_owners", "skip_unreadable"}
+
+
+def _known() -> dict[str, click.Option]:
+    """The options of `tartapefs mount` by the names that they have in an option string."""
+    options = [option for option in mount.params if isinstance(option, click.Option)]
+    named = {option.opts[-1].removeprefix("--").replace("-", "_"): option for option in options}
+    return {name: option for name, option in named.items() if name not in _NOT_HERE}
+
+
+def _split(options: str) -> list[str]:
+    """The options in a string. A comma in a value stands behind a backslash, or the value in double quotes."""
+    lexer = shlex.shlex(options, posix=True)
+    lexer.whitespace, lexer.whitespace_split, lexer.commenters, lexer.quotes = ",", True, "", '"'
+    try:
+        return list(lexer)
+    except ValueError as error:
+        raise click.UsageError(f"the options {options}: {error}") from None
+
+
+def arguments(options: str, sloppy: bool = False) -> Iterator[str]:
+    """What `tartapefs mount` is to be told for this option string; `sloppy` passes over what is unknown.
+
+    Raises click.UsageError.
+    """
+    known = _known()
+    last_of_both = "ro"
+    for item in _split(options):
+        name, equals, value = item.partition("=")
+        option = known.get(name)
+        if option is not None:
+            if option.is_flag == bool(equals):
+                raise click.UsageError(f"the option {name} {'has no' if equals else 'needs a'} value")
+            yield option.opts[-1] + equals + value
+        elif name in ("ro", "rw"):
+            last_of_both = name
+        elif not _WITHOUT_EFFECT.fullmatch(name) and not sloppy:
+            raise click.UsageError(f"unknown option: {name}")
+    if last_of_both == "rw":
+        raise click.UsageError("an archive cannot be written, and mount(8) asks for rw unless told: use the option ro")
+
+
+def is_call(argv: list[str], commands: Container[str]) -> bool:
+    """Whether `tartapefs` was run by mount.fuse3: without a command, and with `-o` behind two paths."""
+    return len(argv) > 2 and argv[2] == "-o" and argv[0] not in commands
+
+
+def exit_code(code: object) -> int:
+    """What mount(8) says with its exit code where tartapefs says `code`."""
+    match code:
+        case 0 | None:
+            return 0
+        case common.USAGE:
+            return _INVOCATION
+        case common.INTERRUPTED:
+            return _INTERRUPT
+        case _:
+            return _MOUNT_FAILURE
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("directory", metavar="SRC", type=path)
+@click.argument("mountpoint", metavar="MNT", type=path)
+@click.option("-o", "options", metavar="OPTIONS", multiple=True, help="Options, with commas between them.")
+@click.option("-s", "sloppy", is_flag=True, help="Pass over options that are unknown.")
+@click.option("-f", "fake", is_flag=True, help="Look at the options and at the tape, but do not mount.")
+@click.option("-n", "no_mtab", is_flag=True, help="No effect: nothing is written to /etc/mtab.")
+@click.option("-v", "verbose", is_flag=True, help="Say more on stderr.")
+@click.option("-t", "kind", metavar="TYPE", help="No effect: there is one type.")
+def command(
+    directory: str,
+    mountpoint: str,
+    options: tuple[str, ...],
+    sloppy: bool,
+    fake: bool,
+    no_mtab: bool,
+    verbose: bool,
+    kind: str | None,
+) -> None:
+    """Mount the archive of SRC at MNT for mount(8); return once it can be read.
+
+    The options are those of "tartapefs mount" but for recording, with _ for -: name=, mode=, uid=, gid=, index=,
+    check=, allow_other, cached, audit_interval=, audit_share=, log=. SRC must have been recorded.
+    """
+    log_to_stderr(verbose)
+    try:
+        told = [*arguments(",".join(options), sloppy), "--", directory, mountpoint]
+        with mount.make_context("mount.tartapefs", told) as context:
+            if fake:
+                Tape.discover(directory, context.params["index"]).close()
+            else:
+                mount.invoke(context)
+    except click.UsageError as error:
+        fail(printable(error.format_message()), common.USAGE)

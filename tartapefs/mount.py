@@ -163,6 +163,7 @@ def _be_daemon(player: TapePlayer, where: str, options: MountOptions, tell: int,
 
     def ready() -> None:
         nonlocal told
+        os.setsid()  # not before: by its process group an automount point tells who mounts from who has to wait
         os.chdir("/")
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in range(3):
@@ -175,7 +176,6 @@ def _be_daemon(player: TapePlayer, where: str, options: MountOptions, tell: int,
 
     code = 1
     try:
-        os.setsid()
         code = _serve(player, where, options, ready)
     except MountError as error:
         if not told:

@@ -1,9 +1,9 @@
 r"""Units of systemd for an archive, as text.
 
 Rule: a path is written so that systemd reads exactly its bytes, or it is refused. How, depends on the place. A unit's
-name is escaped as by systemd-escape(1). A command line (systemd.service(5)) has quotes, C escapes and `$`; a list of
-paths has quotes but no escapes; a value of a mount unit has neither. All have specifiers (systemd.unit(5)), so that a
-`%` is doubled.
+name is escaped as by systemd-escape(1). A command line (systemd.service(5)) has quotes, C escapes and `$`; in a list of
+paths a backslash only takes away the meaning of what follows; a value of a mount unit has nothing of the kind. All have
+specifiers (systemd.unit(5)), so that a `%` is doubled.
 
 A service is the better guard: it tells its state, is watched, and is started again when it fails. Only a mount unit can
 be mounted on first use; its daemon is nobody's service.
@@ -213,4 +213,4 @@ def _value(text: str) -> str:
 def _path_list(path: str) -> str:
     """A list of this path alone; of the folders above it, from the first on that cannot be written."""
     path = "/".join(itertools.takewhile(_is_shown, path.split("/"))) or "/"
-    return path if _PLAIN.fullmatch(path) else '"' + _percent(path).replace('"', '"\'"\'"') + '"'
+    return path if _PLAIN.fullmatch(path) else '"' + re.sub(r'["\\]', r"\\\g<0>", _percent(path)) + '"'

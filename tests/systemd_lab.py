@@ -9,6 +9,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -54,7 +55,7 @@ exec chroot . sh -eu -c "$PREPARE"'
     rmdir /.old
     mount --make-rshared /
     export container=other
-    exec /lib/systemd/systemd --unit=multi-user.target --log-target=console --show-status=no'
+    exec /lib/systemd/systemd --unit=multi-user.target --show-status=no'
 """
 
 # Inside, before systemd: nothing that a test does not need, and what `make install` would do.
@@ -159,8 +160,8 @@ def _child_of(pid: int) -> int | None:
 def booted(folder: Path, prepare: str = "") -> Iterator[Lab]:
     """A lab that has booted. `prepare`: commands of a shell, run inside before. Leaves no process, cgroup or mount."""
     lab = Lab(folder)
-    cgroup = _cgroups() / f"tartapefs-lab-{os.getpid()}"
-    cgroup.mkdir()
+    cgroup = Path(tempfile.mkdtemp(prefix="tartapefs-lab-", dir=_cgroups()))
+    cgroup.chmod(0o755)  # a user's systemd has its own below
     state, console_log = (folder.with_name(folder.name + suffix) for suffix in (".lab", ".console"))
     state.mkdir()
     environment = os.environ | {

@@ -7,7 +7,7 @@ import click
 
 from tartapefs import units
 from tartapefs.cli import mount8
-from tartapefs.cli.common import folder_argument, path, say
+from tartapefs.cli.common import USAGE, fail, folder_argument, path, say
 from tartapefs.display import printable
 
 
@@ -45,7 +45,7 @@ def systemd_unit(
         else:
             found = units.service(_this_program(), source, where, told, user)
     except ValueError as error:
-        raise click.UsageError(str(error)) from None
+        fail(str(error), USAGE)
     folder = output or ("~/.config/systemd/user" if user else "/etc/systemd/system")
     for name, text in found.items():
         if output is None:

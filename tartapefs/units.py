@@ -2,8 +2,8 @@ r"""Units of systemd for an archive, as text.
 
 Rule: a path is written so that systemd reads exactly its bytes, or it is refused. How, depends on the place. A unit's
 name is escaped as by systemd-escape(1). A command line (systemd.service(5)) has quotes, C escapes and `$`; in a list of
-paths a backslash only takes away the meaning of what follows; a value of a mount unit has nothing of the kind. All have
-specifiers (systemd.unit(5)), so that a `%` is doubled.
+paths a backslash only takes away the meaning of what follows; a value of a mount unit has none of these, yet becomes a
+command line with `$`. All have specifiers (systemd.unit(5)), so that a `%` is doubled.
 
 A service is the better guard: it tells its state, is watched, and is started again when it fails. Only a mount unit can
 be mounted on first use; its daemon is nobody's service.
@@ -40,6 +40,8 @@ Restart=on-failure
 RestartSec=1
 RestartPreventExitStatus=1 2 3 4
 WatchdogSec=2min
+# The daemon unmounts when it is told to end, by a program that must not be told so too.
+KillMode=mixed
 TimeoutStopSec=30
 {sandbox}
 [Install]
@@ -126,7 +128,7 @@ def service(program: Iterable[str], source: str, where: str, options: Sequence[s
 def template(user: bool) -> dict[str, str]:
     """The template service, whose instances are named after the escaped path of their source.
 
-    A source or mount point with `${` in its path is none for it: systemd would put in a variable.
+    A source with `${` or `$$` in its path is none for it: systemd would put in a variable.
     """
     where = "%t/tape/%i" if user else "/mnt/%i"
     settings = '# Changed by "systemctl edit"; OPTIONS are those of "tartapefs mount".\n'
@@ -153,6 +155,8 @@ def automount(source: str, where: str, options: str) -> dict[str, str]:
     Paths and errors as for `service`; `options` are mount(8)'s.
     """
     _check(source, where, options)
+    if re.search(r"\$[${]", where):
+        raise ValueError(f"systemd would put a variable into {printable(where)}; not so in a service")
     values = {
         "title": _percent(printable(source)),
         "sources": _path_list(source),
@@ -207,7 +211,7 @@ def _value(text: str) -> str:
     """The value of What= or Options=, where nothing but a specifier can be written in another way."""
     if not _is_shown(text):
         raise ValueError(f"a mount unit cannot have {printable(text)}; a service can")
-    return _percent(text)
+    return _percent(text).replace("$", "$$")
 
 
 def _path_list(path: str) -> str:

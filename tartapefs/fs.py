@@ -17,7 +17,6 @@ import logging
 import os
 import stat
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,9 +24,11 @@ from typing import Any
 import fuse
 
 from tartapefs import layout
-from tartapefs.display import moment, printable
+from tartapefs.activity import Activity
+from tartapefs.display import printable
 from tartapefs.errors import MountError, TapeError
 from tartapefs.player import TapePlayer
+from tartapefs.status import facts, in_short, process_of
 
 log = logging.getLogger("tartapefs")
 
@@ -61,11 +62,11 @@ class ArchiveFS(fuse.Operations):  # type: ignore[misc]  # fusepy has no types
     def __init__(self, player: TapePlayer, options: MountOptions) -> None:
         self._player = player
         self.readinto = player.readinto  # nothing stands between a request and the player
+        self.activity = Activity()
         self._tape = player.tape
         self._entry = os.fsencode(options.name).decode("latin-1")
         self._logged: set[str] = set()
         self.ended = False  # unmounted: who still reads gets errors that are no news
-        self._readers: deque[None] = deque()  # as many as there are: its changes are atomic
         mode = options.mode & 0o444
         common = dict.fromkeys(("st_mtime", "st_ctime", "st_atime"), self._tape.recorded_ns)
         common |= {
@@ -103,17 +104,16 @@ class ArchiveFS(fuse.Operations):  # type: ignore[misc]  # fusepy has no types
 
     def open(self, path: str, flags: int) -> int:
         self._check_valid()
-        self._readers.append(None)
-        return 0
+        return self.activity.opened(process_of(fuse.fuse_get_context()[2]))
 
     def release(self, path: str, fh: int) -> int:
-        self._readers.pop()
+        self.activity.closed(fh)
         return 0
 
     @property
     def is_open(self) -> bool:
         """Whether any program has the archive open."""
-        return bool(self._readers)
+        return bool(self.activity.readers)
 
     def statfs(self, path: str) -> dict[str, int]:
         return {
@@ -124,27 +124,20 @@ class ArchiveFS(fuse.Operations):  # type: ignore[misc]  # fusepy has no types
             "f_namemax": 255,
         }
 
-    def _xattrs(self) -> dict[str, str]:
-        drift = self._player.drift
-        return {
-            "fingerprint": self._tape.fingerprint,
-            "state": "valid" if drift is None else f"invalid: {drift}",
-            "members": str(self._tape.member_count),
-            "recorded": moment(self._tape.recorded_ns),
-            "source": printable(self._player.source.root),
-        }
+    def _xattrs(self, path: str) -> dict[str, str | int]:
+        # The folder has those of the tape too: once it is invalid the archive cannot be looked up any more. Only it has
+        # those that change all the time: who copies the archive with its attributes need not copy these.
+        own = {} if self._is_archive(path) else in_short(self._player, self.activity)
+        return facts(self._player) | own
 
-    # The folder has them too: once the tape is invalid the archive cannot be looked up any more.
     def listxattr(self, path: str) -> list[str]:
-        self._is_archive(path)
-        return [XATTRS + name for name in self._xattrs()]
+        return [XATTRS + name for name in self._xattrs(path)]
 
     def getxattr(self, path: str, name: str, position: int = 0) -> bytes:
-        self._is_archive(path)
-        value = self._xattrs().get(name.removeprefix(XATTRS)) if name.startswith(XATTRS) else None
+        value = self._xattrs(path).get(name.removeprefix(XATTRS)) if name.startswith(XATTRS) else None
         if value is None:
             raise fuse.FuseOSError(errno.ENODATA)
-        return value.encode()
+        return str(value).encode()
 
     def errno_of(self, error: BaseException) -> int:
         """The errno that answers a request which raised `error`: what this class raised on purpose, or EIO.
@@ -184,6 +177,8 @@ _WRITABLE = 0x200  # PyBUF_WRITE
 _OPERATIONS = ("getattr", "readdir", "open", "release", "statfs", "getxattr", "listxattr")
 # fusepy's type of `read` makes two pointer objects at each call, which nobody looks at.
 _READ = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, fuse.c_off_t, ctypes.c_void_p)
+_HANDLE_AT = fuse.fuse_file_info.fh.offset
+_handle = ctypes.c_uint64.from_address
 
 
 class Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
@@ -235,10 +230,13 @@ class Session(fuse.FUSE):  # type: ignore[misc]  # fusepy has no types
 
     def _reading(self) -> Callable[..., int]:
         readinto, errno_of = self.operations.readinto, self.operations.errno_of
+        delivered = self.operations.activity.delivered
 
         def read(path: int, buffer: int, size: int, offset: int, info: int) -> int:
             try:
-                return readinto(_view_of_memory(buffer, size, _WRITABLE), offset)
+                count = readinto(_view_of_memory(buffer, size, _WRITABLE), offset)
+                delivered(_handle(info + _HANDLE_AT).value, offset, count)
+                return count
             except BaseException as error:
                 return -errno_of(error)
 

@@ -15,9 +15,11 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from tartapefs import notify
+from tartapefs import status as reports
+from tartapefs.activity import Activity
 from tartapefs.display import printable
 from tartapefs.errors import MountError, TapeError
 from tartapefs.fs import XATTRS, ArchiveFS, MountOptions, Session
@@ -37,6 +39,7 @@ class MountEntry(NamedTuple):
     device: str  # major:minor, which no other mount has meanwhile
     mountpoint: str
     source: str
+    owner: int  # the user who mounted it
 
 
 def mounts() -> list[MountEntry]:
@@ -46,10 +49,11 @@ def mounts() -> list[MountEntry]:
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
         for line in lines:
             before, _, after = line.partition(" - ")
-            fstype, source = after.split(" ")[:2]
+            fstype, source, options = after.rstrip("\n").split(" ")[:3]
             if fstype == _TYPE:
                 _, _, device, _, mountpoint = before.split(" ")[:5]
-                entries.append(MountEntry(device, _unescaped(mountpoint), _unescaped(source)))
+                owner = next(int(o[8:]) for o in options.split(",") if o.startswith("user_id="))
+                entries.append(MountEntry(device, _unescaped(mountpoint), _unescaped(source), owner))
     return entries
 
 
@@ -79,20 +83,48 @@ def _unmount(where: str, lazy: bool) -> None:
         raise MountError(where, "; ".join(result.stderr.split("\n")[:-1]) or f"{command[0]} failed")
 
 
-def status(mountpoint: str) -> dict[str, str]:
-    """What the archive mounted at `mountpoint` says of itself: state, source, fingerprint, members, recorded.
+def status(mountpoint: str) -> dict[str, Any]:
+    """What the archive mounted at `mountpoint` says of itself: `status.document`, and its `mountpoint`.
 
-    `state` is "valid", or "invalid: " and what drifted. Raises MountError where no archive is mounted.
+    From a daemon whose socket is not in reach, only what its extended attributes tell. Raises MountError where no
+    archive is mounted, or its daemon does not answer.
     """
     where = _mounted_at(mountpoint)
+    return _report(next(entry for entry in reversed(mounts()) if entry.mountpoint == where))
+
+
+def statuses() -> list[dict[str, Any]]:
+    """`status` of each archive that is mounted; where it is not to be had, a `state` of "unknown: " and why."""
+    found = []
+    for entry in mounts():
+        try:
+            found.append(_report(entry))
+        except MountError as error:
+            found.append(_known(entry) | {"state": f"unknown: {error.reason}"})
+    return found
+
+
+def _known(entry: MountEntry) -> dict[str, Any]:
+    return {"mountpoint": entry.mountpoint, "owner": entry.owner, "source": printable(entry.source)}
+
+
+def _report(entry: MountEntry) -> dict[str, Any]:
     try:
-        return {
-            name.removeprefix(XATTRS): os.getxattr(where, name).decode()
-            for name in sorted(os.listxattr(where))
-            if name.startswith(XATTRS)
-        }
+        # Nobody else is in reach of the socket.
+        found = reports.ask(entry.device) if entry.owner == os.geteuid() else None
+        return _known(entry) | (_attributes(entry.mountpoint) if found is None else found)
     except OSError as error:
-        raise MountError(mountpoint, f"its daemon does not answer: {error.strerror}") from None
+        raise MountError(entry.mountpoint, f"its daemon does not answer: {error.strerror or error}") from None
+    except ValueError as error:
+        raise MountError(entry.mountpoint, f"its daemon does not answer well: {error}") from None
+
+
+def _attributes(mountpoint: str) -> dict[str, str | int]:
+    names = [name for name in sorted(os.listxattr(mountpoint)) if name.startswith(XATTRS)]
+    values = {name.removeprefix(XATTRS): os.getxattr(mountpoint, name).decode() for name in names}
+    return {
+        name: int(value) if value.isdecimal() and name != "fingerprint" else value for name, value in values.items()
+    }
 
 
 def _mounted_at(mountpoint: str) -> str:
@@ -219,20 +251,24 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
         session = Session(archive, where, player.source.root, options)
         ours = [entry for entry in mounts() if entry.mountpoint == where][-1:]
         ended = threading.Event()
+        server = None
         threads = []
         try:
             threads += [_start(_loop, session, speak) for _ in range(_THREADS)]
             _check_readable(os.path.join(where, options.name))
+            server = _report_server(ours, lambda: reports.document(player, archive.activity))
             on_ready()
             _start(_audit, player, archive, options, ended)
             if notify.is_heard():
-                _start(_tell_state, player, ended)
+                _start(_tell_state, player, archive.activity, ended)
                 _start(_tell_watchdog, where, ended)
             log.info("%s: mounted", printable(where))
             os.read(hear, 1)  # until a signal comes, or the first thread finds that the archive is unmounted
         finally:
-            notify.send("STOPPING=1", f"STATUS={_state(player)}")
+            notify.send("STOPPING=1", f"STATUS={_state(player, archive.activity)}")
             ended.set()
+            if server is not None:
+                server.close()
             _unmount_at_end(ours)
             for thread in threads:
                 thread.join(_GRACE / len(threads))
@@ -244,6 +280,14 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
         # The pipe stays: a thread that a reader still holds will write to it, and must not write to another file.
     log.info("%s: unmounted", printable(where))
     return 1 if player.drift is not None else 0
+
+
+def _report_server(ours: list[MountEntry], report: Callable[[], dict[str, Any]]) -> reports.Server | None:
+    try:
+        return reports.Server(ours[0].device, report) if ours else None
+    except OSError as error:  # the extended attributes tell most of it
+        log.warning("no socket for `tartapefs status`: %s", error.strerror or error)
+        return None
 
 
 def _audit(player: TapePlayer, archive: ArchiveFS, options: MountOptions, ended: threading.Event) -> None:
@@ -260,15 +304,19 @@ def _audit(player: TapePlayer, archive: ArchiveFS, options: MountOptions, ended:
                 break
 
 
-def _state(player: TapePlayer) -> str:
-    return "as recorded" if player.drift is None else f"reads fail: {player.drift}"
+def _state(player: TapePlayer, activity: Activity) -> str:
+    """In a line: how much has been delivered, or what is not as recorded."""
+    if player.drift is not None:
+        return f"invalid: {player.drift}"
+    delivered, coverage, _ = activity.so_far()
+    return f"valid; delivered {delivered:,} bytes, {100 * coverage.size // player.tape.total_size}% of the archive"
 
 
-def _tell_state(player: TapePlayer, ended: threading.Event) -> None:
-    """Tells the service manager whether all is as recorded, or what is not, each time that this changes."""
+def _tell_state(player: TapePlayer, activity: Activity, ended: threading.Event) -> None:
+    """Tells the service manager the state, each time that it has changed."""
     told = ""
     while True:
-        state = _state(player)
+        state = _state(player, activity)
         if state != told:
             notify.send(f"STATUS={state}")
             told = state

@@ -75,7 +75,7 @@ def test_ready_means_readable(manager: Manager, tree: Path, mountpoint: Path) ->
     with service(manager, tree, mountpoint) as process:
         manager.hears("READY=1")
         assert (mountpoint / "archive.tar").read_bytes()
-        manager.hears("STATUS=as recorded")
+        manager.hears("STATUS=valid; delivered ")
         assert "WATCHDOG=1" not in manager.listen()
         process.terminate()
         assert process.wait(30) == 0
@@ -90,7 +90,7 @@ def test_drift_is_told_by_name(manager: Manager, tree: Path, mountpoint: Path) -
         (tree / "photos" / "512.bin").write_bytes(b"another")
         with pytest.raises(OSError, match="Input/output error"):
             (mountpoint / "archive.tar").read_bytes()
-        manager.hears("STATUS=reads fail: data/photos/512.bin: size changed since recording")
+        manager.hears("STATUS=invalid: data/photos/512.bin: size changed since recording")
         process.terminate()
         assert process.wait(30) == 1
 

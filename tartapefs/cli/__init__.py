@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 
 from tartapefs import __version__
-from tartapefs.cli import doctor, mount8, mounts, systemd, tapes
+from tartapefs.cli import doctor, mount8, mounts, status, systemd, tapes
 from tartapefs.cli.common import DRIFT, INTERRUPTED, NO_MOUNT, NO_TAPE, REFUSED, USAGE, log_to_stderr, say
 from tartapefs.display import printable
 from tartapefs.errors import (
@@ -52,7 +52,7 @@ for command in (
     tapes.play,
     mounts.mount,
     mounts.unmount,
-    mounts.status,
+    status.status,
     doctor.doctor,
     systemd.systemd_unit,
 ):

@@ -35,7 +35,8 @@ from tartapefs.tape import Tape
 # What mount.fuse3 and libmount search, whatever the caller's PATH.
 _PATH_OF_MOUNT = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PATH_OF_HELPERS = "/sbin"
-_PATIENCE = 5  # seconds that a mounted archive gets to answer
+_PATIENCE = 3  # seconds that a mounted archive gets to answer
+_CAP_SYS_ADMIN = 1 << 21
 _INSTALL = "install fuse3 and libfuse2 (Debian; Fedora: fuse3, fuse-libs; Arch: fuse3, fuse2; Alpine: fuse3, fuse)"
 
 
@@ -58,21 +59,31 @@ def _kernel() -> Finding:
 
 
 def _device() -> Finding:
-    name, device = "/dev/fuse", "/dev/fuse"
+    device = "/dev/fuse"
+    remedies = {
+        errno.ENOENT: "modprobe fuse; for a container, --device /dev/fuse",
+        errno.EACCES: f"chmod 0666 {device}, as udev does; or mount as root",
+        errno.EPERM: f"for a container, --device {device}",
+    }
     try:
         os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
-        remedies = {
-            errno.ENOENT: "modprobe fuse; for a container, --device /dev/fuse",
-            errno.ENODEV: "modprobe fuse",
-            errno.ENXIO: "modprobe fuse",
-            errno.EACCES: "chmod 0666 /dev/fuse, as udev does; or mount as root",
-            errno.EPERM: "the container's device rules forbid it: --device /dev/fuse",
-        }
-        return Finding(name, "problem", os.strerror(error.errno or 0), remedies.get(error.errno or 0, "see dmesg"))
-    if not stat.S_ISCHR(os.stat(device).st_mode):
-        return Finding(name, "problem", "is no device", "rm /dev/fuse && mknod -m 0666 /dev/fuse c 10 229")
-    return Finding(name, "ok", "can be opened")
+        return Finding(device, "problem", error.strerror or "", remedies.get(error.errno or 0, "modprobe fuse"))
+    if os.stat(device).st_rdev != os.makedev(10, 229):
+        return Finding(device, "problem", "is something else", f"rm {device} && mknod -m 0666 {device} c 10 229")
+    return Finding(device, "ok", "can be opened")
+
+
+def _own_status(line: str) -> int:
+    """A number that the kernel tells of this process, see proc(5)."""
+    with open("/proc/self/status", encoding="utf-8", errors="replace") as status:
+        return int(status.read().partition(f"\n{line}:")[2].split()[0], 16)
+
+
+def _rights() -> Finding:
+    if _own_status("CapBnd") & _CAP_SYS_ADMIN:
+        return Finding("rights", "ok", "root may mount here")
+    return Finding("rights", "problem", "not even root may mount here", "for a container, --cap-add SYS_ADMIN")
 
 
 def _loaded_library() -> str:
@@ -97,38 +108,29 @@ def _no_setuid(program: str) -> str:
         return "is not setuid root"
     if os.statvfs(program).f_flag & os.ST_NOSUID:
         return "lies on a file system that is mounted nosuid"
-    with open("/proc/self/status", encoding="utf-8", errors="replace") as status:
-        if re.search(r"^NoNewPrivs:\s*1", status.read(), re.MULTILINE):
-            return "cannot become root, since no_new_privs is set"
-    return ""
+    return "cannot become root, since no_new_privs is set" if _own_status("NoNewPrivs") else ""
 
 
 def _fusermount() -> Finding:
     """The setuid program by which libfuse mounts for who is not root: libfuse 3 runs the one, libfuse 2 the other."""
     name = "fusermount" if "libfuse.so" in _loaded_library() else "fusermount3"
-    bad = "problem" if os.geteuid() else "warning"
     program = shutil.which(name)
     if program is None:
-        other = shutil.which("fusermount3")
-        remedy = f"ln -s fusermount3 {os.path.join(os.path.dirname(other), name)}" if other else "install fuse3"
-        return Finding("fusermount3", bad, f"there is no {name}, by which users other than root mount", remedy)
-    reason = _no_setuid(program)
-    if reason:
-        remedy = f"chown root {program} && chmod u+s {program}; or mount as root, or in a user namespace"
-        return Finding("fusermount3", bad, f"{program} {reason}, by which users other than root mount", remedy)
-    return Finding("fusermount3", "ok", f"{program}, setuid root")
+        found, remedy = f"there is no {name}", "install fuse3"
+        if other := shutil.which("fusermount3"):
+            remedy = f"ln -s fusermount3 {os.path.dirname(other)}/{name}"
+    elif reason := _no_setuid(program):
+        found, remedy = f"{program} {reason}", f"chown root {program} && chmod u+s {program}, or a user namespace"
+    else:
+        return Finding("fusermount3", "ok", f"{program}, setuid root")
+    bad = "problem" if os.geteuid() else "warning"
+    return Finding("fusermount3", bad, f"{found}, so that nobody but root can mount", remedy)
 
 
 def _configuration() -> Finding:
-    name = "/etc/fuse.conf"
-    try:
-        with open(name, encoding="utf-8", errors="replace") as file:
-            allowed = any(line.strip() == "user_allow_other" for line in file)
-    except OSError as error:
-        if os.geteuid() == 0:
-            return Finding(name, "ok", "is not there: only root may use --allow-other")
-        found = f"{error.strerror}: whether you may use --allow-other is not known"
-        return Finding(name, "warning", found, "have root write a line user_allow_other into it")
+    name, allowed = "/etc/fuse.conf", False
+    with contextlib.suppress(OSError), open(name, encoding="utf-8", errors="replace") as file:
+        allowed = any(line.strip() == "user_allow_other" for line in file)
     if allowed:
         return Finding(name, "ok", "every user may use --allow-other")
     if os.geteuid() == 0:
@@ -178,6 +180,7 @@ def _mount8() -> Iterator[Finding]:
 def _machine() -> Iterator[Finding]:
     yield _kernel()
     yield _device()
+    yield _rights()
     yield _library()
     yield _fusermount()
     yield _configuration()
@@ -241,8 +244,8 @@ def _self_test(directory: str) -> Iterator[Finding]:
             return f"at {mountpoint}"
 
         def read() -> str:
-            with Tape.discover(directory, index) as tape:
-                return _read_with_tarfile(archive, tape, TapePlayer(tape, directory))
+            with Tape.discover(directory, index) as tape, contextlib.closing(TapePlayer(tape, directory)) as player:
+                return _read_with_tarfile(archive, tape, player)
 
         def compare() -> str:
             return _compare_with_tar(archive, os.path.dirname(os.path.realpath(directory)))

@@ -1,4 +1,4 @@
-"""The commands on a mounted archive: mount, unmount, status."""
+"""The commands that mount and unmount an archive."""
 
 import grp
 import os
@@ -10,16 +10,13 @@ from collections.abc import Callable
 import click
 
 from tartapefs.cli.common import (
-    DRIFT,
     NO_MOUNT,
     check_option,
     fail,
     folder_argument,
     index_option,
-    json_option,
     octal_mode,
     path,
-    print_json,
     recording_options,
 )
 from tartapefs.cli.tapes import record_folder
@@ -132,20 +129,3 @@ def unmount(mountpoint: str, lazy: bool) -> None:
     from tartapefs import mount as mounting
 
     mounting.unmount(mountpoint, lazy)
-
-
-@click.command()
-@click.argument("mountpoint", metavar="MNT", type=path)
-@json_option
-def status(mountpoint: str, as_json: bool) -> None:
-    """Whether the archive mounted at MNT is still as recorded; exit code 1 if not."""
-    from tartapefs import mount as mounting
-
-    facts = mounting.status(mountpoint)
-    if as_json:
-        print_json(facts)
-    else:
-        for key, value in facts.items():
-            click.echo(f"{key:14}{value}")
-    if facts["state"] != "valid":
-        raise SystemExit(DRIFT)

@@ -8,8 +8,9 @@ RUNS ?= 100000
 SECONDS ?= 3600
 
 RUN_PACKAGES := python3 python3-venv fuse3 libfuse2
-TEST_PACKAGES := $(RUN_PACKAGES) attr bindfs bsdextrautils btrfs-progs busybox cpio curl e2fsprogs \
-	libarchive-tools mount p7zip-full procps rclone rsync strace tar util-linux xfsprogs
+TEST_PACKAGES := $(RUN_PACKAGES) attr bindfs bsdextrautils btrfs-progs busybox cpio curl dbus dbus-user-session \
+	e2fsprogs libarchive-tools libpam-systemd mount p7zip-full passwd procps rclone rsync strace systemd tar \
+	util-linux xfsprogs
 
 .PHONY: help demo test lint check bench fuzz soak mutants clean
 

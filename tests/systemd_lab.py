@@ -1,8 +1,9 @@
 """A real systemd for tests: PID 1 of namespaces of its own, on a machine whose PID 1 may be something else.
 
 Its root is an overlay over this machine's, whose upper half is a tmpfs, so whatever happens inside leaves the machine
-as it was. A folder of the test is /srv inside. `tartapefs` is installed inside, as /usr/local/bin/tartapefs; so are the
-units of systemd/. Needs root, Debian's packages systemd, dbus and dbus-user-session, cgroup2, and overlayfs.
+as it was. A folder of the test is /srv inside. `tartapefs` is installed inside, in /usr/local/bin, with mount.tartapefs
+in /sbin; so are the units of systemd/. Needs root, Debian's packages systemd, dbus, dbus-user-session and
+libpam-systemd, cgroup2, and overlayfs.
 """
 
 import os
@@ -78,7 +79,9 @@ _PREPARE = r"""
     done
     mkdir -p /usr/local/bin
     printf "#!/bin/sh\nexec $PYTHON -m tartapefs \"\$@\"\n" > /usr/local/bin/tartapefs
-    chmod 755 /usr/local/bin/tartapefs
+    printf "#!/bin/sh\nexec $PYTHON -c \"from tartapefs.cli import mount_tartapefs; mount_tartapefs()\" \"\$@\"\n" \
+        > /sbin/mount.tartapefs
+    chmod 755 /usr/local/bin/tartapefs /sbin/mount.tartapefs
     cp "$PROJECT"/systemd/*.* /etc/systemd/system/
     cp "$PROJECT"/systemd/user/*.* /etc/systemd/user/
     useradd --uid "$UID_OF_USER" --create-home --shell /bin/sh "$NAME_OF_USER"
@@ -88,8 +91,9 @@ _PREPARE = r"""
 class Lab:
     """`folder`: what is /srv inside. Everything else inside is gone afterwards."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cgroup: Path) -> None:
         self.folder = folder
+        self.cgroup = cgroup  # that all of it is in
         self.init = 0  # the process that is PID 1 inside
 
     def run(self, *command: object, code: int | None = 0, **options: object) -> subprocess.CompletedProcess[str]:
@@ -159,9 +163,9 @@ def _child_of(pid: int) -> int | None:
 @contextmanager
 def booted(folder: Path, prepare: str = "") -> Iterator[Lab]:
     """A lab that has booted. `prepare`: commands of a shell, run inside before. Leaves no process, cgroup or mount."""
-    lab = Lab(folder)
     cgroup = Path(tempfile.mkdtemp(prefix="tartapefs-lab-", dir=_cgroups()))
     cgroup.chmod(0o755)  # a user's systemd has its own below
+    lab = Lab(folder, cgroup)
     state, console_log = (folder.with_name(folder.name + suffix) for suffix in (".lab", ".console"))
     state.mkdir()
     environment = os.environ | {

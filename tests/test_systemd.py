@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -362,34 +363,57 @@ def test_copy(lab: Lab) -> None:
 
 
 def test_boot(tmp_path: Path) -> None:
-    """A machine that boots: what was recorded is mounted before who needs it; the rest is not recorded."""
+    """What was recorded is mounted before who needs it, by a service, a unit, or fstab; nothing is recorded."""
     folder = tmp_path / "srv"
     folder.mkdir()
     archives = {}
-    for name in ("service", "unit", "never"):
+    for name in ("service", "unit", "fstab", "never"):
         (folder / name).mkdir()
         (folder / name / "file").write_bytes(os.urandom(10_000))
         if name != "never":
             assert run("record", folder / name).returncode == 0
         reference = Reference(folder / name)
         archives[name] = reference.read(0, reference.size)
-    for unit, text in units.automount("/srv/unit", "/mnt/unit", "ro").items():
+    for unit, text in units.automount("/srv/unit", "/mnt/srv-unit", "ro").items():
         (folder / unit).write_text(text)
-    oneshot = "[Service]\nType=oneshot\nExecStart=cp /mnt/{mnt}/archive.tar /srv/{name}.tar\n"
-    oneshot += "[Install]\nWantedBy=multi-user.target\n"
-    needs = "[Unit]\nRequires=tartapefs@srv-service.service\nAfter=tartapefs@srv-service.service\n"
-    (folder / "copy-service.service").write_text(needs + oneshot.format(mnt="srv-service", name="service"))
-    (folder / "copy-unit.service").write_text(
-        "[Unit]\nRequiresMountsFor=/mnt/unit\n" + oneshot.format(mnt="unit", name="unit")
-    )
+    for name, needs in {
+        "service": "Requires=tartapefs@srv-service.service\nAfter=tartapefs@srv-service.service",
+        "unit": "RequiresMountsFor=/mnt/srv-unit",
+        "fstab": "",
+    }.items():
+        copying = f"[Service]\nType=oneshot\nExecStart=cp /mnt/srv-{name}/archive.tar /srv/{name}.tar\n"
+        (folder / f"copy-{name}.service").write_text(
+            f"[Unit]\n{needs}\n{copying}[Install]\nWantedBy=multi-user.target\n"
+        )
     prepare = """
     mv /srv/*.service /srv/*.mount /srv/*.automount /etc/systemd/system/
-    systemctl enable -q tartapefs@srv-service.service tartapefs@srv-never.service mnt-unit.automount
-    systemctl enable -q copy-service.service copy-unit.service
+    systemctl enable -q tartapefs@srv-service.service tartapefs@srv-never.service "mnt-srv\\\\x2dunit.automount"
+    systemctl enable -q copy-service.service copy-unit.service copy-fstab.service
+    echo "/srv/fstab /mnt/srv-fstab tartapefs ro,nofail,x-systemd.automount 0 0" > /etc/fstab
     """
     with booted(folder, prepare) as lab:
-        assert (folder / "service.tar").read_bytes() == archives["service"]
-        assert (folder / "unit.tar").read_bytes() == archives["unit"]
+        for name in ("service", "unit", "fstab"):
+            assert (folder / f"{name}.tar").read_bytes() == archives[name], lab.journal("-u", f"copy-{name}")
         assert lab.show("tartapefs@srv-never.service", ACTIVE) == ["failed"]
-        assert lab.show("mnt-unit.automount", ACTIVE) == ["active"]
+        assert lab.show(r"mnt-srv\x2dunit.automount", ACTIVE) == ["active"]
+        assert lab.show(r"mnt-srv\x2dfstab.automount", ACTIVE) == ["active"]
     assert not (folder / "never" / ".tartape").exists()
+
+
+def test_the_lab_leaves_nothing(tmp_path: Path) -> None:
+    """No process, cgroup or mount, though an archive is mounted inside and has a reader."""
+    folder = tmp_path / "srv"
+    folder.mkdir(mode=0o755)
+    with booted(folder) as lab:
+        source = Source(lab, "left")
+        lab.systemctl("start", source.unit)
+        cgroup = lab.cgroup
+        reading = f"exec <{source.mountpoint}/archive.tar; sleep 1000"
+        reader = subprocess.Popen(["nsenter", "-t", str(lab.init), "-m", "-p", "sh", "-c", reading])
+        wait_until(lambda: lab.run("pgrep", "-x", "sleep", code=None).returncode == 0)
+        pids = [int(line) for path in cgroup.rglob("cgroup.procs") for line in path.read_text().split()]
+        assert len(pids) > 3
+    reader.wait(10)
+    assert not cgroup.exists()
+    assert os.fspath(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+    wait_until(lambda: not [pid for pid in pids if Path(f"/proc/{pid}").exists()])

@@ -8,6 +8,7 @@ libpam-systemd, cgroup2, and overlayfs.
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -201,6 +202,10 @@ def booted(folder: Path, prepare: str = "") -> Iterator[Lab]:
             time.sleep(0.05)
         yield lab
     finally:
+        if lab.init:
+            with suppress(ProcessLookupError):
+                os.kill(lab.init, signal.SIGKILL)  # and with it all of its namespace; `unshare` reaps it
+            unshare.wait(30)
         (cgroup / "cgroup.kill").write_text("1")
         unshare.wait(30)
         for place, _, _ in os.walk(cgroup, topdown=False):

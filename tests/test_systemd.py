@@ -251,6 +251,9 @@ def test_mount_unit(lab: Lab, source: Source) -> None:
     wait_until(lambda: "not connected" in lab.run("ls", "/mnt/unit", code=None).stderr)
     lab.systemctl("restart", "mnt-unit.mount")
     lab.systemctl("start", "for-the-archive.service")
+    (source.root / "photos" / "1.bin").write_bytes(b"another")
+    lab.systemctl("start", "for-the-archive.service", code=1)
+    assert "photos/1.bin: size changed since recording" in lab.journal("-u", "mnt-unit.mount", "-p", "3..3")
     lab.systemctl("stop", "mnt-unit.mount")
     assert not is_mounted(lab, "/mnt/unit")
 

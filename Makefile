@@ -12,8 +12,9 @@ MOUNT_TESTS := tests/test_fs.py tests/test_mount.py tests/test_mounted.py
 PYTHON_TESTS := $(MOUNT_TESTS) tests/test_index.py tests/test_tape.py tests/test_player.py tests/test_binding.py
 
 RUN_PACKAGES := python3 python3-venv fuse3 libfuse2
-TEST_PACKAGES := $(RUN_PACKAGES) attr bindfs bsdextrautils btrfs-progs busybox cpio curl e2fsprogs fish \
-	libarchive-tools mandoc mount p7zip-full procps rclone rsync strace tar util-linux xfsprogs zsh
+TEST_PACKAGES := $(RUN_PACKAGES) attr bindfs bsdextrautils btrfs-progs busybox cpio curl dbus dbus-user-session \
+	e2fsprogs fish libarchive-tools libpam-systemd mandoc mount p7zip-full passwd procps rclone rsync strace systemd tar \
+	util-linux xfsprogs zsh
 
 .PHONY: help demo test lint check package man bench fuzz soak mutants pythons clean
 

@@ -17,8 +17,9 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
-from tartapefs import binding
+from tartapefs import binding, notify
 from tartapefs import status as reports
+from tartapefs.activity import Activity
 from tartapefs.display import printable
 from tartapefs.errors import MountError, TapeError
 from tartapefs.fs import XATTRS, ArchiveFS, MountOptions
@@ -29,6 +30,7 @@ log = logging.getLogger("tartapefs")
 _TYPE = "fuse.tartapefs"
 _THREADS = 4  # requests served at once; most of their time is the system's, which two cores share well
 _GRACE = 1.0  # seconds that requests under way get to end after the unmount
+_STATE_INTERVAL = 2.0  # seconds between two looks at what the service manager should be told
 _READY, _ENDED = b"R", b"E"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -179,7 +181,7 @@ def mount(player: TapePlayer, mountpoint: str, options: MountOptions, foreground
     handler = _log_handler(log_file, foreground)
     if foreground:
         log.handlers[:] = [handler]
-        return _serve(player, where, options, lambda: None)
+        return _serve(player, where, options, lambda: notify.send("READY=1"))
     ready, tell = os.pipe()
     child = os.fork()
     if child == 0:
@@ -197,9 +199,11 @@ def mount(player: TapePlayer, mountpoint: str, options: MountOptions, foreground
 def _be_daemon(player: TapePlayer, where: str, options: MountOptions, tell: int, handler: logging.Handler) -> NoReturn:
     """The rest of the child's life. Its errors go to the parent until the archive can be read, then to the log."""
     told = False
+    notify.silence()  # the service, if any, is the caller's: it waits for the caller, and not for this process
 
     def ready() -> None:
         nonlocal told
+        os.setsid()  # not before: by its process group an automount point tells who mounts from who has to wait
         os.chdir("/")
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in range(3):
@@ -212,7 +216,6 @@ def _be_daemon(player: TapePlayer, where: str, options: MountOptions, tell: int,
 
     code = 1
     try:
-        os.setsid()
         code = _serve(player, where, options, ready)
     except MountError as error:
         if not told:
@@ -259,18 +262,20 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
         ours = [entry for entry in mounts() if entry.mountpoint == where][-1:]
         ended = threading.Event()
         server = None
-        audits = threading.Thread(target=_audit, args=(player, archive, options, ended), daemon=True)
-        threads = [threading.Thread(target=_loop, args=(session, speak), daemon=True) for _ in range(_THREADS)]
+        threads = []
         try:
-            for thread in threads:
-                thread.start()
+            threads += [_start(_loop, session, speak) for _ in range(_THREADS)]
             _check_readable(os.path.join(where, options.name))
             server = _report_server(ours, lambda: reports.document(player, archive.activity))
             on_ready()
-            audits.start()
+            _start(_audit, player, archive, options, ended)
+            if notify.is_heard():
+                _start(_tell_state, player, archive.activity, ended)
+                _start(_tell_watchdog, where, ended)
             log.info("%s: mounted", printable(where))
             os.read(hear, 1)  # until a signal comes, or the first thread finds that the archive is unmounted
         finally:
+            notify.send("STOPPING=1", f"STATUS={_state(player, archive.activity)}")
             ended.set()
             if server is not None:
                 server.close()
@@ -282,7 +287,6 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
         signal.set_wakeup_fd(old_wakeup)
         for number, handler in old_handlers.items():
             signal.signal(number, handler)
-        player.close()
         # The pipe stays: a thread that a reader still holds will write to it, and must not write to another file.
     log.info("%s: unmounted", printable(where))
     return 1 if player.drift is not None else 0
@@ -310,11 +314,48 @@ def _audit(player: TapePlayer, archive: ArchiveFS, options: MountOptions, ended:
                 break
 
 
+def _state(player: TapePlayer, activity: Activity) -> str:
+    """In a line: how much has been delivered, or what is not as recorded."""
+    if player.drift is not None:
+        return f"invalid: {player.drift}"
+    delivered, coverage, _ = activity.so_far()
+    return f"valid; delivered {delivered:,} bytes, {100 * coverage.size // player.tape.total_size}% of the archive"
+
+
+def _tell_state(player: TapePlayer, activity: Activity, ended: threading.Event) -> None:
+    """Tells the service manager the state, each time that it has changed."""
+    told = ""
+    while True:
+        state = _state(player, activity)
+        if state != told:
+            notify.send(f"STATUS={state}")
+            told = state
+        if ended.wait(_STATE_INTERVAL):
+            return
+
+
+def _tell_watchdog(where: str, ended: threading.Event) -> None:
+    """Tells the service manager that requests are answered, as long as they are.
+
+    Another process asks: one that waits for an answer of its own cannot be killed while none comes.
+    """
+    limit = notify.watchdog()
+    while limit and not ended.wait(limit / 2):
+        if subprocess.run(["stat", "--", where], stdin=subprocess.DEVNULL, capture_output=True).returncode == 0:
+            notify.send("WATCHDOG=1")
+
+
 def _check_readable(archive: str) -> None:
     try:
         os.stat(archive)
     except OSError as error:
         raise MountError(archive, f"mounted, but cannot be read: {error.strerror}") from None
+
+
+def _start(target: Callable[..., None], *arguments: object) -> threading.Thread:
+    thread = threading.Thread(target=target, args=arguments, daemon=True)
+    thread.start()
+    return thread
 
 
 def _loop(session: binding.Session, speak: int) -> None:

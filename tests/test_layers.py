@@ -137,7 +137,7 @@ def test_only_source_opens_what_lies_in_the_source() -> None:
 
 def test_pure_modules_do_no_io() -> None:
     """The arithmetic, the header, the member, the events and the errors know of no file system."""
-    for module in ("layout", "ustar", "member", "events", "errors", "display", "activity"):
+    for module in ("layout", "ustar", "member", "events", "errors", "display", "activity", "units"):
         assert not {name for name in calls(MODULES[module]) if name.startswith("os.") and name not in PURE}, module
         assert "open" not in calls(MODULES[module])
 

@@ -15,8 +15,8 @@ from typing import NoReturn
 import click
 
 from tartapefs import __version__
-from tartapefs.cli import completion, doctor, mount8, mounts, status, tapes
-from tartapefs.cli.common import DRIFT, INTERRUPTED, NO_MOUNT, NO_TAPE, REFUSED, USAGE, say
+from tartapefs.cli import completion, doctor, mount8, mounts, status, systemd, tapes
+from tartapefs.cli.common import DRIFT, INTERRUPTED, NO_MOUNT, NO_TAPE, REFUSED, USAGE, log_to_stderr, say
 from tartapefs.display import printable
 from tartapefs.errors import (
     MountError,
@@ -44,7 +44,7 @@ def cli(verbose: bool) -> None:
     Record a folder once, then mount it: archive.tar has a known size, can be read at any offset, and is checked against
     the recording on every read.
     """
-    logging.basicConfig(format="tartapefs: %(message)s", level=logging.INFO if verbose else logging.WARNING)
+    log_to_stderr(verbose)
 
 
 for command in (
@@ -58,6 +58,7 @@ for command in (
     mounts.unmount,
     status.status,
     doctor.doctor,
+    systemd.systemd_unit,
     completion.completion,
 ):
     cli.add_command(command)
@@ -117,15 +118,15 @@ def _run(command: click.Command, name: str) -> NoReturn:
     except (TapeConstraintError, SourceUnreadableError) as error:
         for problem in error.problems:
             click.echo(str(problem), err=True)
-        say(f"{len(error.problems)} problems; nothing was written")
+        say(f"{len(error.problems)} problems; nothing was written", logging.ERROR)
         sys.exit(REFUSED)
     except TapeError as error:
-        say(str(error))
+        say(str(error), logging.ERROR)
         sys.exit(_exit_code(error))
     except OSError as error:
         if sys.stdout is not None:  # what it still holds cannot be written, and Python would say so once more
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         name = f"{printable(error.filename)}: " if error.filename else ""
-        say(f"{name}{os.strerror(error.errno or errno.EIO)}")
+        say(f"{name}{os.strerror(error.errno or errno.EIO)}", logging.ERROR)
         sys.exit(DRIFT)
     sys.exit(0)

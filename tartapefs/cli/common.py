@@ -1,6 +1,7 @@
 """What the commands share: exit codes, messages, the options that several have, progress."""
 
 import json
+import logging
 import re
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 import click
 from click.shell_completion import CompletionItem
 
+from tartapefs import notify
 from tartapefs.display import printable
 
 DRIFT, USAGE, NO_TAPE, REFUSED, NO_MOUNT, INTERRUPTED = 1, 2, 3, 4, 5, 130
@@ -18,8 +20,16 @@ DRIFT, USAGE, NO_TAPE, REFUSED, NO_MOUNT, INTERRUPTED = 1, 2, 3, 4, 5, 130
 _UNITS = {unit: 1 << 10 * power for power, unit in enumerate(("", "K", "M", "G", "T", "P"))}
 
 
-def say(message: str) -> None:
-    click.echo(f"tartapefs: {message}", err=True)
+def say(message: str, level: int = logging.INFO) -> None:
+    """Says it on standard error; in the journal, with this level, one of logging's."""
+    click.echo(notify.with_level(message, level) if notify.to_journal() else f"tartapefs: {message}", err=True)
+
+
+def log_to_stderr(verbose: bool) -> None:
+    """Lets the log go where `say` does."""
+    logging.basicConfig(format="tartapefs: %(message)s", level=logging.INFO if verbose else logging.WARNING)
+    if notify.to_journal():
+        logging.getLogger().handlers[0].setFormatter(notify.JournalFormatter())
 
 
 def size_text(count: int) -> str:
@@ -145,5 +155,5 @@ def recording_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    say(message)
+    say(message, logging.ERROR)
     raise SystemExit(code)

@@ -7,7 +7,6 @@ systemd have for every file system is taken and has no effect, since an archive 
 nodev and noexec; anything else is refused by its name, `rw` too. The exit codes are those of mount(8).
 """
 
-import logging
 import re
 import shlex
 from collections.abc import Container, Iterator
@@ -15,7 +14,7 @@ from collections.abc import Container, Iterator
 import click
 
 from tartapefs.cli import common
-from tartapefs.cli.common import fail, path
+from tartapefs.cli.common import fail, log_to_stderr, path
 from tartapefs.cli.mounts import mount
 from tartapefs.display import printable
 from tartapefs.tape import Tape
@@ -122,7 +121,7 @@ def command(
     The options are those of "tartapefs mount" but for recording, with _ for -: name=, mode=, uid=, gid=, index=,
     check=, allow_other, cached, audit_interval=, audit_share=, log=. SRC must have been recorded.
     """
-    logging.basicConfig(format="tartapefs: %(message)s", level=logging.INFO if verbose else logging.WARNING)
+    log_to_stderr(verbose)
     try:
         told = [*arguments(",".join(options), sloppy), "--", directory, mountpoint]
         with mount.make_context("mount.tartapefs", told) as context:

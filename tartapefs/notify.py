@@ -1,0 +1,72 @@
+"""What the service manager is told: sd_notify(3), the watchdog, and levels in the journal.
+
+Rule: all of it is silent where no service manager asks for it, and nothing of it can fail: a manager that does not
+listen must not end the daemon. The protocol is a datagram of lines, which systemd promises to keep. Of the libraries
+for it sdnotify has seen no change since 2017, and systemd-python and cysystemd want the C library for these few lines.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+
+# From <syslog.h>, for the levels of logging.
+_PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
+
+
+def is_heard() -> bool:
+    """Whether there is a service manager that wants to be told."""
+    return "NOTIFY_SOCKET" in os.environ
+
+
+def send(*assignments: str) -> None:
+    """Tells the service manager, if there is one, such as `READY=1` or `STATUS=...`, each one line."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address.startswith(("/", "@")):
+        name = "\0" + address[1:] if address.startswith("@") else address
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.connect(os.fsencode(name))
+            manager.send("\n".join(assignments).encode(errors="backslashreplace"))
+
+
+def silence() -> None:
+    """Says nothing from now on: for a process that is not the service, but was started by it."""
+    os.environ.pop("NOTIFY_SOCKET", None)
+    os.environ.pop("WATCHDOG_USEC", None)
+
+
+def watchdog() -> float | None:
+    """Within how many seconds this process has to say `WATCHDOG=1`, again and again; None if it need not."""
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid()):
+        with contextlib.suppress(ValueError):
+            return int(os.environ.get("WATCHDOG_USEC", "")) / 1e6 or None
+    return None
+
+
+def to_journal() -> bool:
+    """Whether standard error leads to the journal, by what JOURNAL_STREAM says in systemd.exec(5).
+
+    The variable alone tells nothing: who is started with another standard error inherits it.
+    """
+    try:
+        status = os.fstat(2)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def with_level(text: str, level: int) -> str:
+    """`text`, each line with the prefix of sd-daemon(3) that tells the journal its level, one of logging's.
+
+    >>> with_level("first\\nsecond", logging.ERROR)
+    '<3>first\\n<3>second'
+    """
+    priority = next(priority for least, priority in _PRIORITIES if level >= least)
+    return "\n".join(f"<{priority}>{line}" for line in text.split("\n"))
+
+
+class JournalFormatter(logging.Formatter):
+    """For a log that goes to standard error, and from there to the journal, which adds program, process and time."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return with_level(super().format(record), record.levelno)

@@ -87,6 +87,9 @@ def test_package_is_what_is_looked_at() -> None:
         ("rich", {"cli"}),
         ("pathspec", {"scan"}),
         ("argparse", set()),
+        ("fsspec", {"url"}),
+        ("distributed", {"distributed"}),
+        ("boto3", set()),
     ],
 )
 def test_only_one_layer_knows(foreign: str, allowed: set[str]) -> None:
@@ -135,6 +138,10 @@ def levels() -> dict[str, int]:
     return {module.strip(): level for level, layer in enumerate(layers) for module in layer.split("|")}
 
 
+# `tape.open()` and `tape.parts()` are asked of the tape and made above it; see docs/decisions/0006-tape-open.md.
+UPWARDS = {("tape", "player"), ("tape", "window")}
+
+
 def test_imports_go_downwards_only() -> None:
     """Every module is in a layer, and imports from lower ones alone."""
     level_of = levels()
@@ -143,7 +150,7 @@ def test_imports_go_downwards_only() -> None:
         if module in level_of:
             for name in imports(tree):
                 package, imported, *_ = [*name.split("."), ""]
-                if package == "tartapefs" and imported not in ("", module):
+                if package == "tartapefs" and imported not in ("", module) and (module, imported) not in UPWARDS:
                     assert level_of[imported] > level_of[module], f"{module} imports {imported}"
 
 

@@ -14,11 +14,12 @@ import hashlib
 import io
 import os
 import shutil
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
@@ -37,6 +38,7 @@ SMALLEST_PART = 5 << 20  # bytes; the last one may be smaller
 LARGEST_PART = 5 << 30
 _USUAL_PART = 64 << 20
 _SUMS = "MD5SUMS"
+_one_at_a_time = threading.Lock()
 _Item = TypeVar("_Item")
 
 
@@ -76,8 +78,7 @@ def upload(
     TapeError for a part that failed too often, after which the same call goes on with what is there.
     """
     path = os.path.realpath(directory)
-    with Tape.discover(path, index) as tape:
-        player = TapePlayer(tape, check=check)
+    with Tape.discover(path, index) as tape, closing(TapePlayer(tape, check=check)) as player:
         size = part_size or max(_USUAL_PART, -(-tape.total_size // MOST_PARTS // CHUNK) * CHUNK)
         parts = Parts(player, size)
         target = _target(url, storage_options or {}, parts, size)
@@ -114,7 +115,7 @@ def s3_etag(md5s: Iterable[str]) -> str:
 class _Outcome:
     """What became of a task. Errors come as values: an error of boto3 does not cross to another process."""
 
-    worker: str
+    worker: str = ""  # its address
     md5: str = ""
     sent: bool = False
     drift: TapeIntegrityError | None = None
@@ -171,54 +172,47 @@ class _Hashed(Window):
         return self._md5.hexdigest()
 
 
-def _here() -> str:
-    return str(import_module("distributed").get_worker().address)
-
-
 def _send(job: _Job, there: dict[int, str], at: int) -> _Outcome:
     """On a worker: sees to it that the far end has this part."""
-    player = None
-    try:
-        with job.tape() as tape:
-            player = TapePlayer(tape, check=job.check)
-            part = Parts(player, job.part_size)[at]
-            with _Hashed(player, part.start, part.stop, part.name) as body:
-                if at in there:
-                    buffer = bytearray(CHUNK)
-                    while body.readinto(buffer):
-                        pass
-                    if body.hexdigest() == there[at]:
-                        return _Outcome(_here(), there[at])
-                    body.seek(0)
-                job.target.send(at, body)
-                return _Outcome(_here(), body.hexdigest(), sent=True)
-    except Exception as error:
-        return _failed(error, player)
-    finally:
-        if player is not None:
-            player.close()
+
+    def send(player: TapePlayer) -> _Outcome:
+        part = Parts(player, job.part_size)[at]
+        body = _Hashed(player, part.start, part.stop, part.name)
+        if at in there:
+            buffer = bytearray(CHUNK)
+            while body.readinto(buffer):
+                pass
+            if body.hexdigest() == there[at]:
+                return _Outcome(md5=there[at])
+            body.seek(0)
+        job.target.send(at, body)
+        return _Outcome(md5=body.hexdigest(), sent=True)
+
+    return _on_worker(job, send)
 
 
 def _audit(job: _Job, _: str) -> _Outcome:
     """On a worker: looks at all directories of the source."""
+
+    def audit(player: TapePlayer) -> _Outcome:
+        player.audit()
+        return _Outcome()
+
+    return _on_worker(job, audit)
+
+
+def _on_worker(job: _Job, work: Callable[[TapePlayer], _Outcome]) -> _Outcome:
+    """Opens the tape, and gives what becomes of `work`."""
+    here = import_module("distributed").get_worker().address
     player = None
     try:
-        with job.tape() as tape:
-            player = TapePlayer(tape, check=job.check)
-            player.audit()
-            return _Outcome(_here())
+        with job.tape() as tape, closing(TapePlayer(tape, check=job.check)) as player:
+            return replace(work(player), worker=here)
     except Exception as error:
-        return _failed(error, player)
-    finally:
-        if player is not None:
-            player.close()
-
-
-def _failed(error: Exception, player: TapePlayer | None) -> _Outcome:
-    drift = player.drift if player is not None else None  # boto3 wraps what reading the body raised
-    if drift is None and isinstance(error, TapeIntegrityError):
-        drift = error
-    return _Outcome(_here(), drift=drift, failure=f"{type(error).__name__}: {error}")
+        drift = player.drift if player else None  # boto3 may have wrapped what reading the body raised
+        if drift is None and isinstance(error, TapeIntegrityError):
+            drift = error
+        return _Outcome(worker=here, drift=drift, failure=f"{type(error).__name__}: {error}")
 
 
 def _run(
@@ -277,7 +271,7 @@ def _outcome(future: "Future") -> _Outcome:
     try:
         outcome: _Outcome = future.result()
     except Exception as error:  # its workers died
-        return _Outcome("", failure=f"{type(error).__name__}: {error}")
+        return _Outcome(failure=f"{type(error).__name__}: {error}")
     return outcome
 
 
@@ -349,9 +343,15 @@ class _S3Object:
             s3.abort_multipart_upload(**self._names)
 
 
+@cache
+def _session() -> Any:
+    return _needed("boto3.session").Session()
+
+
 def _s3(options: dict[str, Any]) -> "closing[Any]":
-    """A client of boto3, and a session of its own, since several threads cannot make clients from one."""
-    return closing(_needed("boto3.session").Session().client("s3", **options))
+    """A client of boto3. From one session it takes 5 ms to make, not 70, but only one thread at a time may do so."""
+    with _one_at_a_time:
+        return closing(_session().client("s3", **options))
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ class S3:
     def __init__(self) -> None:
         self.received: list[int] = []
         self.on_part: Callable[[int], bool | None] = lambda number: None
-        self._app = DomainDispatcherApplication(create_backend_app, service="s3")
+        self._app = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet)
         self.url = f"http://127.0.0.1:{self._server.port}"
         self.options = {

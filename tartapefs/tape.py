@@ -28,6 +28,7 @@ class Tape:
         facts = index.facts
         self.root_name = os.fsdecode(facts.root_name)
         self.fingerprint = facts.fingerprint  # SHA-256 over all headers, 64 hex digits
+        self.rows_digest = facts.rows_digest  # SHA-256 over all that is recorded of all members, 64 hex digits
         self.total_size = facts.total_size  # bytes of the archive, footer included
         self.member_count = facts.member_count
         self.recorded_ns = facts.recorded_ns  # since 1970

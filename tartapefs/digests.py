@@ -203,13 +203,13 @@ class Sums:
     def __init__(self, tape: Tape, out: BinaryIO, may_be_saved: bool = False) -> None:
         self._tape, self._out, self._may_be_saved = tape, out, may_be_saved
         self._written = 0  # bytes
+        self._lines = hashlib.sha256()  # of what was written
         self._lock = threading.Lock()
         self._start(0)
 
     def _start(self, position: int) -> None:
         self._files = (member for member in self._tape.members(position) if member.is_file)
         self._next()
-        self._advance()
 
     def _next(self) -> None:
         self._member: Member | None = next(self._files, None)
@@ -220,12 +220,15 @@ class Sums:
     def _advance(self) -> None:
         """Writes the line of each file that is complete, which an empty one is at once."""
         while self._member is not None and self._window.is_complete:
-            self._written += self._out.write(sums_line(self._window.hexdigest(), self._member.name))
+            line = sums_line(self._window.hexdigest(), self._member.name)
+            self._written += self._out.write(line)
+            self._lines.update(line)
             self._next()
 
     def add(self, offset: int, data: "ReadableBuffer") -> None:
         view = memoryview(data)
         with self._lock:
+            self._advance()
             while self._member is not None and offset <= self._window.position < offset + len(view):
                 self._window.add(offset, view)
                 self._advance()
@@ -237,27 +240,35 @@ class Sums:
     def save(self) -> dict[str, Any]:
         with self._lock:
             self._out.flush()
-            start = None if self._member is None else self._member.start
-            return {"written": self._written, "member": start, "window": self._member and self._window.save()}
+            return {
+                "written": self._written,
+                "lines": self._lines.hexdigest(),
+                "member": None if self._member is None else self._member.start,
+                "window": None if self._member is None else self._window.save(),
+            }
+
+    def cut(self) -> None:
+        """Cuts `out` to what this has written, in an earlier session or never. A pipe has nothing to cut."""
+        if self._out.seekable():
+            self._out.truncate(self._written)
+            self._out.seek(self._written)
 
     def load(self, saved: dict[str, Any]) -> None:
-        """Goes on; `out` is cut to what was written when the state was saved. Raises ValueError if it has less."""
-        written, start = saved["written"], saved["member"]
-        if self._out.seek(0, os.SEEK_END) < written:
-            raise ValueError("the list of sums is shorter than it was")
-        self._out.truncate(written)
-        self._out.seek(written)
-        self._written = written
+        """Goes on if `out` still has what was written to it when this was saved; else it begins anew."""
+        start = saved["member"]
+        self._out.seek(0)
+        lines = hashlib.sha256(self._out.read(saved["written"]))
+        if lines.hexdigest() != saved["lines"]:
+            return
+        self._written, self._lines = saved["written"], lines
         if start is None:
             self._member = None
             return
-        self._files = (member for member in self._tape.members(start) if member.is_file)
-        self._next()
+        self._start(start)
         if self._member is None or self._member.start != start:
             raise ValueError("no file starts there")
         if saved["window"] is not None:
             self._window.load(saved["window"])
-        self._advance()
 
 
 def _union(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -276,10 +287,11 @@ def _union(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 class Digests:
     """Several digests of `tape`, made in one pass, or in as many as it takes.
 
-    `algorithms`: of the whole archive. `part_sizes`: of S3 multipart uploads, in bytes. `sums`: a file opened for
-    writing in binary, which gets the SHA-256 of each member's content. `state`: the path of a file that keeps what was
-    reached; if it exists, the digests go on from there. Raises TapeError for a state that belongs to another recording
-    or is damaged, and OSError where it cannot be read.
+    `algorithms`: of the whole archive. `part_sizes`: of S3 multipart uploads, in bytes. `sums`: a binary file, which
+    gets the SHA-256 of each member's content; open for reading and writing if there is a `state`. `state`: the path of
+    a file that keeps what was reached; if it exists, the digests go on from there.
+
+    Raises TapeError for a state that belongs to another recording or is damaged, and OSError where it cannot be read.
     """
 
     def __init__(
@@ -303,6 +315,8 @@ class Digests:
         self._others: dict[str, Any] = {}  # what the state keeps for digests that are not asked for now
         if self._state is not None and os.path.lexists(self._state):
             self._load(self._state)
+        if self.sums is not None:
+            self.sums.cut()
 
     def add(self, offset: int, data: "ReadableBuffer") -> None:
         """Offers the bytes at `offset`, as the player gave them, to every digest. From any thread, in any order."""

@@ -104,7 +104,7 @@ def test_only_the_command_line_prints_and_exits() -> None:
 
 
 # Modules that open files of their own: the index, copies, what the user names as output, what tells of mounts.
-OPEN_THEIR_OWN = {"index", "cli", "fs", "mount", "digests"}
+OPEN_THEIR_OWN = {"index", "cli", "fs", "mount", "copies", "digests"}
 
 
 def test_only_source_opens_what_lies_in_the_source() -> None:

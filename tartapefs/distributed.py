@@ -23,6 +23,7 @@ from functools import cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
+from tartapefs.digests import etag
 from tartapefs.errors import Difference, TapeError, TapeIntegrityError
 from tartapefs.player import CHUNK, Check, TapePlayer
 from tartapefs.tape import Tape
@@ -100,15 +101,9 @@ def upload(
             target.abort()
             raise
         ordered = [md5s[at] for at in range(len(parts))]
-        etag = s3_etag(ordered)
-        target.finish(ordered, etag, parts)
-        return Upload(url, tape.total_size, size, len(parts), sent, etag)
-
-
-def s3_etag(md5s: Iterable[str]) -> str:
-    """The ETag of an object that was uploaded in parts with these MD5s, as hex digits."""
-    digests = [bytes.fromhex(md5) for md5 in md5s]
-    return f"{hashlib.md5(b''.join(digests), usedforsecurity=False).hexdigest()}-{len(digests)}"
+        predicted = etag(map(bytes.fromhex, ordered))
+        target.finish(ordered, predicted, parts)
+        return Upload(url, tape.total_size, size, len(parts), sent, predicted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +128,7 @@ class _Target(Protocol):
         """Stores the part. Raises TapeError where what is stored is not what was read."""
         ...
 
-    def finish(self, md5s: list[str], etag: str, parts: Parts) -> None: ...
+    def finish(self, md5s: list[str], predicted: str, parts: Parts) -> None: ...
 
     def abort(self) -> None: ...
 
@@ -329,14 +324,14 @@ class _S3Object:
         if answer["ETag"].strip('"') != part.hexdigest():
             raise TapeError(f"{part.name}: stored with the ETag {answer['ETag']}, its MD5 is {part.hexdigest()}")
 
-    def finish(self, md5s: list[str], etag: str, parts: Parts) -> None:
+    def finish(self, md5s: list[str], predicted: str, parts: Parts) -> None:
         listed = [{"PartNumber": number, "ETag": md5} for number, md5 in enumerate(md5s, 1)]
         with _s3(self.options) as s3:
             with suppress(s3.exceptions.NoSuchUpload):  # it is complete, and only the answer was lost; or see below
                 s3.complete_multipart_upload(**self._names, MultipartUpload={"Parts": listed})
             found = s3.head_object(Bucket=self.bucket, Key=self.key)["ETag"].strip('"')
-        if found != etag:
-            raise TapeError(f"s3://{self.bucket}/{self.key}: has the ETag {found}, expected {etag}")
+        if found != predicted:
+            raise TapeError(f"s3://{self.bucket}/{self.key}: has the ETag {found}, predicted was {predicted}")
 
     def abort(self) -> None:
         with _s3(self.options) as s3, suppress(s3.exceptions.NoSuchUpload):
@@ -395,7 +390,7 @@ class _Folder:
             raise TapeError(f"{part.name}: stored with {stored} bytes, it has {part.size}")
         fs.pipe_file(f"{file}.md5", f"{part.hexdigest()}  {part.name}\n".encode())
 
-    def finish(self, md5s: list[str], etag: str, parts: Parts) -> None:
+    def finish(self, md5s: list[str], predicted: str, parts: Parts) -> None:
         fs, path = self._open()
         lines = [f"{md5}  {part.name}\n" for md5, part in zip(md5s, parts, strict=True)]
         fs.pipe_file(f"{path}/{_SUMS}", "".join(lines).encode())

@@ -32,6 +32,8 @@ class Tape:
         facts = index.facts
         self.root_name = os.fsdecode(facts.root_name)
         self.fingerprint = facts.fingerprint  # SHA-256 over all headers, 64 hex digits
+        self.rows_digest = facts.rows_digest  # SHA-256 over all that is recorded of all members, 64 hex digits
+        self.root_ino = facts.root_ino  # of the source folder when recorded
         self.total_size = facts.total_size  # bytes of the archive, footer included
         self.member_count = facts.member_count
         self.recorded_ns = facts.recorded_ns  # since 1970
@@ -89,6 +91,10 @@ class Tape:
     def members(self, start: int = 0, stop: int | None = None) -> Iterator[Member]:
         """The members that overlap the bytes `[start, stop)` of the archive, in order; all by default."""
         return self._index.between(start, self.total_size if stop is None else stop)
+
+    def count(self, start: int, stop: int) -> int:
+        """How many members start in the bytes `[start, stop)` of the archive."""
+        return self._index.count(start, stop)
 
     def folders(self) -> Iterator[Member]:
         """The members that are directories, in order."""

@@ -322,6 +322,7 @@ def test_record_json(small: Path) -> None:
         "total_size": reference.size,
         "member_count": 2,
         "index": str(small / ".tartape" / "index.db"),
+        "valid_prefix": None,
         "left_out": 1,
         "skipped": [],
     }

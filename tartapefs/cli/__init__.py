@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 
 from tartapefs import __version__
-from tartapefs.cli import mounts, tapes
+from tartapefs.cli import mounts, tapes, transfer
 from tartapefs.cli.common import DRIFT, INTERRUPTED, NO_MOUNT, NO_TAPE, REFUSED, USAGE, say
 from tartapefs.display import printable
 from tartapefs.errors import (
@@ -50,6 +50,11 @@ for command in (
     tapes.locate,
     tapes.verify,
     tapes.play,
+    transfer.check,
+    transfer.resume,
+    transfer.resume_hint,
+    transfer.diff,
+    transfer.digest,
     mounts.mount,
     mounts.unmount,
     mounts.status,

@@ -344,9 +344,13 @@ def _session() -> Any:
 
 
 def _s3(options: dict[str, Any]) -> "closing[Any]":
-    """A client of boto3. From one session it takes 5 ms to make, not 70, but only one thread at a time may do so."""
+    """A client of boto3. From one session it takes 5 ms to make, not 70, but only one thread at a time may do so.
+
+    It computes no checksum of its own, for which it would read every part once more: a part's MD5 is compared anyway.
+    """
+    config = _needed("botocore.config").Config(request_checksum_calculation="when_required")
     with _one_at_a_time:
-        return closing(_session().client("s3", **options))
+        return closing(_session().client("s3", **{"config": config} | options))
 
 
 @dataclass(frozen=True, slots=True)

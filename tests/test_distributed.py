@@ -1,5 +1,6 @@
 """A tape uploaded by several processes to a real S3 server and to a folder: killed, restarted, refused, drifted."""
 
+import gc
 import hashlib
 import json
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -15,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import wait_until
+from conftest import run, wait_until
 from distributed import Client, get_worker
 from reference import Reference
-from s3 import S3, s3_server
+from s3 import S3, environment, s3_server
+from test_readme import Scratch, scratch  # noqa: F401
 
 from tartapefs import TapeError, TapeIntegrityError, TapeNotFoundError, TapeRecorder
 from tartapefs import distributed as ours
 from tartapefs.distributed import upload
+from tartapefs.url import TapeFileSystem
 
 PART = 5 << 20  # the smallest that S3 takes
 FILE = 1_500_000
@@ -281,6 +285,29 @@ def test_a_folder_of_parts(data: Path, client: Client, tmp_path: Path) -> None:
     with pytest.raises(TapeIntegrityError):
         go()
     assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("page", ["python.md", "distributed.md"])
+def test_the_pages(page: str, s3: S3, address: str, scratch: Scratch, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """Their examples, as they are printed, with this server and this cluster in the place of theirs."""
+    for name, value in environment(s3).items():
+        monkeypatch.setenv(name, value)
+    ours._session.cache_clear()
+    text = (Path(__file__).parents[1] / "docs" / page).read_text()
+    text = text.replace("tcp://scheduler:8786", address)
+    text = text.replace('spread.tar", client)', f'spread.tar", client, storage_options={s3.options!r})')
+    run("record", "data", cwd=scratch.folder / "work")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the examples close nothing
+        scratch.run_all(text)
+        archive = Reference(scratch.folder / "work" / "data")
+        assert s3.object(s3.keys()[0]) == archive.read(0, archive.size)
+        for name in ("s3", "client"):
+            if name in scratch.names:
+                scratch.names[name].close()
+        scratch.names.clear()
+        gc.collect()
+    TapeFileSystem.clear_instance_cache()
 
 
 @pytest.mark.parametrize(

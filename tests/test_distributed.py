@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.config import Config
 from conftest import run, wait_until
 from distributed import Client, get_worker
 from reference import Reference
@@ -237,10 +238,12 @@ def test_drift_ends_the_upload(data: Path, s3: S3, client: Client) -> None:
     """Found by a worker while it sends; by another tape in the place of the first; by the audit after the last part."""
     go = partial(upload, data, "s3://tapes/a.tar", client, part_size=PART, storage_options=s3.options)
 
+    # As over TLS, the body is read while it is sent, not before: boto3 then wraps what reading it raises.
+    unsigned = Config(request_checksum_calculation="when_required", s3={"payload_signing_enabled": False})
     s3.on_part = lambda number: change(data / "14") if number == 2 else None
     with pytest.raises(TapeIntegrityError, match="data/14: mtime"):
-        go()
-    assert len(s3.received) in range(2, 5)
+        go(storage_options=s3.options | {"config": unsigned})
+    assert 2 in s3.received
     assert_nothing(s3)
 
     TapeRecorder(data, overwrite=True).commit()

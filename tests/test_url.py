@@ -20,7 +20,7 @@ from fsspec.asyn import get_loop
 from fsspec.tests.abstract import AbstractFixtures, AbstractGetTests
 from reference import Reference
 
-from tartapefs import TapeIntegrityError, TapeRecorder
+from tartapefs import TapeIntegrityError, TapePlayer, TapeRecorder
 from tartapefs.url import TapeFileSystem
 
 
@@ -92,6 +92,14 @@ def test_ranges_from_many_threads(root: Path, fs: TapeFileSystem, archive: bytes
     starts, stops = map(list, zip(*wanted, strict=True))
     assert fs.cat_ranges([url] * len(wanted), starts, stops) == got
     assert fs.cat_file(url, -1536, -1000) == archive[-1536:-1000]
+
+
+def test_a_range_is_read_without_what_follows(root: Path, fs: TapeFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    read = TapePlayer.read
+    monkeypatch.setattr(TapePlayer, "read", lambda self, *range: asked.append(range) or read(self, *range))
+    fs.cat_file(url_of(root), 1000, 1700)
+    assert asked == [(1000, 700)]
 
 
 def test_what_is_there(root: Path, fs: TapeFileSystem, archive: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

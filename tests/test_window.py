@@ -10,12 +10,14 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import requests
@@ -137,8 +139,15 @@ def test_many_parts_sort_by_name(tape: Tape) -> None:
         tape.parts(0)
 
 
-def test_one_window_in_many_threads(tape: Tape, tree: Path) -> None:
+def test_one_window_in_many_threads(tape: Tape, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every byte goes to one of them."""
+    readinto = TapePlayer.readinto
+
+    def slowly(*arguments: Any) -> int:
+        time.sleep(0.001)
+        return readinto(*arguments)
+
+    monkeypatch.setattr(TapePlayer, "readinto", slowly)
     window, pieces = tape.open(), []
 
     def read() -> None:

@@ -252,16 +252,16 @@ class _Sampling:
                     agreed = stop
                 continue
             at = start + first_difference(found, wanted)
+            filled = not any(found[at - start :])  # with zeros: then it says nothing that zeros agree
             if wrong is None:
-                filled = not any(found[at - start :])  # with zeros: then it says nothing that zeros agree
                 good, wrong = self._first_wrong(min(agreed if filled else passed, at), at, filled)
-            if any(found):
-                if zeros_from >= 0:
-                    zeros.add(zeros_from, self._end_of_zeros(zeros_from, start))
-                    zeros_from = -1
+            if any(found) and zeros_from >= 0:
+                zeros.add(zeros_from, self._end_of_zeros(zeros_from, start))
+                zeros_from = -1
+            if not filled:
                 agreed = stop
             elif zeros_from < 0:
-                zeros_from = self._start_of_zeros(agreed, at)
+                zeros_from = self._start_of_zeros(min(agreed, at), at)
         if zeros_from >= 0:
             zeros.add(zeros_from, self._end_of_zeros(zeros_from, self._limit))
         return Agreement(self._size, self._tape.total_size, good, wrong, zeros.stretches(), False, self._compared)

@@ -29,14 +29,14 @@ ROOT = "data 'odd' \n$HOME [1]"  # as a folder's name; most tests run with it
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recorded folder that no test changes: random bodies, and one of zeros."""
+    """A recorded folder that no test changes: random bodies, and one that ends in zeros."""
     root = tmp_path_factory.mktemp("copies") / ROOT
     (root / "a b").mkdir(parents=True)
     (root / "a b" / "small \n.bin").write_bytes(os.urandom(700))
     (root / "large.bin").write_bytes(os.urandom(5_000_003))
     (root / "link").symlink_to("a b")
     (root / "middle.bin").write_bytes(os.urandom(1_000_000))
-    (root / "zeros").write_bytes(bytes(2_000_000))
+    (root / "zeros").write_bytes(os.urandom(300_000) + bytes(2_000_000))
     (root / "zz last").write_bytes(os.urandom(3000))
     TapeRecorder(root).commit()
     return root
@@ -89,6 +89,7 @@ DAMAGES: dict[str, Callable[[bytearray], object]] = {
     "without its last byte": lambda copy: copy.__delitem__(slice(-1, None)),
     "zeros from a body on": lambda copy: copy.__setitem__(slice(777_777, None), bytes(len(copy) - 777_777)),
     "zeros from a header on": lambda copy: copy.__setitem__(slice(515, None), bytes(len(copy) - 515)),
+    "zeros from before zeros of its own on": lambda copy: copy.__setitem__(slice(-2_205_024, None), bytes(2_205_024)),
     "all zeros": lambda copy: copy.__setitem__(slice(0, None), bytes(len(copy))),
     "other bytes from a body on": lambda copy: copy.__setitem__(slice(3_000_001, None), b"x" * (len(copy) - 3_000_001)),
     "beyond": lambda copy: copy.extend(b"and more"),
@@ -116,6 +117,8 @@ def test_first_wrong_byte(
         assert found.beyond == max(0, len(copy) - len(archive))
         assert all(not any(copy[start:stop]) and copy[start:stop] != archive[start:stop] for start, stop in found.zeros)
         assert bool(found.zeros) == ("zeros" in damage)
+        if found.zeros:
+            assert found.zeros[0][0] <= good and found.zeros[-1][1] == len(copy)
 
 
 def test_zeros_in_the_middle(player: TapePlayer, archive: bytes, tmp_path: Path, in_small_steps: None) -> None:
@@ -378,6 +381,7 @@ def test_interrupted_again_and_again(larger: tuple[Path, bytes], tmp_path: Path,
     assert copy.read_bytes() == archive
 
 
+@pytest.mark.root
 def test_resume_on_a_full_disk(recorded: Path, archive: bytes, tmp_path: Path) -> None:
     """One line, the copy stays a prefix, and it goes on once there is room."""
     place = tmp_path / "tmpfs"
@@ -519,6 +523,7 @@ def test_segments_are_told_right(player: TapePlayer, archive: bytes) -> None:
     assert isinstance(player.tape.segment_at(0), Segment)
 
 
+@pytest.mark.needs("strace")
 @pytest.mark.parametrize("command", ["resume", "digest"])
 def test_progress_names_the_member(larger: tuple[Path, bytes], tmp_path: Path, command: str) -> None:
     """On a terminal, once it takes longer than a second: bytes, rate, members and the one that is read."""

@@ -337,6 +337,7 @@ def test_sums_that_another_began(recorded: Path, tmp_path: Path) -> None:
     assert (tmp_path / "x").read_bytes() == (tmp_path / "sums").read_bytes()
 
 
+@pytest.mark.needs("strace")
 def test_killed_and_run_again(tmp_path: Path) -> None:
     """Terminated half way, it keeps what it reached; killed at random moments, it still ends with the right digests."""
     root = tmp_path / "many"

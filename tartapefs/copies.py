@@ -234,7 +234,7 @@ class _Sampling:
         self._compared = 0
 
     def run(self) -> Agreement:
-        agreed = self._start  # what lies before has been seen to agree, as far as anybody looked
+        agreed = passed = self._start  # up to where bytes agree that are not all zeros, and up to where any agree
         good, wrong = self._limit, None
         zeros = _Zeros()
         zeros_from = -1
@@ -244,22 +244,24 @@ class _Sampling:
             self._compared += len(wanted)
             self._on_progress(start, start - self._start)
             if found == wanted:
-                if any(wanted):  # that zeros agree says nothing
+                passed = stop
+                if any(wanted):
                     if zeros_from >= 0:
                         zeros.add(zeros_from, self._end_of_zeros(zeros_from, start))
                         zeros_from = -1
                     agreed = stop
                 continue
             at = start + first_difference(found, wanted)
+            filled = not any(found[at - start :])  # with zeros: then it says nothing that zeros agree
             if wrong is None:
-                good, wrong = self._first_wrong(min(agreed, at), at)
-            if any(found):
-                if zeros_from >= 0:
-                    zeros.add(zeros_from, self._end_of_zeros(zeros_from, start))
-                    zeros_from = -1
+                good, wrong = self._first_wrong(min(agreed if filled else passed, at), at, filled)
+            if any(found) and zeros_from >= 0:
+                zeros.add(zeros_from, self._end_of_zeros(zeros_from, start))
+                zeros_from = -1
+            if not filled:
                 agreed = stop
             elif zeros_from < 0:
-                zeros_from = self._start_of_zeros(agreed, at)
+                zeros_from = self._start_of_zeros(min(agreed, at), at)
         if zeros_from >= 0:
             zeros.add(zeros_from, self._end_of_zeros(zeros_from, self._limit))
         return Agreement(self._size, self._tape.total_size, good, wrong, zeros.stretches(), False, self._compared)
@@ -303,10 +305,10 @@ class _Sampling:
         self._compared += len(wanted)
         return None if found == wanted else start + first_difference(found, wanted)
 
-    def _first_wrong(self, low: int, wrong: int) -> tuple[int, int]:
+    def _first_wrong(self, low: int, wrong: int, filled: bool) -> tuple[int, int]:
         """The good prefix's length and the first wrong byte, between what agrees below `low` and a byte that is wrong.
 
-        Where both have zeros nothing is learnt, and the good prefix is taken to end before.
+        `filled`: with zeros. Then nothing is learnt where both have zeros, and the good prefix is taken to end before.
         """
         if self._player is None:
             return low, wrong
@@ -316,10 +318,10 @@ class _Sampling:
             at = self._agrees(middle, middle + _PLACE)
             if at is not None:
                 high = wrong = at
-            elif any(self._copy.read(middle, _PLACE)):
-                low = middle + _PLACE
-            else:
+            elif filled and not any(self._copy.read(middle, _PLACE)):
                 high = middle
+            else:
+                low = middle + _PLACE
         at = self._agrees(low, high) if low < high else None
         return (high, wrong) if at is None else (at, at)
 

@@ -5,12 +5,15 @@ import io
 import json
 import os
 import random
+import signal
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import blake3
 import pytest
+from conftest import TARTAPEFS, run, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import Reference, gnu_tar
@@ -268,3 +271,107 @@ def test_without_openssl(recorded: Path, archive: bytes, tmp_path: Path, monkeyp
         second.complete(player)
         player.close()
     assert second.results().items() <= expected(archive, (1 << 16,)).items()
+
+
+def test_the_command(recorded: Path, archive: bytes, tmp_path: Path) -> None:
+    """Its lines are what `sha256sum -c` and `md5sum -c` read; --json has the same."""
+    (tmp_path / "archive.tar").write_bytes(archive)
+    options = ["-a", "md5", "-a", "sha256", "-a", "blake3", "--s3-part-size", "64KiB", "--s3-part-size", "1M"]
+    found = run("digest", recorded, *options)
+    assert found.returncode == 0, found.stderr
+    wanted = expected(archive, (65_536, 1 << 20))
+    assert found.stdout.splitlines() == [
+        f"MD5 (archive.tar) = {wanted['md5']}",
+        f"SHA256 (archive.tar) = {wanted['sha256']}",
+        f"BLAKE3 (archive.tar) = {wanted['blake3']}",
+        f"S3-ETAG-65536 (archive.tar) = {wanted['s3:65536']}",
+        f"S3-ETAG-1048576 (archive.tar) = {wanted['s3:1048576']}",
+    ]
+    for program in ("md5sum", "sha256sum"):
+        checked = subprocess.run([program, "-c"], input=found.stdout, cwd=tmp_path, capture_output=True, text=True)
+        assert checked.returncode == 0 and checked.stdout == "archive.tar: OK\n", checked.stderr
+    facts = json.loads(run("digest", recorded, *options, "--json").stdout)
+    assert facts["s3"] == [
+        {"part_size": 65_536, "parts": -(-len(archive) // 65_536), "etag": wanted["s3:65536"]},
+        {"part_size": 1 << 20, "parts": -(-len(archive) >> 20), "etag": wanted["s3:1048576"]},
+    ]
+    assert {name: facts[name] for name in ALGORITHMS} == {name: wanted[name] for name in ALGORITHMS}
+    assert run("digest", recorded).stdout == f"SHA256 (archive.tar) = {wanted['sha256']}\n"
+
+
+def test_sums_by_the_command(recorded: Path, tmp_path: Path) -> None:
+    sums, state = tmp_path / "SHA256SUMS", tmp_path / "state"
+    shown = run("digest", recorded, "--sums", "-")
+    assert run("digest", recorded, "--sums", sums, "--state", state).returncode == 0
+    assert sums.read_text() == shown.stdout
+    assert (
+        run("digest", recorded, "--sums", sums, "--state", state).returncode == 0
+    )  # again, with nothing to go on from
+    assert sums.read_text() == shown.stdout and sorted(os.listdir(tmp_path)) == ["SHA256SUMS", "data", "state"]
+    checked = subprocess.run(["sha256sum", "-c", "--strict", sums], cwd=recorded.parent, capture_output=True)
+    assert checked.returncode == 0
+    for options in (["--sums", recorded / "x"], ["--state", recorded / "x"], ["--sums", "-", "-a", "md5"],
+                    ["--s3-part-size", "0"], ["--s3-part-size", "8MB"], ["-a", "crc32"]):  # fmt: skip
+        result = run("digest", recorded, *options)
+        assert result.returncode == 2 and "Traceback" not in result.stderr
+    state.write_text("{}")
+    result = run("digest", recorded, "--state", state)
+    assert result.returncode == 2 and "remove it to begin anew" in result.stderr
+
+
+def test_sums_that_another_began(recorded: Path, tmp_path: Path) -> None:
+    """A state is no reason to believe the beginning of another file."""
+    state = tmp_path / "state"
+    with Tape.discover(recorded) as tape, open(tmp_path / "sums", "ab+") as out, open(tmp_path / "x", "ab+") as other:
+        player = TapePlayer(tape)
+        first = Digests(tape, sums=out, state=state)
+        first.add(0, player.read(0, 3_300_000))
+        first.save()
+        assert out.tell() > 200
+        other.write(b"0" * out.tell())
+        again = Digests(tape, sums=other, state=state)
+        assert again.missing()[0][0] < 10_000
+        again.complete(player)
+        Digests(tape, sums=out).complete(player)
+        player.close()
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "sums").read_bytes()
+
+
+@pytest.mark.needs("strace")
+def test_killed_and_run_again(tmp_path: Path) -> None:
+    """Terminated half way, it keeps what it reached; killed at random moments, it still ends with the right digests."""
+    root = tmp_path / "many"
+    root.mkdir()
+    for number in range(3):
+        (root / f"{number}").write_bytes(os.urandom(10_000_000))
+    TapeRecorder(root).commit()
+    archive = gnu_tar(root)[: Reference(root).size]
+    state, sums = tmp_path / "state", tmp_path / "sums"
+    command = ["digest", root, "-a", "sha256", "--s3-part-size", "1M", "--state", state, "--sums", sums]
+    slowly = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=preadv,preadv2", "-e",
+              "inject=preadv,preadv2:delay_enter=50000"]  # fmt: skip
+    choose, last = random.Random(5), 0
+    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
+        with subprocess.Popen([*slowly, *TARTAPEFS, *map(os.fspath, command)], stderr=subprocess.DEVNULL) as process:
+            wait_until(lambda: (tmp_path / "sums.new").exists(), 60)
+            time.sleep(0.3 + choose.random() / 3)
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            os.kill(int(children[0]), number)
+            process.wait(60)
+        reached = json.loads(state.read_text())["digests"]["sha256"]["position"] if state.exists() else 0
+        assert reached >= last
+        if number != signal.SIGKILL:
+            assert reached > 0 and not sums.exists()
+        last = reached
+    assert last > 1 << 20
+    result = run(*command)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[0] == f"SHA256 (archive.tar) = {hashlib.sha256(archive).hexdigest()}"
+    assert result.stdout.splitlines()[1].endswith(expected_etag(archive, 1 << 20))
+    assert subprocess.run(["sha256sum", "-c", "--quiet", sums], cwd=tmp_path).returncode == 0
+
+
+def test_drift_gives_no_digest(recorded: Path, tmp_path: Path) -> None:
+    (recorded / "larger.bin").write_bytes(b"shorter")
+    result = run("digest", recorded, "-a", "md5", "--s3-part-size", "1M", "--state", tmp_path / "state")
+    assert result.returncode == 1 and result.stdout == "" and "larger.bin" in result.stderr

@@ -232,7 +232,7 @@ def resume_hint(
     upload = shlex.join(["aws", "s3api", "upload-part", "--bucket", bucket, "--key", key, "--upload-id", upload_id])
     cut = f"truncate -s {have} {target}"
     hints = {
-        "dd": f"dd if={source} of={target} bs=1M iflag=skip_bytes skip={have} oflag=seek_bytes seek={have}",
+        "dd": f"{cut} && dd if={source} of={target} bs=1M iflag=skip_bytes skip={have} oflag=append conv=notrunc",
         "rsync": f"{cut} && rsync --append {source} {target}",
         "rclone": f"{cut} && rclone cat --offset {have} {source} >> {target}",
         "curl": f"{cut} && curl -f -r {have}- {address} >> {target}",

@@ -67,7 +67,11 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of a cluster of two worker processes, which all the tests here share."""
     folder = tmp_path_factory.mktemp("cluster")
     (folder / "cluster.py").write_text(CLUSTER)
-    names = os.environ | {"AWS_MAX_ATTEMPTS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    names = os.environ | {
+        "AWS_MAX_ATTEMPTS": "1",
+        "DASK_TEMPORARY_DIRECTORY": str(folder),
+        "PYTHONPATH": str(Path(__file__).parent),
+    }
     with subprocess.Popen(
         [sys.executable, folder / "cluster.py", folder],
         stdin=subprocess.PIPE,

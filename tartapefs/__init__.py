@@ -20,6 +20,7 @@ from tartapefs.member import Member
 from tartapefs.player import TapePlayer
 from tartapefs.recorder import TapeRecorder
 from tartapefs.tape import Tape
+from tartapefs.window import Window
 
 __version__ = "0.1.0"
 
@@ -47,4 +48,5 @@ __all__ = [
     "TapeNotFoundError",
     "TapePlayer",
     "TapeRecorder",
+    "Window",
 ]

@@ -204,7 +204,7 @@ def _help(filler: Filler, channel: int, memory: memoryview) -> NoReturn:
         os.closerange(0, low)
         os.closerange(low + 1, high)
         os.closerange(high + 1, os.sysconf("SC_OPEN_MAX"))
-        tape = Tape.open(filler.tape.index_path)
+        tape = Tape.from_index(filler.tape.index_path)
         if tape.is_same(filler.tape):
             own = Filler(tape, filler.source, filler.at_home)
             last = 0

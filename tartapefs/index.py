@@ -503,6 +503,10 @@ class Index:
             raise self._bad(f"no member covers offset {position}")
         return _Page(starts[0], end, starts, members)
 
+    def count(self, start: int, stop: int) -> int:
+        """How many members start in `[start, stop)`."""
+        return int(self._query("SELECT count(*) FROM member WHERE start >= ? AND start < ?", (start, stop))[0][0])
+
     def folders(self) -> Iterator[Member]:
         """All directories, in order. No connection is held between two of them."""
         position = -1

@@ -1,8 +1,9 @@
 """The tape: a recorded folder, as its index describes it. Nothing here looks at the source."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from tartapefs import layout
 from tartapefs.display import printable
@@ -12,9 +13,13 @@ from tartapefs.layout import Segment
 from tartapefs.member import Member
 from tartapefs.source import Source, default_index
 
+if TYPE_CHECKING:
+    from tartapefs.player import Check
+    from tartapefs.window import Window
+
 
 class Tape:
-    """A recorded folder. `Tape.discover(folder)` and `Tape.open(index)` make one.
+    """A recorded folder. `Tape.discover(folder)` and `Tape.from_index(index)` make one.
 
     Works with and without `with`, from many threads, and on a read-only file system. Every lookup raises
     TapeFormatError where the index turns out to be damaged, and ValueError once the tape is closed.
@@ -27,6 +32,8 @@ class Tape:
         facts = index.facts
         self.root_name = os.fsdecode(facts.root_name)
         self.fingerprint = facts.fingerprint  # SHA-256 over all headers, 64 hex digits
+        self.rows_digest = facts.rows_digest  # SHA-256 over all that is recorded of all members, 64 hex digits
+        self.root_ino = facts.root_ino  # of the source folder when recorded
         self.total_size = facts.total_size  # bytes of the archive, footer included
         self.member_count = facts.member_count
         self.recorded_ns = facts.recorded_ns  # since 1970
@@ -46,11 +53,29 @@ class Tape:
             ) from None
 
     @classmethod
-    def open(cls, index_path: str | os.PathLike[str]) -> "Tape":
+    def from_index(cls, index_path: str | os.PathLike[str]) -> "Tape":
         """The tape whose index is at `index_path`. Raises TapeNotFoundError and TapeFormatError."""
         path = os.path.abspath(index_path)
         directory = os.path.dirname(os.path.dirname(path))
         return cls(Index(path), directory if default_index(directory) == path else None)
+
+    def open(self, check: "Check" = "full") -> "Window":
+        """The whole archive as a file, to read and to seek in, of the source that the tape was discovered in.
+
+        `check` is the player's. Raises TapeError where no source is known, and OSError where it cannot be opened.
+        """
+        from tartapefs import player, window  # imports upwards: see docs/decisions/0007-tape-open.md
+
+        return window.archive(player.TapePlayer(self, check=check))
+
+    def parts(self, size: int, check: "Check" = "full") -> Sequence["Window"]:
+        """The archive in files of `size` bytes each, the last one shorter; to be read by any number of threads at once.
+
+        Raises as `open` does, and ValueError for a `size` below 1.
+        """
+        from tartapefs import player, window
+
+        return window.Parts(player.TapePlayer(self, check=check), size)
 
     def close(self) -> None:
         self._index.close()
@@ -66,6 +91,10 @@ class Tape:
     def members(self, start: int = 0, stop: int | None = None) -> Iterator[Member]:
         """The members that overlap the bytes `[start, stop)` of the archive, in order; all by default."""
         return self._index.between(start, self.total_size if stop is None else stop)
+
+    def count(self, start: int, stop: int) -> int:
+        """How many members start in the bytes `[start, stop)` of the archive."""
+        return self._index.count(start, stop)
 
     def folders(self) -> Iterator[Member]:
         """The members that are directories, in order."""

@@ -21,7 +21,8 @@ from conftest import TARTAPEFS, run, wait_until
 from reference import Reference, header
 
 BLOCK = 512
-COMMANDS = ["record", "info", "ls", "locate", "verify", "play", "mount", "unmount"]
+COMMANDS = ["record", "info", "ls", "locate", "verify", "play", "check", "resume", "resume-hint", "diff", "digest"]
+COMMANDS += ["mount", "unmount"]
 READERS = {"info": [], "ls": [], "locate": ["0"], "verify": [], "play": []}  # and the arguments after DIR
 FORGING = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069\udc80-\udcff]")
 
@@ -322,6 +323,7 @@ def test_record_json(small: Path) -> None:
         "total_size": reference.size,
         "member_count": 2,
         "index": str(small / ".tartape" / "index.db"),
+        "valid_prefix": None,
         "left_out": 1,
         "skipped": [],
     }

@@ -82,7 +82,7 @@ DOORS = {
 outcomes = {}
 for name, door in DOORS.items():
     try:
-        with Tape.open(root + "/.tartape/index.db") as tape:
+        with Tape.from_index(root + "/.tartape/index.db") as tape:
             door(tape)
         outcomes[name] = "believed"
     except TapeFormatError:

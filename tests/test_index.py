@@ -498,7 +498,7 @@ def test_bad_index_is_refused_whoever_looks(
     reference = Reference(recorded)
     DAMAGES[damage](index_of(recorded))
     right = []
-    with suppress(TapeFormatError), Tape.open(index_of(recorded)) as tape:
+    with suppress(TapeFormatError), Tape.from_index(index_of(recorded)) as tape:
         player = TapePlayer(tape)
         try:
             for name, start in reference.starts.items():
@@ -555,7 +555,7 @@ def test_missing_index(tmp_path: Path, what: str) -> None:
         root.write_bytes(b"")
     elif what == "index":
         (root / ".tartape").mkdir(parents=True)
-    for open_tape in (lambda: Tape.discover(root), lambda: Tape.open(index_of(root))):
+    for open_tape in (lambda: Tape.discover(root), lambda: Tape.from_index(index_of(root))):
         with pytest.raises(TapeNotFoundError, match="tartapefs record") as caught:
             open_tape()
         assert isinstance(caught.value, FileNotFoundError)
@@ -581,7 +581,7 @@ def test_index_path_of_odd_characters(recorded: Path, tmp_path: Path, name: str)
     folder = tmp_path / name
     folder.mkdir()
     shutil.copy(index_of(recorded), folder / name)
-    with Tape.open(folder / name) as tape:
+    with Tape.from_index(folder / name) as tape:
         assert len(list(tape.members())) == tape.member_count
     assert os.listdir(folder) == [name]
 

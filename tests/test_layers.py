@@ -96,6 +96,9 @@ def test_package_is_what_is_looked_at() -> None:
         ("rich", {"cli"}),
         ("pathspec", {"scan"}),
         ("argparse", set()),
+        ("fsspec", {"url"}),
+        ("distributed", {"distributed"}),
+        ("boto3", set()),
     ],
 )
 def test_only_one_layer_knows(foreign: str, allowed: set[str]) -> None:
@@ -112,9 +115,9 @@ def test_only_the_command_line_prints_and_exits() -> None:
             assert not forbidden & names_used(tree), module
 
 
-# Modules that open files of their own: the index, what the user names as output, what the system tells of mounts and
-# processes, the folder of sockets, which `status` also lists.
-OPEN_THEIR_OWN = {"index", "cli", "binding", "mount", "status"}
+# Modules that open files of their own: the index, copies, what the user names as output, what the system tells of
+# mounts and processes, the folder of sockets, which `status` also lists.
+OPEN_THEIR_OWN = {"index", "cli", "binding", "mount", "status", "copies", "digests"}
 MAY_LIST = {"mount": {"os.listdir"}, "status": {"os.listdir", "os.scandir"}}
 
 
@@ -137,7 +140,8 @@ def test_only_source_opens_what_lies_in_the_source() -> None:
 
 def test_pure_modules_do_no_io() -> None:
     """The arithmetic, the header, the member, the events and the errors know of no file system."""
-    for module in ("layout", "ustar", "member", "events", "errors", "display", "activity", "units"):
+    pure = ("layout", "ustar", "member", "events", "errors", "display", "activity", "units", "hashstate")
+    for module in pure:
         assert not {name for name in calls(MODULES[module]) if name.startswith("os.") and name not in PURE}, module
         assert "open" not in calls(MODULES[module])
 
@@ -151,6 +155,10 @@ def levels() -> dict[str, int]:
     return {module.strip(): level for level, layer in enumerate(layers) for module in layer.split("|")}
 
 
+# `tape.open()` and `tape.parts()` are asked of the tape and made above it; see docs/decisions/0007-tape-open.md.
+UPWARDS = {("tape", "player"), ("tape", "window")}
+
+
 def test_imports_go_downwards_only() -> None:
     """Every module is in a layer, and imports from lower ones alone."""
     level_of = levels()
@@ -159,7 +167,7 @@ def test_imports_go_downwards_only() -> None:
         if module in level_of:
             for name in imports(tree):
                 package, imported, *_ = [*name.split("."), ""]
-                if package == "tartapefs" and imported not in ("", module):
+                if package == "tartapefs" and imported not in ("", module) and (module, imported) not in UPWARDS:
                     assert level_of[imported] > level_of[module], f"{module} imports {imported}"
 
 

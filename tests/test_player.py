@@ -966,7 +966,7 @@ def test_at_home(player: TapePlayer, small: Path, tmp_path: Path, archive: bytes
         assert other.at_home
         other.close()
     shutil.copy(moved / ".tartape" / "index.db", tmp_path / "index.db")
-    with Tape.open(tmp_path / "index.db") as tape:
+    with Tape.from_index(tmp_path / "index.db") as tape:
         other = TapePlayer(tape, source_root=moved)
         assert not other.at_home
         other.close()
@@ -976,7 +976,7 @@ def test_at_home(player: TapePlayer, small: Path, tmp_path: Path, archive: bytes
 def test_unknown_source(small: Path, tmp_path: Path, archive: bytes) -> None:
     """An index alone does not tell where its folder is; who names it plays it."""
     shutil.copy(small / ".tartape" / "index.db", tmp_path / "index.db")
-    with Tape.open(tmp_path / "index.db") as tape:
+    with Tape.from_index(tmp_path / "index.db") as tape:
         with pytest.raises(TapeError, match="source"):
             TapePlayer(tape)
         with pytest.raises(FileNotFoundError):

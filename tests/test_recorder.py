@@ -1065,7 +1065,7 @@ def test_index_elsewhere(tree: Path, tmp_path: Path) -> None:
     assert os.listdir(index.parent) == ["of data.db"]
     assert not os.path.lexists(tree / ".tartape")
     assert played(tree, index) == whole(tree)
-    with Tape.open(index) as tape:
+    with Tape.from_index(index) as tape:
         player = TapePlayer(tape, source_root=tree)
         assert player.at_home
         assert player.read(0, tape.total_size) == whole(tree)

@@ -212,10 +212,10 @@ def test_offsets_outside(tape: Tape, offset: int | str) -> None:
 
 def test_open_by_index_path(varied: Path, tmp_path: Path) -> None:
     """The default place tells where the source is; another place does not."""
-    with Tape.open(varied / ".tartape" / "index.db") as tape:
+    with Tape.from_index(varied / ".tartape" / "index.db") as tape:
         assert tape.directory == str(varied)
     (varied / ".tartape" / "index.db").rename(tmp_path / "index.db")
-    with Tape.open(str(tmp_path / "index.db")) as tape:
+    with Tape.from_index(str(tmp_path / "index.db")) as tape:
         assert tape.directory is None
         assert tape.root_name == "tree"
     with Tape.discover(varied, tmp_path / "index.db") as tape:

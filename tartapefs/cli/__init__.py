@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 
 from tartapefs import __version__
-from tartapefs.cli import completion, doctor, mount8, mounts, status, systemd, tapes
+from tartapefs.cli import completion, doctor, mount8, mounts, status, systemd, tapes, transfer
 from tartapefs.cli.common import DRIFT, INTERRUPTED, NO_MOUNT, NO_TAPE, REFUSED, USAGE, log_to_stderr, say
 from tartapefs.display import printable
 from tartapefs.errors import (
@@ -54,6 +54,11 @@ for command in (
     tapes.locate,
     tapes.verify,
     tapes.play,
+    transfer.check,
+    transfer.resume,
+    transfer.resume_hint,
+    transfer.diff,
+    transfer.digest,
     mounts.mount,
     mounts.unmount,
     status.status,

@@ -2,18 +2,20 @@
 
 import json
 import logging
+import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import click
 from click.shell_completion import CompletionItem
 
 from tartapefs import notify
 from tartapefs.display import printable
+from tartapefs.tape import Tape
 
 DRIFT, USAGE, NO_TAPE, REFUSED, NO_MOUNT, INTERRUPTED = 1, 2, 3, 4, 5, 130
 
@@ -78,11 +80,24 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
+class Update(Protocol):
+    """Tells how far something is: `done` of its total; `position` in the archive, if it is one that is read."""
+
+    def __call__(self, done: int, position: int | None = None, note: str = "") -> None: ...
+
+
+def _no_update(done: int, position: int | None = None, note: str = "") -> None:
+    pass
+
+
 @contextmanager
-def progress(what: str, total: int | None = None, is_bytes: bool = False) -> Iterator[Callable[[int], None]]:
-    """Shows how far `what` is, on a terminal, once it has taken a second; the block calls what it is given."""
+def progress(what: str, total: int | None = None, is_bytes: bool = False, tape: Tape | None = None) -> Iterator[Update]:
+    """Shows how far `what` is, on a terminal, once it has taken a second; the block calls what it is given.
+
+    With a `tape` it shows the member at the position, and how many members come up to there.
+    """
     if sys.stderr is None or not sys.stderr.isatty():
-        yield lambda done: None
+        yield _no_update
         return
     from rich.console import Console
     from rich.progress import (
@@ -94,26 +109,40 @@ def progress(what: str, total: int | None = None, is_bytes: bool = False) -> Ite
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
+    from rich.table import Column
 
     columns = (DownloadColumn(), TransferSpeedColumn()) if is_bytes else (MofNCompleteColumn(),)
     bar = Progress(
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        BarColumn(bar_width=20),
         *columns,
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
         console=Console(stderr=True),
         redirect_stdout=False,  # which is data, wherever it goes
         redirect_stderr=False,
     )
-    task = bar.add_task(printable(what), total=total)
-    begun, shown = time.monotonic(), False
+    task = bar.add_task(printable(what), total=total, note="")
+    begun = looked = time.monotonic()
+    shown, counted, passed = False, 0, 0
 
-    def update(done: int) -> None:
-        nonlocal shown
-        if not shown and time.monotonic() - begun > 1:
+    def update(done: int, position: int | None = None, note: str = "") -> None:
+        nonlocal shown, looked, counted, passed
+        now = time.monotonic()
+        if not shown and now - begun > 1:
             shown = True
             bar.start()
-        bar.update(task, completed=done)
+        if tape is not None and position is not None:
+            if not shown or now - looked < 0.2:
+                bar.update(task, completed=done)
+                return
+            looked = now
+            place = min(position, tape.total_size - 1)
+            passed, counted = passed + tape.count(counted, place + 1), max(counted, place + 1)
+            member = tape.member_at(place)
+            name = printable(member.arc_path) if member is not None else ""
+            note = f"{passed:,}/{tape.member_count:,} members  {name}"
+        bar.update(task, completed=done, note=note)
 
     try:
         yield update
@@ -152,6 +181,14 @@ def recording_options(function: Callable[..., Any]) -> Callable[..., Any]:
     ):
         function = option(function)
     return function
+
+
+def check_output(output: str, root: str, index: str, hint: str = "-o") -> None:
+    """Refuses an output that would overwrite, or by its mere presence change, what is being played."""
+    where = os.path.realpath(output)
+    is_index = os.path.lexists(where) and os.path.lexists(index) and os.path.samefile(where, index)
+    if is_index or os.path.commonpath((where, root)) == root:
+        raise click.BadParameter(f"{printable(output)} is part of the tape that is to be played", param_hint=hint)
 
 
 def fail(message: str, code: int) -> NoReturn:

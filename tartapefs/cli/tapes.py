@@ -6,7 +6,6 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import click
@@ -16,8 +15,10 @@ from tartapefs.audit import verify as find_drift
 from tartapefs.cli.common import (
     DRIFT,
     REFUSED,
+    Update,
     byte_count,
     check_option,
+    check_output,
     fail,
     folder_argument,
     index_option,
@@ -29,6 +30,7 @@ from tartapefs.cli.common import (
     say,
     size_text,
 )
+from tartapefs.compare import Comparison
 from tartapefs.display import moment, printable
 from tartapefs.errors import OffsetError, TapeError, TapeFormatError, TapeIntegrityError
 from tartapefs.events import Event, FileData, FileEnd, FileStart, TapeCompleted
@@ -53,7 +55,7 @@ def record_folder(
                 not keep_owners,
                 force,
                 skip_unreadable=skip_unreadable,
-                on_progress=lambda members, size: update(members),
+                on_progress=lambda members, size: update(members, note=size_text(size)),
             )
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--exclude") from None
@@ -76,6 +78,14 @@ def record_folder(
     return recorder, fingerprint
 
 
+def _replaced(directory: str, index: str | None) -> Tape | None:
+    """The tape that a new recording is about to replace: what is open of it stays readable."""
+    try:
+        return Tape.discover(directory, index)
+    except (TapeError, OSError):  # none, or none that can be read
+        return None
+
+
 @click.command()
 @folder_argument
 @index_option
@@ -91,8 +101,21 @@ def record(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Record DIR, and print the fingerprint of its archive."""
+    """Record DIR, and print the fingerprint of its archive.
+
+    With --force it also tells how much of a copy of the archive before stays valid.
+    """
+    old = _replaced(directory, index) if force else None
     recorder, fingerprint = record_folder(directory, index, exclude, keep_owners, skip_unreadable, force)
+    prefix = None
+    if old is not None:
+        with old, Tape.discover(directory, index) as new, progress("comparing", new.member_count) as update:
+            prefix = Comparison(old, new).prefix(update)
+        say(
+            f"the first {prefix:,} bytes of a copy of the archive before, of {old.total_size:,}, stay valid"
+            if prefix < old.total_size
+            else "the archive is the same as before: every copy stays valid"
+        )
     if not as_json:
         click.echo(fingerprint)
         return
@@ -102,6 +125,7 @@ def record(
             "total_size": recorder.total_size,
             "member_count": recorder.member_count,
             "index": recorder.index_path,
+            "valid_prefix": prefix,
             "left_out": recorder.left_out,
             "skipped": [{"path": problem.path, "reason": problem.reason} for problem in recorder.skipped],
         }
@@ -279,9 +303,7 @@ def _event_facts(event: Event, position: int) -> dict[str, Any]:
             return {"type": event.type, "end_offset": position}
 
 
-def _play_events(
-    player: TapePlayer, start: int, stop: int, out: BinaryIO | None, update: Callable[[int], None]
-) -> None:
+def _play_events(player: TapePlayer, start: int, stop: int, out: BinaryIO | None, update: Update) -> None:
     position = start
     for event in player.play(start):
         if isinstance(event, FileData):
@@ -290,25 +312,18 @@ def _play_events(
                 out.write(data)
             print(json.dumps(_event_facts(FileData(data), position)))
             position += len(data)
-            update(position - start)
+            update(position - start, position)
         else:
             print(json.dumps(_event_facts(event, position)))
         if position == stop and stop < player.tape.total_size:
             return
 
 
-def _play_bytes(player: TapePlayer, start: int, stop: int, out: BinaryIO, update: Callable[[int], None]) -> None:
+def _play_bytes(player: TapePlayer, start: int, stop: int, out: BinaryIO, update: Update) -> None:
     buffer = memoryview(bytearray(CHUNK))
     for position in range(start, stop, CHUNK):
         out.write(buffer[: player.readinto(buffer[: stop - position], position)])
-        update(position - start)
-
-
-def _check_output(output: str, root: str, index: str) -> None:
-    """Refuses an output that would overwrite, or by its mere presence change, what is being played."""
-    where = os.path.realpath(output)
-    if where == os.path.realpath(index) or os.path.commonpath((where, root)) == root:
-        raise click.BadParameter(f"{printable(output)} is part of the tape that is to be played", param_hint="-o")
+        update(position - start, position)
 
 
 @click.command()
@@ -338,10 +353,10 @@ def play(
         if sys.stdout is None and (events or output is None):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
         if output is not None:
-            _check_output(output, player.source.root, tape.index_path)
+            check_output(output, player.source.root, tape.index_path)
         elif not events and sys.stdout.isatty():
             raise click.UsageError('the archive does not belong on a terminal; use "-o FILE" or a pipe')
-        with progress(f"playing {directory}", stop - start, is_bytes=True) as update:
+        with progress(f"playing {directory}", stop - start, True, tape) as update:
             if output is not None:
                 with open(output, "wb") as file:
                     if events:

@@ -61,7 +61,7 @@ class Target:
         self.good = self.path.read_bytes()
         reference = Reference(self.root)
         self.expected = reference.read(0, reference.size)
-        with Tape.open(self.path) as tape:
+        with Tape.from_index(self.path) as tape:
             self.members = list(tape.members())
         self.outcomes = {"refused at opening": 0, "refused later": 0, "read": 0, "read, as recorded": 0}
 
@@ -73,7 +73,7 @@ class Target:
         self.path.write_bytes(self.changed_bytes(fuzz, whole) if not sealed or fuzz.ConsumeBool() else whole)
         outcome = "refused at opening"
         try:
-            with Tape.open(self.path) as tape:
+            with Tape.from_index(self.path) as tape:
                 outcome = "refused later"
                 outcome = self.read(tape, trusted=not sealed)
         except TapeError:

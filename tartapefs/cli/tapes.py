@@ -40,7 +40,13 @@ from tartapefs.tape import Tape
 
 
 def record_folder(
-    directory: str, index: str | None, exclude: tuple[str, ...], keep_owners: bool, skip_unreadable: bool, force: bool
+    directory: str,
+    index: str | None,
+    exclude: tuple[str, ...],
+    keep_owners: bool,
+    skip_unreadable: bool,
+    skip_busy: bool,
+    force: bool,
 ) -> tuple[TapeRecorder, str]:
     if not os.path.isdir(directory):
         raise click.BadParameter(f"{printable(directory)} is not a folder", param_hint="DIR")
@@ -53,6 +59,7 @@ def record_folder(
                 not keep_owners,
                 force,
                 skip_unreadable=skip_unreadable,
+                skip_busy=skip_busy,
                 on_progress=lambda members, size: update(members),
             )
         except ValueError as error:
@@ -88,11 +95,12 @@ def record(
     exclude: tuple[str, ...],
     keep_owners: bool,
     skip_unreadable: bool,
+    skip_busy: bool,
     force: bool,
     as_json: bool,
 ) -> None:
     """Record DIR, and print the fingerprint of its archive."""
-    recorder, fingerprint = record_folder(directory, index, exclude, keep_owners, skip_unreadable, force)
+    recorder, fingerprint = record_folder(directory, index, exclude, keep_owners, skip_unreadable, skip_busy, force)
     if not as_json:
         click.echo(fingerprint)
         return

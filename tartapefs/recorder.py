@@ -196,12 +196,13 @@ class TapeRecorder:
         update = self._fingerprint.update
         for found in scan:
             path, seen, target, depth = found
-            is_folder = stat.S_ISDIR(seen.st_mode)
-            size = seen.st_size if stat.S_ISREG(seen.st_mode) else 0
+            mode = seen.st_mode
+            is_folder = stat.S_ISDIR(mode)
+            size = seen.st_size if stat.S_ISREG(mode) else 0
             member = Member(
                 position,
                 root + path + b"/" if is_folder and path else root + path,
-                seen.st_mode,
+                mode,
                 size,
                 seen.st_mtime_ns,
                 seen.st_ino,

@@ -109,6 +109,12 @@ class SourceUnreadableError(_ProblemsError):
     _says = "cannot be read by this user"
 
 
+class SourceBusyError(_ProblemsError):
+    """`problems`: files of the source that changed within the last minute, and that a program can still write."""
+
+    _says = "is being written"
+
+
 class TapeIntegrityError(TapeError, RuntimeError):
     """The source is not as recorded: drift. `member` is the name in the archive, `differences` what was found."""
 

@@ -101,7 +101,8 @@ def _facts(row: tuple[Any, ...]) -> bytes:
     start, folder, name, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec, target, owner = row
     lengths = len(name), len(target), len(owner)
     packed = _FACTS.pack(start, folder, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec, *lengths)
-    return b"%b%b%b%b" % (packed, name, target, owner)
+    facts: bytes = packed + name + target + owner
+    return facts
 
 
 def _owner_field(owner: ustar.Owner | None) -> bytes:
@@ -219,26 +220,28 @@ class IndexWriter:
     def add(self, members: Iterable[tuple[Member, int]]) -> None:
         """Writes members, each with the start of its folder (-1 for the root), in the order of their starts."""
         with _disk_errors(self._path):
-            self._db.executemany(f"INSERT INTO member VALUES ({','.join('?' * _COLUMNS)})", map(self._row, members))
+            self._db.executemany(f"INSERT INTO member VALUES ({','.join('?' * _COLUMNS)})", self._rows(members))
 
-    def _row(self, pair: tuple[Member, int]) -> tuple[Any, ...]:
-        (start, name, mode, size, mtime_ns, ino, ctime_ns, target, owner), folder = pair
-        name = name.rstrip(b"/")
-        row = (
-            start,
-            folder,
-            name[name.rfind(b"/") + 1 :],
-            mode,
-            size,
-            *divmod(mtime_ns, _NS),
-            _signed(ino),
-            *divmod(ctime_ns, _NS),
-            target,
-            _owner_field(owner),
-        )
-        facts = _facts(row)
-        self._rows_digest.update(facts)
-        return *row, crc32(facts)
+    def _rows(self, members: Iterable[tuple[Member, int]]) -> Iterator[tuple[Any, ...]]:
+        update = self._rows_digest.update
+        for (start, name, mode, size, mtime_ns, ino, ctime_ns, target, owner), folder in members:
+            row = (
+                start,
+                folder,
+                name.rstrip(b"/").rpartition(b"/")[2],
+                mode,
+                size,
+                mtime_ns // _NS,
+                mtime_ns % _NS,
+                ino if ino < 1 << 63 else _signed(ino),
+                ctime_ns // _NS,
+                ctime_ns % _NS,
+                target,
+                b"" if owner is None else _owner_field(owner),
+            )
+            facts = _facts(row)
+            update(facts)
+            yield *row, crc32(facts)
 
     def commit(self, facts: dict[str, Any]) -> None:
         """Writes the tape's own facts, those of `TapeFacts` but the index's own, and puts the index in place."""

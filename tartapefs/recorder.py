@@ -5,8 +5,8 @@ written. The root's own modification time is left as it was found.
 
 Two ways in which a later change could hide from a `stat` are closed here. A change within the granularity of the
 timestamp that it moves leaves the same stamp: whatever is that fresh is looked at again once the clock has moved on. A
-store through a mapping moves no stamp while its page is dirty: files changed within the last minute are written back
-before their witness is taken (`source._write_back`).
+`write` moves the stamp when it begins and a mapping at the first store to a page, and neither by what follows: of files
+changed within the last minute the witness is taken while the kernel grants that nobody writes them (`source._settled`).
 """
 
 import grp
@@ -17,11 +17,12 @@ import pwd
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from tartapefs import ustar
 from tartapefs.errors import (
     Problem,
+    SourceBusyError,
     SourceUnreadableError,
     TapeBusyError,
     TapeConstraintError,
@@ -30,12 +31,14 @@ from tartapefs.errors import (
 )
 from tartapefs.index import Index, IndexWriter, is_index, remove_unfinished
 from tartapefs.integrity import inspect
-from tartapefs.layout import FOOTER, MAX_OFFSET
+from tartapefs.layout import FOOTER, MAX_OFFSET, span
 from tartapefs.member import Member
 from tartapefs.scan import Exclude, Found, Scan, changed, exclusion
 from tartapefs.source import TAPE_FOLDER, Folder, Source, default_index
 
-_RECENT_NS = 60 * 10**9  # a file changed since then may have dirty pages that a program has mapped
+_RECENT_NS = 60 * 10**9  # a file changed since then may be in the middle of a change
+_PATIENCE = 2.0  # seconds that one recording waits in all for programs to close the files that they write
+_PAUSE = 0.02  # seconds between two looks
 _TICK_NS = 20 * 10**6  # the kernel stamps files from a clock that moves every 1 to 10 ms
 _COARSE_TICK_NS = 2 * 10**9  # a stamp of whole seconds: of a file system that counts by seconds, or by two (FAT)
 _FRESH_AT_ONCE = 4096  # how many fresh members are remembered before waiting for the clock
@@ -51,7 +54,8 @@ class TapeRecorder:
     written. `exclude`: a pattern as in .gitignore, several, or a function that is given each path below the root and
     tells whether to leave it out; a directory that is left out takes its content along. `anonymize`: owners are
     written as root. `overwrite`: an existing index is replaced. `skip_unreadable`: what this user cannot read is left
-    out, and then listed in `skipped`. `on_progress` is called now and then with members and archive bytes so far.
+    out, and then listed in `skipped`; `skip_busy`: so are files that changed within the last minute and that a program
+    has open for writing, or mapped so. `on_progress` is called now and then with members and archive bytes so far.
 
     Raises ValueError for a malformed pattern.
     """
@@ -65,6 +69,7 @@ class TapeRecorder:
         overwrite: bool = False,
         *,
         skip_unreadable: bool = False,
+        skip_busy: bool = False,
         on_progress: Progress | None = None,
     ) -> None:
         self.root = os.path.realpath(root)
@@ -74,9 +79,12 @@ class TapeRecorder:
         self._anonymize = anonymize
         self._overwrite = overwrite
         self._skip_unreadable = skip_unreadable
+        self._skip_busy = skip_busy
         self._on_progress = on_progress or (lambda members, size: None)
         self._fingerprint = hashlib.sha256()
         self._problems: list[Problem] = []
+        self._busy: list[Problem] = []
+        self._patience = _PATIENCE
         self._fresh: list[tuple[int, Found]] = []
         self.skipped: tuple[Problem, ...] = ()
         self.left_out = 0
@@ -86,9 +94,9 @@ class TapeRecorder:
     def commit(self) -> str:
         """Records, and returns the fingerprint: SHA-256 over all headers, 64 hex digits.
 
-        Raises TapeExistsError, TapeBusyError, TapeConstraintError and SourceUnreadableError (each with `problems`),
-        TapeIntegrityError where the folder changes meanwhile, and OSError where the disk fails or is full. Then what
-        was there before is untouched.
+        Raises TapeExistsError, TapeBusyError, TapeConstraintError, SourceUnreadableError and SourceBusyError (each with
+        `problems`), TapeIntegrityError where the folder changes meanwhile, and OSError where the disk fails or is full.
+        Then what was there before is untouched.
         """
         if not os.path.basename(self.root):
             raise TapeConstraintError([Problem(self.root, "a root folder without a name has no place in an archive")])
@@ -167,52 +175,54 @@ class TapeRecorder:
         return index.facts.recorded_ns if index.facts.fingerprint == fingerprint else None
 
     def _raise_problems(self, scan: Scan) -> None:
-        self.left_out = scan.left_out + len(scan.unreadable)
-        self.skipped = tuple(scan.unreadable)
+        self.skipped = (*scan.unreadable, *self._busy)
+        self.left_out = scan.left_out + len(self.skipped)
         if self.total_size > MAX_OFFSET:
             self._problems.append(Problem(".", f"an archive of {self.total_size} bytes is more than a file can have"))
         unreadable = [] if self._skip_unreadable else scan.unreadable
+        busy = [] if self._skip_busy else self._busy
         if self._problems:
-            raise TapeConstraintError(self._problems + unreadable)
+            raise TapeConstraintError(self._problems + unreadable + busy)
         if unreadable:
-            raise SourceUnreadableError(unreadable)
+            raise SourceUnreadableError(unreadable + busy)
+        if busy:
+            raise SourceBusyError(busy)
 
     def _members(self, scan: Iterable[Found]) -> Iterator[tuple[Member, int]]:
         """Every member with the start of its folder, in order; what does not fit goes to `_problems`."""
-        root = os.fsencode(os.path.basename(self.root))
-        starts: list[int] = []  # of the folders on the way down; the depth of a path is its number of slashes
+        root = os.fsencode(os.path.basename(self.root)) + b"/"
+        starts: list[int] = []  # of the folders on the way down
         position = 0
         update = self._fingerprint.update
         for found in scan:
-            path, seen, target = found
-            kind = stat.S_IFMT(seen.st_mode)
-            name = root + b"/" + path
-            if kind == stat.S_IFDIR and path:
-                name += b"/"
+            path, seen, target, depth = found
+            mode = seen.st_mode
+            is_folder = stat.S_ISDIR(mode)
+            size = seen.st_size if stat.S_ISREG(mode) else 0
             member = Member(
                 position,
-                name,
-                seen.st_mode,
-                seen.st_size if kind == stat.S_IFREG else 0,
+                root + path + b"/" if is_folder and path else root + path,
+                mode,
+                size,
                 seen.st_mtime_ns,
                 seen.st_ino,
                 seen.st_ctime_ns,
                 target,
                 None if self._anonymize else _owner(seen.st_uid, seen.st_gid),
             )
-            depth = path.count(b"/") + 1 if path else 0
-            if kind == stat.S_IFDIR:
+            if is_folder:
                 del starts[depth:]
                 starts.append(position)
             try:
-                ustar.check_target(target)
+                if target:
+                    ustar.check_target(target)
                 update(member.header())
             except ValueError as error:
                 self._problems.append(Problem(os.fsdecode(path), str(error)))
                 continue
             if seen.st_ctime_ns > self._recent or seen.st_mtime_ns > self._recent:
                 self._note_if_fresh(found)
-            position = member.stop
+            position += span(size)
             self.member_count += 1
             if not self._problems and position <= MAX_OFFSET:
                 yield member, starts[depth - 1] if depth else -1
@@ -220,16 +230,26 @@ class TapeRecorder:
                 self._on_progress(self.member_count, position)
         self.total_size = position + FOOTER
 
-    def _settled_stat(self, folder: Folder, name: bytes, seen: os.stat_result) -> os.stat_result:
-        """The file's `stat` to record: if it changed lately, the one after its dirty pages were written."""
-        if seen.st_size and (seen.st_mtime_ns > self._recent or seen.st_ctime_ns > self._recent):
-            return folder.write_back(name)
+    def _settled_stat(self, folder: Folder, name: bytes, path: bytes, seen: os.stat_result) -> os.stat_result | None:
+        """The `stat` to record of a file: if it changed lately, one taken while nobody writes it; else None."""
+        if seen.st_size and (seen.st_ctime_ns > self._recent or seen.st_mtime_ns > self._recent):
+            settled = self._patiently(lambda: folder.settled(name))
+            if settled is None:
+                self._busy.append(_busy(path))
+            return settled
         return seen
+
+    def _patiently(self, look: Callable[[], os.stat_result | None]) -> os.stat_result | None:
+        """What `look` gives; while that is nothing, again, as long as this recording has patience."""
+        while (found := look()) is None and self._patience > 0:
+            time.sleep(_PAUSE)
+            self._patience -= _PAUSE
+        return found
 
     def _note_if_fresh(self, found: Found) -> None:
         """Remembers a member whose stamp could be given once more to a change that is yet to come."""
         now = time.time_ns()
-        stamps = (found.stat.st_mtime_ns, found.stat.st_ctime_ns)
+        stamps = (found[1].st_mtime_ns, found[1].st_ctime_ns)
         ticks = ((stamp, _TICK_NS if stamp % 10**9 else _COARSE_TICK_NS) for stamp in stamps)
         past = max((stamp + tick for stamp, tick in ticks if stamp <= now), default=0)
         if now < past:
@@ -242,7 +262,7 @@ class TapeRecorder:
         if not self._fresh:
             return
         time.sleep(max(0, max(past for past, _ in self._fresh) - time.time_ns()) / 10**9)
-        for _, (path, seen, target) in self._fresh:
+        for _, (path, seen, target, _) in self._fresh:
             member = Member(
                 0,
                 b"/" + path,
@@ -255,16 +275,22 @@ class TapeRecorder:
                 None,
             )
             self._check_unchanged(member, path)
-            if member.is_file:  # a store since the first write-back, with the same stamp, made its page dirty again
+            if member.is_file and member.size:  # somebody may have begun to write it since then, with the same stamp
                 try:
-                    self._source.write_back(path)
+                    settled = self._patiently(partial(self._source.settled, path))
                 finally:
                     self._check_unchanged(member, path)
+                if settled is None:
+                    raise SourceBusyError([_busy(path)])
         self._fresh.clear()
 
     def _check_unchanged(self, member: Member, path: bytes) -> None:
         for difference in inspect(member, self._source, at_home=True):
             raise changed(path, difference)
+
+
+def _busy(path: bytes) -> Problem:
+    return Problem(os.fsdecode(path), "changed less than a minute ago, and a program has it open for writing")
 
 
 @lru_cache(maxsize=1024)

@@ -17,15 +17,14 @@ from tartapefs.errors import Difference, Problem, SourceUnreadableError, TapeInt
 from tartapefs.source import TAPE_FOLDER, Folder, Source
 
 Exclude = str | Iterable[str] | Callable[[str], bool]
+_KIND = 0o170000  # of the mode: what `stat.S_IFMT` gives, without a call
 IsLeftOut = Callable[[bytes, bool], bool]  # (path below the root, whether it is a directory)
 
 
-class Found(NamedTuple):
-    """What the scan found at `path`, which is relative to the root and empty for the root itself."""
-
-    path: bytes
-    stat: os.stat_result
-    target: bytes  # of a symbolic link, else empty
+# What the scan found: path relative to the root, empty for the root itself; stat; target of a symbolic link, else
+# empty; how many folders are above it. A plain tuple, since one is made for every member.
+Found = tuple[bytes, os.stat_result, bytes, int]
+OnFile = Callable[[Folder, bytes, bytes, os.stat_result], os.stat_result | None]  # (its folder, name, path, stat)
 
 
 class _Level(NamedTuple):
@@ -33,18 +32,18 @@ class _Level(NamedTuple):
     path: bytes
     stat: os.stat_result
     names: Iterator[bytes]
+    depth: int  # of what is in it
 
 
 class Scan:
     """Iterate over it once for everything below the source; then `unreadable` and `left_out` tell what is not there.
 
     `unreadable`: paths that this user cannot read. `left_out`: how many sockets, pipes and devices there are.
-    `on_file` is called for every regular file and gives its `stat`, as the caller wants it taken.
+    `on_file` is called for every regular file and gives its `stat`, as the caller wants it taken, or None to leave it
+    out.
     """
 
-    def __init__(
-        self, source: Source, exclude: IsLeftOut, on_file: Callable[[Folder, bytes, os.stat_result], os.stat_result]
-    ) -> None:
+    def __init__(self, source: Source, exclude: IsLeftOut, on_file: OnFile) -> None:
         self._source = source
         self._exclude = exclude
         self._on_file = on_file
@@ -54,25 +53,26 @@ class Scan:
 
     def __iter__(self) -> Iterator[Found]:
         try:
-            levels = [self._enter(self._source.folder(), b"")]
+            levels = [self._enter(self._source.folder(), b"", 1)]
         except OSError as error:
             raise SourceUnreadableError([Problem(self._source.root, error.strerror or "")]) from None
         try:
-            yield Found(b"", levels[0].stat, b"")
+            yield b"", levels[0].stat, b"", 0
             while levels:
                 level = levels[-1]
                 for name in level.names:
                     found = self._look(level, name)
                     if found is None:
                         continue
-                    if stat.S_ISDIR(found.stat.st_mode):
+                    path, seen, _, depth = found
+                    if stat.S_ISDIR(seen.st_mode):
                         try:
-                            below = self._enter(level.folder.folder(name), found.path + b"/")
+                            below = self._enter(level.folder.folder(name), path + b"/", depth + 1)
                         except OSError as error:
-                            self._gone_or_unreadable(found.path, error)
+                            self._gone_or_unreadable(path, error)
                             continue
                         levels.append(below)
-                        yield Found(found.path, below.stat, b"")
+                        yield path, below.stat, b"", depth
                         break
                     yield found
                 else:
@@ -81,10 +81,10 @@ class Scan:
             for level in levels:
                 level.folder.close()
 
-    def _enter(self, folder: Folder, path: bytes) -> _Level:
+    def _enter(self, folder: Folder, path: bytes, depth: int) -> _Level:
         try:
             before = folder.stat()  # so that what is added while it is listed shows
-            return _Level(folder, path, before, iter(folder.names()))
+            return _Level(folder, path, before, iter(folder.names()), depth)
         except BaseException:
             folder.close()
             raise
@@ -100,7 +100,7 @@ class Scan:
         path = level.path + name
         try:
             found = level.folder.lstat(name)
-            kind = stat.S_IFMT(found.st_mode)
+            kind = found.st_mode & _KIND
             if (kind == stat.S_IFDIR and path == TAPE_FOLDER) or self._exclude(path, kind == stat.S_IFDIR):
                 return None
             if kind == stat.S_IFREG:
@@ -108,14 +108,16 @@ class Scan:
                 owned = found.st_uid == self._euid and found.st_mode & stat.S_IRUSR
                 if not owned and not level.folder.is_readable(name):
                     raise PermissionError(errno.EACCES, "")
-                found = self._on_file(level.folder, name, found)
-                if not stat.S_ISREG(found.st_mode):
-                    raise changed(path, Difference("type", file_type(kind), file_type(found.st_mode)))
-                return Found(path, found, b"")
+                settled = self._on_file(level.folder, name, path, found)
+                if settled is None:
+                    return None
+                if not stat.S_ISREG(settled.st_mode):
+                    raise changed(path, Difference("type", file_type(kind), file_type(settled.st_mode)))
+                return path, settled, b"", level.depth
             if kind == stat.S_IFLNK:
-                return Found(path, found, level.folder.readlink(name))
+                return path, found, level.folder.readlink(name), level.depth
             if kind == stat.S_IFDIR:
-                return Found(path, found, b"")
+                return path, found, b"", level.depth
             self.left_out += 1
         except OSError as error:
             self._gone_or_unreadable(path, error)

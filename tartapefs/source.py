@@ -12,9 +12,13 @@ import ctypes
 import errno
 import fcntl
 import os
+import signal
 import stat
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from types import TracebackType
 
 TAPE_FOLDER = b".tartape"  # holds the index; no part of the archive where it lies directly in the root
@@ -34,7 +38,9 @@ _syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_void
 _libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _WRITE_AND_WAIT = 7  # SYNC_FILE_RANGE_WAIT_BEFORE | _WRITE | _WAIT_AFTER
 _libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
-_OVERLAYFS_MAGIC = 0x794C7630
+_OVERLAYFS = 0x794C7630  # as `fstatfs` names it
+_LEASED_BY_A_SERVER = {0x6969, 0xFF534D42, 0xFE534D42}  # nfs, cifs, smb3: without a delegation no lease, writers or not
+_NAMES_ARE = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 
 
 class _OpenHow(ctypes.Structure):
@@ -45,16 +51,21 @@ _BELOW = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS
 _HOW = {flags: _OpenHow(flags, 0, _BELOW) for flags in (_READ, _PLACE)}
 _HOW_ADDRESS = {flags: ctypes.addressof(how) for flags, how in _HOW.items()}
 _HOW_SIZE = ctypes.sizeof(_OpenHow)
+_RACES, _LEASE_WAIT = 100, 0.001  # attempts to open at once, then seconds between two; the kernel ends it after 45 s
 
 
 def _openat2(root: int, path: bytes, flags: int) -> int:
-    while True:
+    for attempt in count():
         fd = int(_syscall(_SYS_OPENAT2, root, path, _HOW_ADDRESS[flags], _HOW_SIZE))
         if fd >= 0:
             return fd
         error = ctypes.get_errno()
-        if error not in (errno.EAGAIN, errno.EINTR):  # EAGAIN: a rename raced with the walk
+        if error not in (errno.EAGAIN, errno.EINTR):
             raise OSError(error, os.strerror(error), path)
+        # EAGAIN: a rename raced with the walk, or a program has a lease on the file, which it is asked to return.
+        if attempt > _RACES:
+            time.sleep(_LEASE_WAIT)
+    raise AssertionError
 
 
 def _open_by_component(root: int, path: bytes, flags: int) -> int:
@@ -88,6 +99,37 @@ def has_openat2() -> bool:
     return True
 
 
+def _file_system(fd: int) -> int:
+    """The magic number of the file system that the file lies on; 0 if it has none to tell."""
+    facts = (ctypes.c_long * 32)()
+    return 0 if _libc.fstatfs(fd, facts) else facts[0] & 0xFFFF_FFFF
+
+
+def _settled(fd: int) -> os.stat_result | None:
+    """The `fstat` of a file, taken while nobody writes it: every change of its bytes from then on moves its times.
+
+    None if a program has the file open for writing, or mapped to store into it. Its `write` may be under way, which
+    moved the times when it began; its stores may go to a page that is dirty already, which moves them no more. The
+    kernel knows: it grants a lease for reading only on a file that nobody can write, and whoever opens it for writing
+    then waits until the lease is returned, some microseconds later.
+
+    Where there are no leases (on other users' files, on network file systems) the dirty pages are written back instead,
+    which does nothing about a `write` under way.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # by default who waits for the lease sends SIGIO, which kills
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as error:
+        if error.errno == errno.EAGAIN and _file_system(fd) not in _LEASED_BY_A_SERVER:
+            return None
+        _write_back(fd)
+        return os.fstat(fd)
+    try:
+        return os.fstat(fd)
+    finally:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
 def _write_back(fd: int) -> None:
     """Writes a regular file's dirty pages, which takes from every mapping the right to store without a fault.
 
@@ -97,12 +139,7 @@ def _write_back(fd: int) -> None:
     """
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         return
-    filesystem = (ctypes.c_long * 32)()
-    if (
-        _libc.fstatfs(fd, filesystem)
-        or filesystem[0] == _OVERLAYFS_MAGIC
-        or _libc.sync_file_range(fd, 0, 0, _WRITE_AND_WAIT)
-    ):
+    if _file_system(fd) in (0, _OVERLAYFS) or _libc.sync_file_range(fd, 0, 0, _WRITE_AND_WAIT):
         os.fsync(fd)
 
 
@@ -120,7 +157,8 @@ class Folder:
 
     def names(self) -> list[bytes]:
         """The names in it, in the archive's order."""
-        return sorted(map(os.fsencode, os.listdir(self._fd)))
+        encoding, errors = _NAMES_ARE
+        return sorted([name.encode(encoding, errors) for name in os.listdir(self._fd)])
 
     def lstat(self, name: bytes) -> os.stat_result:
         return os.stat(name, dir_fd=self._fd, follow_symlinks=False)
@@ -134,12 +172,14 @@ class Folder:
     def is_readable(self, name: bytes) -> bool:
         return os.access(name, os.R_OK, dir_fd=self._fd, effective_ids=True)
 
-    def write_back(self, name: bytes) -> os.stat_result:
-        """Writes the file's dirty pages, and gives its `fstat` thereafter."""
-        fd = os.open(name, _READ, dir_fd=self._fd)
+    def settled(self, name: bytes) -> os.stat_result | None:
+        """The `stat` of a file that every change to come moves the times of; None if a program may be writing it."""
         try:
-            _write_back(fd)
-            return os.fstat(fd)
+            fd = os.open(name, _READ, dir_fd=self._fd)
+        except BlockingIOError:  # a program has a lease for writing
+            return None
+        try:
+            return _settled(fd)
         finally:
             os.close(fd)
 
@@ -236,11 +276,11 @@ class Source:
     def readlink(self, path: bytes) -> bytes:
         return os.readlink(path, dir_fd=self._root)
 
-    def write_back(self, path: bytes) -> None:
-        """Writes the dirty pages of the regular file at `path`."""
+    def settled(self, path: bytes) -> os.stat_result | None:
+        """As `Folder.settled`, for the file at `path`, relative to the root."""
         fd = self.open(path)
         try:
-            _write_back(fd)
+            return _settled(fd)
         finally:
             os.close(fd)
 

@@ -31,6 +31,7 @@ INDEX = "test_index.py"
 RECORDER = "test_recorder.py"
 AUDIT = "test_audit.py"
 ESCAPE = "test_escape.py"
+BUSY = "test_busy.py"
 FS = "test_fs.py"
 
 MUTANTS = [
@@ -104,7 +105,25 @@ MUTANTS = [
         "_PLACE = os.O_PATH | os.O_DIRECTORY",
         ESCAPE,
     ),
-    Mutant("dirty pages are written first", "recorder.py", "return folder.write_back(name)", "return seen", RECORDER),
+    Mutant(
+        "files that are being written are refused",
+        "source.py",
+        "if error.errno == errno.EAGAIN and",
+        "if False and",
+        BUSY,
+    ),
+    Mutant("the witness is taken while nobody writes", "recorder.py", "return settled\n", "return seen\n", BUSY),
+    Mutant(
+        "who waits for a lease sends no SIGIO", "source.py", "fcntl.F_SETSIG, signal.SIGURG", "fcntl.F_SETSIG, 0", BUSY
+    ),
+    Mutant("without leases dirty pages are written first", "source.py", "        _write_back(fd)\n", "", BUSY),
+    Mutant(
+        "what is fresh is not busy in the end",
+        "recorder.py",
+        "if settled is None:\n                    raise",
+        "if False:\n                    raise",
+        BUSY,
+    ),
     Mutant(
         "fresh members are looked at again",
         "recorder.py",

@@ -2,9 +2,7 @@
 
 import fcntl
 import hashlib
-import mmap
 import os
-import pickle
 import pwd
 import shutil
 import signal
@@ -23,6 +21,7 @@ import pytest
 import reference
 from reference import Reference, gnu_tar
 from trees import TREES
+from users import as_nobody, give_to_nobody
 
 import tartapefs
 from tartapefs import (
@@ -654,38 +653,6 @@ def open_tmp() -> Iterator[Path]:
         yield Path(folder).resolve()
 
 
-def as_nobody(function: Callable[[], Any]) -> Any:
-    """What `function` returns, run in a process of a user without privileges."""
-    if os.geteuid():
-        return function()
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            os.setgroups([])
-            os.setresgid(65534, 65534, 65534)
-            os.setresuid(65534, 65534, 65534)
-            os.write(write, pickle.dumps(function()))
-            code = 0
-        except BaseException as error:
-            os.write(write, pickle.dumps(repr(error)))
-        finally:
-            os._exit(code)
-    os.close(write)
-    with open(read, "rb") as answer:
-        result = pickle.loads(answer.read())
-    _, status = os.waitpid(pid, 0)
-    assert status == 0, result
-    return result
-
-
-def give_to_nobody(root: Path) -> None:
-    if os.geteuid() == 0:
-        for path in [root, *root.rglob("*")]:
-            os.chown(path, 65534, 65534, follow_symlinks=False)
-
-
 @pytest.fixture
 def partly_unreadable(open_tmp: Path) -> Iterator[Path]:
     """A folder of nobody's, in which some things cannot be read by nobody."""
@@ -1023,32 +990,6 @@ def test_fresh_files_of_any_mtime_are_settled(tmp_path: Path, mtime: int) -> Non
         os.utime(file, (mtime, mtime))
         with pytest.raises(TapeIntegrityError):
             played(root)
-
-
-def file_system(path: Path) -> str:
-    return subprocess.run(
-        ["stat", "--file-system", "--format=%T", path], check=True, capture_output=True, text=True
-    ).stdout.strip()
-
-
-def test_store_through_a_dirty_mapping(tmp_path: Path) -> None:
-    """A program that has stored through a mapping before the recording, and does so again after it, is found out."""
-    if file_system(tmp_path) in ("tmpfs", "ramfs"):
-        pytest.skip("on tmpfs a store through a mapping moves no timestamp, ever")
-    root = tmp_path / "tree"
-    root.mkdir()
-    for turn in range(6):
-        path = root / f"{turn}"
-        path.write_bytes(bytes(8192))
-        with open(path, "r+b") as file, mmap.mmap(file.fileno(), 8192) as mapping:
-            mapping[5000] = 1  # the page is dirty from here on
-            time.sleep(0.1 * (turn % 2))  # so that the stamp is fresh, or only recent
-            TapeRecorder(root, overwrite=True).commit()
-            assert_recorded(root)
-            mapping[5001] = 2
-            with pytest.raises(TapeIntegrityError):
-                played(root)
-        path.unlink()
 
 
 # Where the index is

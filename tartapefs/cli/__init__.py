@@ -20,6 +20,7 @@ from tartapefs.cli.common import DRIFT, INTERRUPTED, NO_MOUNT, NO_TAPE, REFUSED,
 from tartapefs.display import printable
 from tartapefs.errors import (
     MountError,
+    SourceBusyError,
     SourceUnreadableError,
     TapeBusyError,
     TapeConstraintError,
@@ -73,7 +74,9 @@ def _exit_code(error: TapeError) -> int:
     match error:
         case TapeNotFoundError() | TapeFormatError():
             return NO_TAPE
-        case TapeExistsError() | TapeBusyError() | TapeConstraintError() | SourceUnreadableError():
+        case TapeExistsError() | TapeBusyError():
+            return REFUSED
+        case TapeConstraintError() | SourceUnreadableError() | SourceBusyError():
             return REFUSED
         case MountError():
             return NO_MOUNT
@@ -120,10 +123,11 @@ def _run(command: click.Command, name: str) -> NoReturn:
         error.message = "\n".join(map(printable, error.message.split("\n")))  # type: ignore[misc]
         error.show()
         sys.exit(USAGE)
-    except (TapeConstraintError, SourceUnreadableError) as error:
+    except (TapeConstraintError, SourceUnreadableError, SourceBusyError) as error:
         for problem in error.problems:
             click.echo(str(problem), err=True)
-        say(f"{len(error.problems)} problems; nothing was written", logging.ERROR)
+        remedy = '; "--skip-busy" leaves such files out' if isinstance(error, SourceBusyError) else ""
+        say(f"{len(error.problems)} problems; nothing was written{remedy}", logging.ERROR)
         sys.exit(REFUSED)
     except TapeError as error:
         say(str(error), logging.ERROR)

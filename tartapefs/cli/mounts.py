@@ -93,6 +93,7 @@ def mount(
     exclude: tuple[str, ...],
     keep_owners: bool,
     skip_unreadable: bool,
+    skip_busy: bool,
 ) -> None:
     """Mount the archive of DIR at MNT; return once it can be read."""
     if not name or "/" in name or "\0" in name or name in (".", "..") or len(os.fsencode(name)) > 255:
@@ -108,7 +109,7 @@ def mount(
     except TapeNotFoundError:
         if not record_first:
             raise
-        record_folder(directory, index, exclude, keep_owners, skip_unreadable, force=False)
+        record_folder(directory, index, exclude, keep_owners, skip_unreadable, skip_busy, force=False)
         tape = Tape.discover(directory, index)
     with tape:
         options = MountOptions(name, mode, cached, allow_other, audit_interval, audit_share / 100, uid, gid)

@@ -42,7 +42,13 @@ from tartapefs.tape import Tape
 
 
 def record_folder(
-    directory: str, index: str | None, exclude: tuple[str, ...], keep_owners: bool, skip_unreadable: bool, force: bool
+    directory: str,
+    index: str | None,
+    exclude: tuple[str, ...],
+    keep_owners: bool,
+    skip_unreadable: bool,
+    skip_busy: bool,
+    force: bool,
 ) -> tuple[TapeRecorder, str]:
     if not os.path.isdir(directory):
         raise click.BadParameter(f"{printable(directory)} is not a folder", param_hint="DIR")
@@ -55,6 +61,7 @@ def record_folder(
                 not keep_owners,
                 force,
                 skip_unreadable=skip_unreadable,
+                skip_busy=skip_busy,
                 on_progress=lambda members, size: update(members, note=size_text(size)),
             )
         except ValueError as error:
@@ -98,6 +105,7 @@ def record(
     exclude: tuple[str, ...],
     keep_owners: bool,
     skip_unreadable: bool,
+    skip_busy: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -106,7 +114,7 @@ def record(
     With --force it also tells how much of a copy of the archive before stays valid.
     """
     old = _replaced(directory, index) if force else None
-    recorder, fingerprint = record_folder(directory, index, exclude, keep_owners, skip_unreadable, force)
+    recorder, fingerprint = record_folder(directory, index, exclude, keep_owners, skip_unreadable, skip_busy, force)
     prefix = None
     if old is not None:
         with old, Tape.discover(directory, index) as new, progress("comparing", new.member_count) as update:

@@ -14,6 +14,7 @@ A helper that fails says only that it did: the part is then filled here, which f
 import contextlib
 import mmap
 import os
+import resource
 import signal
 import socket
 import struct
@@ -52,6 +53,7 @@ class Crew:
         self._density = 0.0  # members a byte in the last request
         self._our_share = 0.5  # of a request that the helper has a part in
         self._expected = -1  # where the last request that was not divided ended
+        self._suspected = False  # whether the last of those took long
         self._slow_requests = 0  # still to be divided among threads
         self._threads = _Threads(_THREADS)
 
@@ -80,8 +82,8 @@ class Crew:
             self._alone(view, start, stop)
 
     def _alone(self, view: memoryview, start: int, stop: int) -> None:
-        """By this thread; who begins to read somewhere waits for a little of it, before as much is asked in one go."""
-        if start != self._expected and stop - start > 2 * _PROBE:
+        """By this thread; of a source that may be slow a little, before as much as is asked for."""
+        if (start != self._expected or self._suspected) and stop - start > 2 * _PROBE:
             self._observed(view[:_PROBE], start, start + _PROBE)
             self._expected = start + _PROBE
             self.fill(view[_PROBE:], start + _PROBE, stop)
@@ -90,11 +92,18 @@ class Crew:
             self._expected = stop
 
     def _observed(self, view: memoryview, start: int, stop: int) -> None:
+        """Fills, and notes how. What takes long is observed again: the source is slow if this thread waited for it.
+
+        On a machine that is busy everything takes long, but threads wait for nothing but their turn.
+        """
+        waits = _waits() if self._suspected else 0
         begun = time.monotonic()
         count, size = self._filler.fill(view, start, stop), stop - start
+        takes_long = time.monotonic() - begun > _SLOW_MEMBER * count + _SLOW_BYTE * size
         self._density = count / size
-        if time.monotonic() - begun > _SLOW_MEMBER * count + _SLOW_BYTE * size:
+        if takes_long and self._suspected and _waits() - waits >= count / 2:
             self._slow_requests = _SLOW_REQUESTS
+        self._suspected = takes_long
 
     def _share(self, helper: "_Helper", view: memoryview, start: int, stop: int) -> None:
         """The first part here, the rest by the helper, who is given so much that both end at the same time."""
@@ -118,6 +127,11 @@ class Crew:
         parts = min(_THREADS, size // _PART)
         cuts = [start + size * number // parts for number in range(parts + 1)]
         self._threads.run([partial(self._filler.fill, view[a - start : b - start], a, b) for a, b in pairwise(cuts)])
+
+
+def _waits() -> int:
+    """How often this thread has gone to sleep of its own."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
 class _Threads:

@@ -65,7 +65,7 @@ def etag(md5s: Iterable[bytes]) -> str:
     return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(joined) // 16}"
 
 
-class Window:
+class Stretch:
     """The digest of the bytes `[start, stop)` of the archive. `position`: the next byte that it needs."""
 
     def __init__(self, algorithm: Algorithm, start: int, stop: int, may_be_saved: bool = False) -> None:
@@ -134,19 +134,19 @@ class Parts:
         self.count = -(-total_size // size)
         self.md5s: dict[int, bytes] = {}
         self._may_be_saved = may_be_saved
-        self._open: dict[int, Window] = {}
+        self._open: dict[int, Stretch] = {}
         self._lock = threading.Lock()
 
     def range(self, number: int) -> tuple[int, int]:
         """Where part `number`, from 0, lies: `[start, stop)`."""
         return number * self.size, min((number + 1) * self.size, self.total_size)
 
-    def _window(self, number: int) -> Window | None:
+    def _window(self, number: int) -> Stretch | None:
         with self._lock:
             if number in self.md5s:
                 return None
             if number not in self._open:
-                self._open[number] = Window("md5", *self.range(number), self._may_be_saved)
+                self._open[number] = Stretch("md5", *self.range(number), self._may_be_saved)
             return self._open[number]
 
     def add(self, offset: int, data: "ReadableBuffer") -> None:
@@ -215,7 +215,7 @@ class Sums:
         self._member: Member | None = next(self._files, None)
         if self._member is not None:
             body = self._member.start + BLOCK
-            self._window = Window("sha256", body, body + self._member.size, self._may_be_saved)
+            self._window = Stretch("sha256", body, body + self._member.size, self._may_be_saved)
 
     def _advance(self) -> None:
         """Writes the line of each file that is complete, which an empty one is at once."""
@@ -305,10 +305,10 @@ class Digests:
         self.tape = tape
         self._state = os.fspath(state) if state is not None else None
         kept = self._state is not None
-        self.whole = {name: Window(name, 0, tape.total_size, kept) for name in algorithms}
+        self.whole = {name: Stretch(name, 0, tape.total_size, kept) for name in algorithms}
         self.parts = {size: Parts(size, tape.total_size, kept) for size in part_sizes}
         self.sums = Sums(tape, sums, kept) if sums is not None else None
-        self._all: dict[str, Window | Parts | Sums] = dict(self.whole.items())
+        self._all: dict[str, Stretch | Parts | Sums] = dict(self.whole.items())
         self._all |= {f"s3:{size}": parts for size, parts in self.parts.items()}
         if self.sums is not None:
             self._all["sums"] = self.sums

@@ -126,8 +126,9 @@ class TapePlayer:
         """Makes the tape invalid; what to raise is the first drift, whichever thread found it."""
         with self._first:
             if self.drift is None:
-                self.drift = error
-        return error if self.drift is error else self.drift.again()
+                self.drift = error.again()  # without the traceback, whose frames would keep this player alive
+                return error
+        return self.drift.again()
 
     def _guard_footer(self, offset: int, stop: int) -> None:
         """For the request `[offset, stop)`, which comes to the footer or into it: no footer without an audit.

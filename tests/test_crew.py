@@ -1,0 +1,188 @@
+"""Requests that are filled by several hands: the helper process of a mount, and threads where the source is slow."""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import run, wait_until
+from daemon import daemon_of
+from reference import Reference
+
+from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder
+from tartapefs import crew as crews
+from tartapefs.source import Source
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """3,000 small files of all sizes up to 3,000 bytes, in folders of 100, recorded."""
+    root, some = tmp_path / "many", random.Random(1)
+    for number in range(3000):
+        folder = root / f"{number // 100:02}"
+        if number % 100 == 0:
+            folder.mkdir(parents=True)
+        (folder / f"{number}.bin").write_bytes(some.randbytes(some.randrange(3000)))
+    TapeRecorder(root).commit()
+    return root
+
+
+def helper_of(daemon: int) -> int:
+    (child,) = (int(pid) for pid in Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split())
+    return child
+
+
+def cpu_time(pid: int) -> int:
+    """Of user and system, in ticks of the clock."""
+    return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+needs_two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a helper needs a second core")
+
+
+@needs_two_cores
+def test_a_helper_takes_its_share_of_small_members(many: Path, mount: Callable[..., Path]) -> None:
+    """Right bytes, whatever is asked for, and some of the work is the helper's."""
+    archive = mount(many)
+    helper = helper_of(daemon_of(archive.parent))
+    reference, before, some = Reference(many), cpu_time(helper), random.Random(2)
+    whole = reference.read(0, reference.size)
+    fd = os.open(archive, os.O_RDONLY)
+    try:
+        for _ in range(5):
+            assert b"".join(iter(lambda: os.read(fd, MIB), b"")) == whole
+            os.lseek(fd, 0, os.SEEK_SET)
+        for _ in range(100):
+            at, size = some.randrange(reference.size), some.choice((100_000, 300_000, MIB))
+            assert os.pread(fd, size, at) == whole[at : at + size]
+    finally:
+        os.close(fd)
+    wait_until(lambda: archive.read_bytes() and cpu_time(helper) > before, 60)  # unless the machine is busy, at once
+
+
+@needs_two_cores
+def test_a_helper_that_dies_is_done_without(many: Path, mount: Callable[..., Path]) -> None:
+    """In the middle of a read, too."""
+    archive = mount(many)
+    helper = helper_of(daemon_of(archive.parent))
+    reference = Reference(many)
+    whole = reference.read(0, reference.size)
+    killer = threading.Timer(0.02, os.kill, (helper, signal.SIGKILL))
+    killer.start()
+    for _ in range(3):
+        assert archive.read_bytes() == whole
+    killer.join()
+    assert not is_alive(helper)
+    assert archive.read_bytes() == whole
+
+
+@needs_two_cores
+@pytest.mark.parametrize("where", [0.1, 0.9])
+def test_drift_is_seen_by_whoever_fills_that_part(many: Path, mount: Callable[..., Path], where: float) -> None:
+    """In the first and in the last part of a request; the culprit is named, and the tape is invalid."""
+    archive = mount(many)
+    fd = os.open(archive, os.O_RDONLY)
+    try:
+        for at in range(0, 2 * MIB, MIB):  # from here on requests are shared
+            os.pread(fd, MIB, at)
+        with Tape.discover(many) as tape:
+            members = [member for member in tape.members(2 * MIB, 3 * MIB) if member.size]
+        culprit = members[int(len(members) * where)]
+        path = many / os.fsdecode(culprit.path)
+        path.write_bytes(b"\0" * culprit.size)
+        with pytest.raises(OSError, match="Input/output error"):
+            os.pread(fd, MIB, 2 * MIB)
+    finally:
+        os.close(fd)
+    status = run("status", archive.parent)
+    assert status.returncode == 1
+    assert culprit.arc_path in status.stdout
+
+
+@needs_two_cores
+def test_a_helper_ends_with_its_daemon(many: Path, mount: Callable[..., Path]) -> None:
+    """However that ends: nothing is left of a daemon that was killed."""
+    archive = mount(many)
+    daemon = daemon_of(archive.parent)
+    helper = helper_of(daemon)
+    os.kill(helper, signal.SIGTERM)  # as a service manager sends it to all processes: the daemon decides
+    assert archive.stat().st_size
+    assert is_alive(helper)
+    os.kill(daemon, signal.SIGKILL)
+    wait_until(lambda: not is_alive(helper))
+    assert run("unmount", archive.parent).returncode == 0
+
+
+class Slow:
+    """A source of which each file takes a while to open: the threads that waited for it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.002) -> None:
+        self.threads: set[int] = set()
+        monkeypatch.setattr(Source, "open", self._slow(Source.open, seconds))
+        monkeypatch.setattr(Source, "open_in", staticmethod(self._slow(Source.open_in, seconds)))
+
+    def _slow(self, function: Callable[..., int], seconds: float) -> Callable[..., int]:
+        def slowly(*arguments: object) -> int:
+            self.threads.add(threading.get_ident())
+            time.sleep(seconds)
+            return function(*arguments)
+
+        return slowly
+
+
+def test_a_slow_source_is_read_by_threads(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first request on, after a little of it; the bytes are right, to the last, odd offsets included."""
+    slow, reference = Slow(monkeypatch), Reference(many)
+    with Tape.discover(many) as tape:
+        player = TapePlayer(tape)
+        assert player.read(0, MIB) == reference.read(0, MIB)
+        assert len(slow.threads) > 8
+        for at, size in ((12_345, 400_001), (MIB - 1, 2 * crews._PART), (reference.size - 100_000, MIB)):
+            assert player.read(at, size) == reference.read(at, size)
+        player.close()
+
+
+def test_a_source_that_is_fast_again_is_noticed(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, Tape.discover(many) as tape:
+        slow = Slow(patch)
+        player = TapePlayer(tape)
+        player.read(0, MIB)
+        patch.undo()
+        player.read(MIB, MIB)
+        assert len(slow.threads) > 1
+        seen = Slow(patch, 0)
+        for _ in range(crews._SLOW_REQUESTS + 2):
+            player.read(0, MIB // 4)
+        seen.threads.clear()
+        player.read(0, MIB // 4)
+        assert seen.threads == {threading.get_ident()}
+        player.close()
+
+
+def test_drift_in_any_thread_is_raised(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first in the archive's order, once all threads are done with the buffer."""
+    Slow(monkeypatch)
+    with Tape.discover(many) as tape:
+        player = TapePlayer(tape)
+        player.read(0, MIB)
+        members = [member for member in tape.members(MIB, 2 * MIB) if member.size]
+        culprits = [members[len(members) // 3], members[-2]]
+        for culprit in culprits:
+            (many / os.fsdecode(culprit.path)).write_bytes(b"\0" * culprit.size)
+        with pytest.raises(TapeIntegrityError) as error:
+            player.read(MIB, MIB)
+        assert error.value.member == culprits[0].arc_path
+        player.close()

@@ -199,9 +199,13 @@ class _Helper:
             return False
 
     def close(self) -> None:
+        """Ends the process; waits a second for that, unless it waits for a source that does not answer."""
         self._ours.close()
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(self._pid, os.WNOHANG)
+            for _ in range(100):
+                if os.waitpid(self._pid, os.WNOHANG) != (0, 0):
+                    break
+                time.sleep(0.01)
 
 
 def _help(filler: Filler, channel: int, memory: memoryview) -> NoReturn:

@@ -10,6 +10,7 @@ import logging
 import logging.handlers
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -29,6 +30,7 @@ log = logging.getLogger("tartapefs")
 
 _TYPE = "fuse.tartapefs"
 _THREADS = 4  # requests served at once; most of their time is the system's, which two cores share well
+_ENDS_WITHIN = 5.0  # seconds that a daemon gets to end, once it is unmounted
 _GRACE = 1.0  # seconds that requests under way get to end after the unmount
 _STATE_INTERVAL = 2.0  # seconds between two looks at what the service manager should be told
 _READY, _ENDED = b"R", b"E"
@@ -64,9 +66,26 @@ def _unescaped(field: str) -> str:
 def unmount(mountpoint: str, lazy: bool = False) -> None:
     """Unmounts the archive at `mountpoint`; `lazy` lets programs that read it go on until they close it.
 
-    Raises MountError where no archive is mounted there, and with what the system's own program said.
+    Else it returns once the daemon has ended, so that the source can be unmounted next, unless that takes long. Raises
+    MountError where no archive is mounted there, and with what the system's own program said.
     """
-    _unmount(_mounted_at(mountpoint), lazy)
+    where = _mounted_at(mountpoint)
+    with contextlib.ExitStack() as stack:
+        daemon = None if lazy else _daemon_of(where, stack)
+        _unmount(where, lazy)
+        if daemon is not None:
+            select.select([daemon], [], [], _ENDS_WITHIN)
+
+
+def _daemon_of(where: str, stack: contextlib.ExitStack) -> int | None:
+    """A descriptor of the process that serves this mount, where it is ours and tells of itself."""
+    entry = next(entry for entry in reversed(mounts()) if entry.mountpoint == where)
+    if entry.owner == os.geteuid():
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            process = os.pidfd_open((reports.ask(entry.device) or {})["pid"])
+            stack.callback(os.close, process)
+            return process
+    return None
 
 
 def _unmount(where: str, lazy: bool) -> None:
@@ -283,6 +302,7 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
             for thread in threads:
                 thread.join(_GRACE / len(threads))
             archive.ended = True
+            player.end_helper()
     finally:
         signal.set_wakeup_fd(old_wakeup)
         for number, handler in old_handlers.items():

@@ -63,15 +63,19 @@ class TapePlayer:
         self._first = threading.Lock()
 
     def fork_helper(self) -> None:
-        """Lets a second process take a share of requests for many small members; it ends with this one, or `close`.
+        """Lets a second process take a share of requests for many small members; it ends with this one at the latest.
 
         To be called while this process has one thread alone.
         """
         self._crew.fork_helper()
 
+    def end_helper(self) -> None:
+        """Ends that process, if there is one."""
+        self._crew.close()
+
     def close(self) -> None:
         """Closes the source. The tape stays open: it is the caller's."""
-        self._crew.close()
+        self.end_helper()
         self.source.close()
 
     def read(self, offset: int, size: int) -> bytes:

@@ -19,7 +19,7 @@ def daemons_of(mountpoint: Path) -> list[int]:
                 parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             except OSError:
                 continue
-            if b"tartapefs" in arguments and os.fsencode(mountpoint) in arguments:
+            if any(b"tartapefs" in part for part in arguments) and os.fsencode(mountpoint) in arguments:
                 found[int(entry.name)] = parent
     return [pid for pid, parent in found.items() if parent not in found]
 
@@ -27,6 +27,12 @@ def daemons_of(mountpoint: Path) -> list[int]:
 def daemon_of(mountpoint: Path) -> int:
     (pid,) = daemons_of(mountpoint)
     return pid
+
+
+def helper_of(daemon: int) -> int:
+    """The process that takes a share of its requests."""
+    (child,) = Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split()
+    return int(child)
 
 
 def descriptors(pid: int) -> list[str]:

@@ -3,8 +3,6 @@
 Nothing of the real machine is touched: what the tests install is seen in the namespace alone.
 """
 
-import contextlib
-import os
 import re
 import shlex
 import subprocess
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import test_mount
+from daemon import daemons_of
 from reference import Reference
 from test_mount import User
 
@@ -64,15 +63,8 @@ class Machine:
         (self.folder / "fstab").write_text("".join(line + "\n" for line in lines))
 
     def daemons(self) -> list[int]:
-        """The processes that serve the mount point: those started with its name as an argument."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            with contextlib.suppress(OSError):
-                if entry.name.isdigit() and os.fsencode(self.mountpoint) in (entry / "cmdline").read_bytes().split(
-                    b"\0"
-                ):
-                    found.append(int(entry.name))
-        return found
+        """The processes that serve the mount point, without their helpers."""
+        return daemons_of(self.mountpoint)
 
     def mounted(self) -> list[str]:
         """What findmnt says is mounted here: "SOURCE TYPE OPTIONS" of each, with its own escapes."""

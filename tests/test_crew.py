@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import run, wait_until
-from daemon import daemon_of
+from daemon import daemon_of, helper_of
 from reference import Reference
 
 from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder
@@ -31,11 +31,6 @@ def many(tmp_path: Path) -> Path:
         (folder / f"{number}.bin").write_bytes(some.randbytes(some.randrange(3000)))
     TapeRecorder(root).commit()
     return root
-
-
-def helper_of(daemon: int) -> int:
-    (child,) = (int(pid) for pid in Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split())
-    return child
 
 
 def cpu_time(pid: int) -> int:
@@ -124,6 +119,17 @@ def test_a_helper_ends_with_its_daemon(many: Path, mount: Callable[..., Path]) -
     os.kill(daemon, signal.SIGKILL)
     wait_until(lambda: not is_alive(helper))
     assert run("unmount", archive.parent).returncode == 0
+
+
+@needs_two_cores
+def test_unmount_returns_once_all_have_ended(many: Path, mount: Callable[..., Path]) -> None:
+    """So that the disk that the source lies on can be unmounted next."""
+    archive = mount(many)
+    daemon = daemon_of(archive.parent)
+    helper = helper_of(daemon)
+    assert run("unmount", archive.parent).returncode == 0
+    assert not is_alive(daemon)
+    assert not is_alive(helper)
 
 
 class Slow:

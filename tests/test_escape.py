@@ -117,6 +117,12 @@ def outcome(read: Callable[[], bytes], expected: bytes = INSIDE) -> str:
         return "refused"
 
 
+def enough(counts: Counter[str], at_least: int) -> bool:
+    """So many reads and, on a busy machine, as many more as it takes to see the race."""
+    seen = counts["inside"] > 0 and counts["refused"] > 0
+    return counts.total() >= at_least * (1 if seen else 200)
+
+
 def check(counts: Counter[str], at_least: int) -> None:
     print(dict(counts))
     assert counts["OUTSIDE"] == 0
@@ -170,7 +176,7 @@ def test_no_read_of_the_source_gets_outside(scene: Scene, source: Source, swap: 
             os.close(place)
 
     with swapping(scene, swap):
-        for _ in range(READS // 4):
+        while not enough(counts, READS // 4 * 4):
             for name in NAMES:
                 counts[outcome(lambda name=name: content(source.open(b"first/last/" + name)))] += 1  # type: ignore[misc]
                 counts[outcome(lambda name=name: through_place(name))] += 1  # type: ignore[misc]
@@ -179,26 +185,25 @@ def test_no_read_of_the_source_gets_outside(scene: Scene, source: Source, swap: 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("swap", SWAPS)
-def test_no_player_gets_outside(scene: Scene, swap: str, way: str) -> None:
+def test_no_player_gets_outside(scene: Scene, swap: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request for both files, of a new player each time since drift is for good; inodes are not compared."""
     if WAYS[way] and not has_openat2():
         pytest.skip("this kernel has no openat2")
     start, stop = scene.body(b"one"), scene.body(b"two") + SIZE
     expected = scene.reference.read(start, stop - start)
     assert INSIDE in expected
+    monkeypatch.setattr("tartapefs.source.has_openat2", lambda: WAYS[way])
     counts: Counter[str] = Counter()
     with Tape.discover(scene.root) as tape, swapping(scene, swap):
 
         def read() -> bytes:
             player = TapePlayer(tape, scene.root, check="mtime")
             try:
-                player.source.close()
-                player.source = Source(os.fspath(scene.root), openat2=WAYS[way])
                 return player.read(start, stop - start)
             finally:
                 player.close()
 
-        for _ in range(READS // 20):
+        while not enough(counts, READS // 20):
             counts[outcome(read, expected)] += 1
     check(counts, READS // 20)
 
@@ -218,6 +223,6 @@ def test_no_listing_gets_outside(scene: Scene, source: Source, swap: str) -> Non
 
     counts: Counter[str] = Counter()
     with swapping(scene, swap):
-        for _ in range(READS // 20):
+        while not enough(counts, READS // 20):
             counts[outcome(names, b"one two")] += 1
     check(counts, READS // 20)

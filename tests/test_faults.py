@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 import soak
 from conftest import TARTAPEFS, run, wait_until
-from daemon import daemon_of, descriptors, is_mounted, resident
+from daemon import daemon_of, descriptors, helper_of, is_mounted, resident
 from reference import Reference, header
 from test_drift import Mounted, failing, opened
 
@@ -52,6 +52,8 @@ def mounted(tmp_path: Path, mount: Mount, request: pytest.FixtureRequest) -> Ite
     make_source(root)
     assert run("record", root).returncode == 0
     with opened(root, mount(root, "--log", log), log) as made:
+        if len(os.sched_getaffinity(0)) > 1:
+            os.kill(helper_of(daemon_of(made.archive.parent)), signal.SIGKILL)  # what fails is to be the daemon's
         yield made
 
 
@@ -92,10 +94,10 @@ FAILING_CALLS = {
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize(("call", "error"), [(c, e) for c, (_, errors) in FAILING_CALLS.items() for e in errors])
 def test_system_calls_that_fail_now_and_then(mounted: Mounted, call: str, error: str) -> None:
-    """From the Nth on, and then each so many: every read is right or EIO."""
+    """From the Nth of a thread on, and then each so many: every read is right or EIO."""
     pid = daemon_of(mounted.archive.parent)
     calls, failed = FAILING_CALLS[call][0], 0
-    for seed, when in enumerate(("1+3", "2+7", "5+2") if LONG else ("2+3",)):
+    for seed, when in enumerate(("1+3", "2+7", "5+2") if LONG else ("1+3",)):
         with failing(pid, "-e", f"trace={calls}", "-e", f"inject={calls}:error={error}:when={when}"):
             failed += tries(mounted, seed, 60)
     assert failed or error == "EINTR"
@@ -549,7 +551,7 @@ def test_a_large_tape_in_little_memory(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr
         try:
             pid = daemon_of(mountpoint)
-            assert processes.read_text().split() == [str(pid)]
+            assert str(pid) in processes.read_text().split()  # and its helper
             assert ready < 5
             some = random.Random(1)
             fd = os.open(mountpoint / "archive.tar", os.O_RDONLY)

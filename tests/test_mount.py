@@ -241,10 +241,9 @@ def test_a_place_that_cannot_be_mounted_on(tape: tuple[Path, bytes], tmp_path: P
         "inside the source": root / "empty-folder",
         "a link into the source": tmp_path / "link",
     }[place]
-    mounts = our_mounts()
     assert str(where) in refused(run("mount", root, where), 5)
     assert str(where) in refused(run("mount", "-f", root, where, timeout=20), 5)
-    assert our_mounts() == mounts
+    assert os.path.realpath(where) not in our_mounts()
     assert not daemons_of(where)
     assert not (tmp_path / "missing").exists()
     assert run("verify", root).returncode == 0

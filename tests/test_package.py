@@ -11,6 +11,7 @@ import pytest
 from conftest import TARTAPEFS
 
 import tartapefs
+from tartapefs.cli import cli
 
 PROJECT = Path(__file__).parents[1]
 SHARED = {
@@ -20,7 +21,7 @@ SHARED = {
     "share/zsh/site-functions/_tartapefs",
     "share/fish/vendor_completions.d/tartapefs.fish",
 }
-COMMANDS = ("record", "info", "ls", "locate", "verify", "play", "mount", "unmount", "status", "doctor", "completion")
+COMMANDS = tuple(cli.commands)
 
 
 def run(*command: object, **options: object) -> str:

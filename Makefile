@@ -58,8 +58,8 @@ demo:
 test:
 	$(call install,$(TEST_PACKAGES))
 	@$(MAKE) -s $(VENV)/for-test
-	$(BIN)/python -m pytest
-	TARTAPEFS_BINDING=mfusepy $(BIN)/python -m pytest $(MOUNT_TESTS)
+	$(BIN)/python -m pytest -n 3
+	TARTAPEFS_BINDING=mfusepy $(BIN)/python -m pytest -n 3 $(MOUNT_TESTS)
 
 lint:
 	$(call install,python3 python3-venv)

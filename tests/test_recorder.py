@@ -976,7 +976,9 @@ def test_fresh_files_are_settled(tmp_path: Path, keep_mtime: bool) -> None:
             played(root)
 
 
-@pytest.mark.parametrize("mtime", [-5, 0, 2_000_000_000, int(time.time()) + 3600])
+@pytest.mark.parametrize(
+    "mtime", [-5, 0, 2_000_000_000, int(time.time()) + 3600], ids=["before", "epoch", "coarse", "now"]
+)
 def test_fresh_files_of_any_mtime_are_settled(tmp_path: Path, mtime: int) -> None:
     """Also where the time of change is fresh, and the modification time was set to be anything else."""
     root = tmp_path / "tree"

@@ -1,195 +1,84 @@
-"""Speed against a peer, measured in turn in one run: `python tests/bench/bench.py [NAME ...]`.
+"""Speed against peers, measured in turn in one run: `bench.py [ROW ...]`, or `bench.py compare OLD.json NEW.json`.
 
-Every figure is a ratio: the peer's time divided by ours, pair by pair, so above 1 is faster than the peer. Machines are
-shared and noisy: an absolute time means nothing, and the two are run alternately so that both see the same noise. The
-inputs are made in a temporary folder (option --dir) and removed. Nothing here is a test.
+Every row knows its target. A peer that is not installed is named, and its rows are left out. The inputs are made in a
+temporary folder and removed, or kept for the next run with --data. Nothing here is a test.
 """
 
 import argparse
 import contextlib
 import os
 import random
-import statistics
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from contextlib import closing
+from functools import cached_property, partial
 from pathlib import Path
 
-from tartapefs import TapeRecorder
+import measure
+import plot
+from measure import Result, duration, pairs, seconds, speed
+from synthetic import SIZE, Synthetic
 
+from tartapefs import Tape, TapePlayer, TapeRecorder
+from tartapefs.layout import BLOCK
+
+MIB = 1 << 20
 TAPEFS = [sys.executable, "-m", "tartapefs"]
+SETTLED = 61  # seconds; to record a file that changed later than that costs more, which is not the common case
 
 
 def run(command: str, folder: Path) -> None:
     subprocess.run(command, shell=True, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def compare(
-    name: str,
-    ours: Callable[[], object],
-    peer: Callable[[], object],
-    rounds: int,
-    before: Callable[[], object] = lambda: None,
-) -> None:
-    """Runs both once to warm up, then in turn, `before` ahead of each; prints the median ratio and its range."""
-    ratios, our_times, peer_times = [], [], []
-    for warm_up in [True] + [False] * rounds:
-        times = []
-        for work in (ours, peer):
-            before()
-            begun = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - begun)
-        if not warm_up:
-            our_times.append(times[0])
-            peer_times.append(times[1])
-            ratios.append(times[1] / times[0])
-    print(
-        f"{name:34} {statistics.median(ratios):5.2f} times the peer's speed"
-        f" (pairs {min(ratios):.2f} to {max(ratios):.2f};"
-        f" medians {statistics.median(our_times):.3f} s against {statistics.median(peer_times):.3f} s)",
-        flush=True,
-    )
+def read(path: Path, blocks: str = "") -> Callable[[], None]:
+    """Reading the file, or some of its blocks of 1 MiB, with dd."""
+    return partial(run, f"dd if={path} of=/dev/null bs=1M {blocks}", path.parent)
+
+
+def tar(source: Path) -> Callable[[], None]:
+    """Reading, in the same way, what GNU tar makes of the folder."""
+    return partial(run, f"tar --format=ustar -cf - {source.name} | dd of=/dev/null bs=1M", source.parent)
 
 
 @contextlib.contextmanager
-def mounted(source: Path, mountpoint: Path, *options: object) -> Iterator[Path]:
+def mounted(source: Path, mountpoint: Path, index: Path | None = None) -> Iterator[Path]:
+    """The archive, served by a daemon in the background; yields its path."""
     mountpoint.mkdir(exist_ok=True)
-    subprocess.run([*TAPEFS, "mount", source, mountpoint, *map(str, options)], check=True)
+    subprocess.run([*TAPEFS, "mount", "--index", index or index_of(source), source, mountpoint], check=True)
     try:
         yield mountpoint / "archive.tar"
     finally:
         subprocess.run([*TAPEFS, "unmount", mountpoint], check=True)
 
 
-def against_tar(name: str, source: Path, work: Path, rounds: int) -> None:
-    """Reading the mounted archive against GNU tar making one, both warm, both through a dd of 1 MiB blocks."""
-    TapeRecorder(source, overwrite=True).commit()
-    with mounted(source, work / "mnt") as archive:
-        compare_reading(name, archive, source, work, rounds)
-
-
-def compare_reading(
-    name: str, archive: Path, source: Path, work: Path, rounds: int, before: Callable[[], object] = lambda: None
-) -> None:
-    compare(
-        name,
-        lambda: run(f"dd if={archive} of=/dev/null bs=1M", work),
-        lambda: run(f"tar --format=ustar -cf - {source.name} | dd of=/dev/null bs=1M", source.parent),
-        rounds,
-        before,
-    )
-
-
-def make_small(folder: Path, count: int = 20_000) -> Path:
-    """`count` files of 4 KiB in folders of 200."""
-    for number in range(count):
-        place = folder / f"{number // 200:04}"
-        if number % 200 == 0:
-            place.mkdir(parents=True)
-        (place / f"file-{number:06}.bin").write_bytes(os.urandom(4096))
-    return folder
-
-
-def make_large(folder: Path) -> Path:
-    """One file of 1 GiB."""
-    folder.mkdir()
-    with (folder / "one.bin").open("wb") as file:
-        for _ in range(1024):
-            file.write(os.urandom(1 << 20))
-    return folder
-
-
-def large(work: Path, rounds: int) -> None:
-    against_tar("read, one file of 1 GiB", make_large(work / "large"), work, rounds)
-
-
-def small(work: Path, rounds: int) -> None:
-    against_tar("read, 20,000 files of 4 KiB", make_small(work / "small"), work, rounds)
-
-
-def tree(work: Path, rounds: int) -> None:
-    subprocess.run(["cp", "-a", "/usr/share", work / "share"], check=True)
-    against_tar("read, a copy of /usr/share", work / "share", work, rounds)
-
-
 @contextlib.contextmanager
-def served(command: list[object], mountpoint: Path) -> Iterator[None]:
-    """A file system that stays in the foreground, until the block ends."""
+def served(command: list[object], mountpoint: Path) -> Iterator[int]:
+    """A file system that stays in the foreground until the block ends; yields its process's number."""
     mountpoint.mkdir(exist_ok=True)
     process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while not os.path.ismount(mountpoint):
+            if process.poll() is not None:
+                raise RuntimeError(f"{command[0]} ended before its file system was mounted")
             time.sleep(0.05)
-        yield
+        yield process.pid
     finally:
-        subprocess.run(["umount", mountpoint], check=True)
+        subprocess.run(["umount", mountpoint], check=process.poll() is None)
         process.wait()
 
 
-@contextlib.contextmanager
-def beside_bindfs(source: Path, work: Path) -> Iterator[tuple[Path, Path]]:
-    """The mounted archive, and the finished one through bindfs, which reads it past the kernel's cache as we do."""
-    TapeRecorder(source, overwrite=True).commit()
-    (work / "finished").mkdir()
-    with mounted(source, work / "mnt") as archive:
-        run(f"cp {archive} finished/archive.tar", work)
-        bindfs = ["bindfs", "-f", "-o", "direct_io", work / "finished", work / "bound"]
-        with served(bindfs, work / "bound"):
-            yield archive, work / "bound" / "archive.tar"
+def index_of(source: Path) -> Path:
+    """Beside the folder and not in it: the peers shall not read it."""
+    return source.with_suffix(".db")
 
 
-def bindfs(work: Path, rounds: int) -> None:
-    with beside_bindfs(make_large(work / "large"), work) as (archive, bound):
-        read = "dd if={} of=/dev/null bs=1M"
-        ours, peer = (partial(run, read.format(path), work) for path in (archive, bound))
-        compare("read, one file of 1 GiB (bindfs)", ours, peer, rounds)
-
-
-def read_at_random(path: Path, count: int = 5000) -> None:
-    some, fd = random.Random(1), os.open(path, os.O_RDONLY)
-    size = os.fstat(fd).st_size
-    try:
-        for _ in range(count):
-            os.pread(fd, 4096, some.randrange(size - 4096))
-    finally:
-        os.close(fd)
-
-
-def scattered(work: Path, rounds: int) -> None:
-    with beside_bindfs(make_large(work / "large"), work) as (archive, bound):
-        compare("4 KiB at random (bindfs)", partial(read_at_random, archive), partial(read_at_random, bound), rounds)
-
-
-def readers(work: Path, rounds: int) -> None:
-    """Eight readers, an eighth of the archive each, against one that reads all of it: the ratio of total speeds."""
-    source = make_large(work / "large")
-    TapeRecorder(source, overwrite=True).commit()
-    with mounted(source, work / "mnt") as archive:
-        eight = " & ".join(f"dd if={archive} of=/dev/null bs=1M skip={part * 128} count=128" for part in range(8))
-        one = f"dd if={archive} of=/dev/null bs=1M count=1024"
-        compare("8 readers (one)", partial(run, f"{eight} & wait", work), partial(run, one, work), rounds)
-
-
-def slow(work: Path, rounds: int) -> None:
-    """A source of which each `open` and `read` takes 1 ms more."""
-    make_small(work / "origin" / "small", 2000)
-    with served([sys.executable, Path(__file__).with_name("slowfs.py"), work / "origin", work / "slow"], work / "slow"):
-        source, index = work / "slow" / "small", work / "slow.db"
-        TapeRecorder(source, index, overwrite=True).commit()
-        with mounted(source, work / "mnt", "--index", index) as archive:
-            compare_reading("read, a source with latency", archive, source, work, rounds)
-
-
-def cold(work: Path, rounds: int) -> None:
-    """With nothing in the page cache; only root can empty it."""
-    source = make_small(work / "small")
-    TapeRecorder(source, overwrite=True).commit()
-    with mounted(source, work / "mnt") as archive:
-        compare_reading("read, 20,000 of 4 KiB, cold", archive, source, work, rounds, before=drop_caches)
+def record(source: Path) -> None:
+    TapeRecorder(source, index_of(source), overwrite=True).commit()
 
 
 def drop_caches() -> None:
@@ -197,40 +86,305 @@ def drop_caches() -> None:
     Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
-def record(work: Path, rounds: int) -> None:
-    source = make_small(work / "record")
-    time.sleep(61)  # files changed within the last minute cost a write-back each, which is not the common case
-    members = TapeRecorder(source, overwrite=True)
-    members.commit()
-    times = []
+class Bench:
+    """The rows, one method each, and their inputs, which are made when a row first needs them."""
 
-    def ours() -> None:
-        begun = time.perf_counter()
-        TapeRecorder(source, overwrite=True).commit()
-        times.append(time.perf_counter() - begun)
+    def __init__(self, data: Path, rounds: int, members: list[int]) -> None:
+        self.data = data
+        self.rounds = rounds
+        self.members = members
+        self.mnt = data / "mnt"
+        self.bound = data / "bound"
 
-    compare(
-        "record, 20,000 files (against find)",
-        ours,
-        lambda: run(f"find {source.name} -printf '%s %T@ %p\\n' > {work}/found", work),
-        rounds,
-    )
-    print(f"{'':34} {members.member_count / statistics.median(times[1:]):,.0f} members a second")
+    def _recorded(self, name: str, make: Callable[[Path], None]) -> Path:
+        source = self.data / name
+        if not source.exists():
+            unfinished = self.data / "unfinished" / name
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.parent.mkdir(exist_ok=True)
+            make(unfinished)
+            unfinished.rename(source)
+        record(source)
+        return source
+
+    @cached_property
+    def small_files(self) -> Path:
+        return self._recorded("small", partial(make_small, count=20_000))
+
+    @cached_property
+    def large_file(self) -> Path:
+        return self._recorded("large", make_large)
+
+    @cached_property
+    def real_tree(self) -> Path:
+        return self._recorded("share", lambda folder: run(f"cp -a /usr/share {folder}", self.data))
+
+    @contextlib.contextmanager
+    def _beside_bindfs(self) -> Iterator[tuple[Path, Path]]:
+        """The large file's archive, and the finished one through bindfs; both past the kernel's cache."""
+        finished = self.data / "finished"
+        with mounted(self.large_file, self.mnt) as archive:
+            if not finished.exists():
+                finished.mkdir()
+                run(f"cp {archive} finished/archive.tar", self.data)
+            command = ["bindfs", "-f", "-o", "direct_io", finished, self.bound]
+            with served(command, self.bound):
+                yield archive, self.bound / "archive.tar"
+
+    def _against_tar(self, name: str, source: Path, target: float) -> Iterator[Result]:
+        with mounted(source, self.mnt) as archive:
+            yield speed(name, "tar", pairs(read(archive), tar(source), self.rounds), target)
+
+    def small(self) -> Iterator[Result]:
+        yield from self._against_tar("read 20,000 files of 4 KiB", self.small_files, 1.1)
+
+    def tree(self) -> Iterator[Result]:
+        yield from self._against_tar("read a copy of /usr/share", self.real_tree, 1.1)
+
+    def large(self) -> Iterator[Result]:
+        yield from self._against_tar("read one file of 1 GiB", self.large_file, 1.1)
+
+    def bindfs(self) -> Iterator[Result]:
+        with self._beside_bindfs() as (archive, bound):
+            taken = pairs(read(archive), read(bound), self.rounds)
+            yield speed("read one file of 1 GiB, beside bindfs", "bindfs", taken, 1.2)
+
+    def readers(self) -> Iterator[Result]:
+        with mounted(self.large_file, self.mnt) as archive:
+            one = f"dd if={archive} of=/dev/null bs=1M"
+            eight = " & ".join(f"{one} skip={128 * part} count=128" for part in range(8))
+            taken = pairs(partial(run, f"{eight} & wait", self.data), read(archive, "count=1024"), self.rounds)
+            yield speed("8 readers, an eighth of 1 GiB each", "one", taken, 1.3)
+
+    def random(self) -> Iterator[Result]:
+        with self._beside_bindfs() as (archive, bound):
+            taken = pairs(partial(read_at_random, archive), partial(read_at_random, bound), self.rounds)
+            yield duration("4 KiB at random", "bindfs", taken, 0.8)
+
+    def slow(self) -> Iterator[Result]:
+        if not (self.data / "origin").exists():
+            make_small(self.data / "origin" / "slowed", count=2000)
+        mountpoint = self.data / "latency"
+        with served(
+            [sys.executable, Path(__file__).with_name("slowfs.py"), self.data / "origin", mountpoint], mountpoint
+        ):
+            source = mountpoint / "slowed"
+            TapeRecorder(source, self.data / "slowed.db", overwrite=True).commit()
+            with mounted(source, self.mnt, self.data / "slowed.db") as archive:
+                taken = pairs(read(archive), tar(source), min(self.rounds, 5))
+        yield speed("read 2,000 files, 1 ms per open and read", "tar", taken, 8)
+
+    def cold(self) -> Iterator[Result]:
+        with mounted(self.small_files, self.mnt) as archive:
+            taken = pairs(read(archive), tar(self.small_files), self.rounds, drop_caches)
+        yield speed("read 20,000 files of 4 KiB, cold", "tar", taken, 1.5)
+
+    def record(self) -> Iterator[Result]:
+        for name, source in (("20,000 files", self.small_files), ("a copy of /usr/share", self.real_tree)):
+            age = time.time() - max(os.lstat(path).st_ctime for path in source.rglob("*"))
+            time.sleep(max(0.0, SETTLED - age))
+            find = f"find {source.name} -printf '%s %T@ %p\\n' > found"
+            taken = pairs(partial(record, source), partial(run, find, self.data), self.rounds)
+            yield duration(f"record {name}", "find", taken, 4)
+            with Tape.discover(source, index_of(source)) as tape:
+                rates = tuple(tape.member_count / ours for ours, _ in taken)
+            yield Result(f"record {name}: rate", "members a second", rates, "at least", 100_000)
+
+    def md5(self) -> Iterator[Result]:
+        for name, source in (("1 GiB in one file", self.large_file), ("20,000 files of 4 KiB", self.small_files)):
+            sums = f"find {source.name} -type f -print0 | xargs -0 md5sum"
+            taken = pairs(partial(play, source, self.data / "played"), partial(run, sums, self.data), self.rounds)
+            yield duration(f"play() with MD5, {name}", "md5sum", taken, 1.3)
+        (self.data / "played").unlink()
+
+    def index(self) -> Iterator[Result]:
+        for name, source in (("20,000 files", self.small_files), ("a copy of /usr/share", self.real_tree)):
+            with Tape.discover(source, index_of(source)) as tape:
+                size = os.stat(tape.index_path).st_size / tape.member_count
+            yield Result(f"index of {name}", "bytes a member", (size,), "at most", 100)
+
+    def scale(self) -> Iterator[Result]:
+        for members in self.members:
+            tape = Synthetic(self.data / f"members-{members}", members)
+            tape.make()
+            size = os.stat(tape.index).st_size / (tape.folders * 1000 + 1)
+            yield Result(f"index of {members:,} members", "bytes a member", (size,), "at most", 100)
+            yield from self._beginnings(tape)
+            yield from self._memory(tape)
+
+    def _beginnings(self, tape: Synthetic) -> Iterator[Result]:
+        """From `mount` to the first block, and then, as the second thing that this daemon reads, one at 99%."""
+        to_readable, first_bytes = [], []
+        for round_ in range(self.rounds):
+            self.mnt.mkdir(exist_ok=True)
+            begun = time.perf_counter()
+            with mounted(tape.root, self.mnt, tape.index) as archive:
+                read_block(archive, 0)
+                to_readable.append(time.perf_counter() - begun)
+                offset = tape.start(tape.last_folder, 100 * round_) + BLOCK
+                first_bytes.append(1000 * seconds(partial(read_block, archive, offset)))
+        yield Result(f"mount to readable, {tape.members:,} members", "s", tuple(to_readable), "at most", 0.5)
+        yield Result(f"first byte at 99%, {tape.members:,} members", "ms", tuple(first_bytes), "at most", 2)
+
+    def _memory(self, tape: Synthetic) -> Iterator[Result]:
+        command = [*TAPEFS, "mount", "--foreground", "--index", tape.index, tape.root, self.mnt]
+        with served(command, self.mnt) as daemon:
+            time.sleep(1)
+            yield memory(f"memory, {tape.members:,} members, idle", daemon)
+            use(self.mnt / "archive.tar", tape)
+            yield memory(f"memory, {tape.members:,} members, after use", daemon)
 
 
-BENCHES = {bench.__name__: bench for bench in (large, small, tree, bindfs, scattered, readers, slow, cold, record)}
+PEERS = {
+    "small": ("tar", "dd"),
+    "tree": ("tar", "dd"),
+    "large": ("tar", "dd"),
+    "bindfs": ("bindfs", "dd"),
+    "readers": ("dd",),
+    "random": ("bindfs",),
+    "slow": ("tar", "dd"),
+    "record": ("find",),
+    "md5": ("md5sum", "find", "xargs"),
+    "index": (),
+    "scale": (),
+    "cold": ("tar", "dd"),  # the last: it takes what the others keep in the page cache
+}
 
 
-def main() -> None:
+def make_small(folder: Path, count: int) -> None:
+    """`count` files of 4 KiB in folders of 200."""
+    for number in range(count):
+        place = folder / f"{number // 200:04}"
+        if number % 200 == 0:
+            place.mkdir(parents=True)
+        (place / f"file-{number:06}.bin").write_bytes(os.urandom(4096))
+
+
+def make_large(folder: Path) -> None:
+    """One file of 1 GiB."""
+    folder.mkdir()
+    with (folder / "one.bin").open("wb") as file:
+        for _ in range(1024):
+            file.write(os.urandom(MIB))
+
+
+def read_block(path: Path, offset: int) -> None:
+    with path.open("rb", buffering=0) as file:
+        if len(os.pread(file.fileno(), BLOCK, offset)) != BLOCK:
+            raise RuntimeError(f"{path}: a short read")
+
+
+def read_at_random(path: Path, count: int = 5000) -> None:
+    some = random.Random(1)
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        for _ in range(count):
+            os.pread(file.fileno(), 4096, some.randrange(size - 4096))
+
+
+def play(source: Path, target: Path) -> None:
+    with (
+        Tape.discover(source, index_of(source)) as tape,
+        closing(TapePlayer(tape)) as player,
+        target.open("wb") as file,
+    ):
+        for event in player.play():
+            if event.type == "file_data":
+                file.write(event.data)
+
+
+def use(path: Path, tape: Synthetic, count: int = 10_000) -> None:
+    """Reads headers and bodies of real members all over the tape, and ten times a stretch of them in order."""
+    some = random.Random(1)
+    with path.open("rb", buffering=0) as file:
+        for _ in range(count):
+            folder = some.randrange(tape.folders)
+            start = tape.start(folder, some.randrange(tape.real(folder)))
+            offset, size = some.choice(((start, BLOCK), (start + BLOCK, SIZE)))
+            os.pread(file.fileno(), size, offset)
+        begin, end = tape.start(tape.last_folder, 0), tape.start(tape.last_folder, tape.real(tape.last_folder))
+        for _ in range(10):
+            for offset in range(begin, end, MIB):
+                os.pread(file.fileno(), min(MIB, end - offset), offset)
+
+
+def memory(name: str, daemon: int) -> Result:
+    """What daemon and helper take: all that the daemon has, and what the helper has beyond it.
+
+    The sum of both RSS would count twice what they share; PSS gives a part of it to other programs.
+    """
+    (helper,) = Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split()
+    ours, theirs = pages(daemon), pages(int(helper))
+    total = ours["Rss"] + theirs["Private_Clean"] + theirs["Private_Dirty"]
+    note = f"RSS {ours['Rss']:.1f} + {theirs['Rss']:.1f}; PSS {ours['Pss']:.1f} + {theirs['Pss']:.1f}"
+    return Result(name, "MiB", (total,), "at most", 64, note)
+
+
+def pages(pid: int) -> dict[str, float]:
+    """The kinds of memory of a process, in MiB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    return {name: int(size.split()[0]) / 1024 for name, size in (line.split(":") for line in lines)}
+
+
+def lacking(row: str) -> str:
+    """Why the row cannot be measured here, if so."""
+    missing = [peer for peer in PEERS[row] if shutil.which(peer) is None]
+    if missing:
+        return f"not installed: {', '.join(missing)}"
+    if row == "cold" and os.geteuid() != 0:
+        return "only root can empty the page cache"
+    return ""
+
+
+def compare(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="bench.py compare", description="Exits 1 if NEW is slower, beyond noise.")
+    parser.add_argument("old", type=Path)
+    parser.add_argument("new", type=Path)
+    given = parser.parse_args(arguments)
+    old, new = measure.load(given.old), measure.load(given.new)
+    for name in sorted({result.name for result in old} ^ {result.name for result in new}):
+        print(f"in one of them only: {name}", file=sys.stderr)
+    found = measure.regressions(old, new)
+    print("\n".join(found) or "no regression")
+    return 1 if found else 0
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["compare"]:
+        return compare(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("names", nargs="*", default=list(BENCHES), help=f"of {', '.join(BENCHES)}; all by default")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--dir", help="where to make the inputs")
-    arguments = parser.parse_args()
-    for name in arguments.names:
-        with tempfile.TemporaryDirectory(prefix="tartapefs-bench-", dir=arguments.dir) as work:
-            BENCHES[name](Path(work), arguments.rounds)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(PEERS)}; all by default")
+    parser.add_argument("--rounds", type=int, default=7, help="pairs of runs in each row")
+    parser.add_argument(
+        "--members", type=int, nargs="*", default=[10_000, 1_000_000],
+        help="sizes of the tapes for the row `scale`; one of 10000000 takes minutes to make",
+    )  # fmt: skip
+    parser.add_argument("--data", type=Path, help="a folder for the inputs, which are kept there and used again")
+    parser.add_argument("--json", type=Path, help="adds the results to this file, in place of older ones")
+    parser.add_argument("--plot", type=Path, help="draws all results, those added to the file included, as SVG")
+    given = parser.parse_args()
+    if unknown := set(given.rows) - set(PEERS):
+        parser.error(f"no such row: {', '.join(sorted(unknown))}")
+    results = {result.name: result for result in measure.load(given.json)} if given.json and given.json.exists() else {}
+    print(measure.HEAD, flush=True)
+    with contextlib.ExitStack() as stack:
+        if given.data is None:
+            given.data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tartapefs-bench-")))
+        given.data.mkdir(parents=True, exist_ok=True)
+        bench = Bench(given.data.resolve(), given.rounds, given.members)
+        for row in given.rows or PEERS:
+            if reason := lacking(row):
+                print(f"{row} is left out; {reason}", file=sys.stderr)
+                continue
+            for result in getattr(bench, row)():
+                print(result.line(), flush=True)
+                results[result.name] = result
+    if given.json:
+        measure.save(given.json, list(results.values()))
+    if given.plot:
+        plot.save(given.plot, list(results.values()))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""A tape of any number of members, most of which exist in its index alone: `synthetic.py FOLDER MEMBERS` makes one.
+
+Rule: whatever is probed is real, and checked like any other member. All folders are real, for they are audited; so are
+the first files of each, together some `REAL`, and every file of the folder at 99% of the tape. The rest are rows. The
+fingerprint, which no reader looks at, is not computed.
+"""
+
+import hashlib
+import json
+import os
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tartapefs import Tape
+from tartapefs.index import IndexWriter
+from tartapefs.layout import BLOCK, FOOTER, span
+from tartapefs.member import Member
+
+REAL = 10_000
+SIZE = 4096  # of each file
+_FILES = 999  # in each folder: with it, a thousand members
+_FOLDER_SPAN = BLOCK + _FILES * span(SIZE)
+
+
+@dataclass(frozen=True, slots=True)
+class Synthetic:
+    """The tape of about `members` (at least 1,000) members in the folder `place`."""
+
+    place: Path
+    members: int
+
+    @property
+    def root(self) -> Path:
+        return self.place / "tape"
+
+    @property
+    def index(self) -> Path:
+        return self.place / "index.db"
+
+    @property
+    def folders(self) -> int:
+        return self.members // (_FILES + 1)
+
+    @property
+    def last_folder(self) -> int:
+        """The number of the one at 99% of the tape."""
+        return self.folders * 99 // 100
+
+    def real(self, folder: int) -> int:
+        """How many of the folder's files are real: the first ones."""
+        return _FILES if folder == self.last_folder else min(_FILES, max(1, REAL // self.folders))
+
+    def start(self, folder: int, file: int) -> int:
+        """Where in the archive the header of this file lies."""
+        return BLOCK + folder * _FOLDER_SPAN + BLOCK + file * span(SIZE)
+
+    def make(self) -> None:
+        """Writes the real files and the index, unless they are there already."""
+        if self.index.exists():
+            return
+        for folder in range(self.folders):
+            place = self.root / _folder_name(folder)
+            place.mkdir(parents=True, exist_ok=True)
+            for file in range(self.real(folder)):
+                (place / _file_name(file)).write_bytes(os.urandom(SIZE))
+        with IndexWriter(os.fspath(self.index)) as writer:
+            writer.add(self._rows())
+            writer.commit(
+                {
+                    "root_name": os.fsencode(self.root.name),
+                    "fingerprint": hashlib.sha256().hexdigest(),
+                    "total_size": BLOCK + self.folders * _FOLDER_SPAN + FOOTER,
+                    "member_count": 1 + self.folders * (_FILES + 1),
+                    "recorded_ns": time.time_ns(),
+                    "excluded": json.dumps([]),
+                    "left_out": 0,
+                    "owners_kept": 0,
+                    "root_ino": self.root.stat().st_ino,
+                }
+            )
+
+    def _rows(self) -> Iterator[tuple[Member, int]]:
+        name = os.fsencode(self.root.name) + b"/"
+        yield _member(0, name, os.lstat(self.root)), -1
+        for folder in range(self.folders):
+            place, start = self.root / _folder_name(folder), BLOCK + folder * _FOLDER_SPAN
+            below = name + os.fsencode(place.name) + b"/"
+            seen = os.lstat(place)
+            yield _member(start, below, seen), 0
+            real = self.real(folder)
+            for file in range(_FILES):
+                if file < real:
+                    seen = os.lstat(place / _file_name(file))
+                yield _member(self.start(folder, file), below + os.fsencode(_file_name(file)), seen), start
+
+
+def _folder_name(folder: int) -> str:
+    return f"{folder:06}"
+
+
+def _file_name(file: int) -> str:
+    return f"IMG_{file:06}.jpg"
+
+
+def _member(start: int, name: bytes, seen: os.stat_result) -> Member:
+    """A member like what was `seen`: itself, or for a row alone, the last real file before it."""
+    is_file = stat.S_ISREG(seen.st_mode)
+    return Member(
+        start,
+        name,
+        seen.st_mode,
+        seen.st_size if is_file else 0,
+        seen.st_mtime_ns,
+        seen.st_ino,
+        seen.st_ctime_ns,
+        b"",
+        None,
+    )
+
+
+if __name__ == "__main__":
+    tape = Synthetic(Path(sys.argv[1]), int(sys.argv[2]))
+    tape.make()
+    with Tape.from_index(tape.index) as made:
+        size = tape.index.stat().st_size
+        print(f"{made.member_count:,} members, {size / made.member_count:.1f} bytes of index each")

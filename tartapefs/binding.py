@@ -5,13 +5,15 @@ treatment of exceptions is ever reached (mfusepy's answers EINVAL, and ends the 
 
 Of the modules we use the C structures and the conversion of arguments. Their `FUSE` calls libfuse's `fuse_main_real`,
 whose threads Python does not know, so that each callback makes and unmakes a thread state. `Session` stops short of
-that: it only mounts, and lets threads of Python's run `fuse_loop`, whose state lasts as long as they do. It hands the
-request's own buffer to the player, and has the kernel ask for 1 MiB at a time where libfuse 2 would have it ask for
-128 KiB.
+that: it only mounts, and threads of Python's take the requests from the kernel. Reads, which are nearly all, they
+answer themselves, from the memory that the player filled; every other request they hand to libfuse
+(`docs/decisions/0009-reads-past-libfuse.md`). The kernel is told to ask for 1 MiB at a time where libfuse 2 would have
+it ask for 128 KiB.
 """
 
 import contextlib
 import ctypes
+import errno
 import functools
 import mmap
 import os
@@ -96,20 +98,18 @@ def load() -> Any:
     raise ImportError("; ".join(reasons) or f"TARTAPEFS_BINDING is neither {' nor '.join(_BINDINGS)}")
 
 
-_view_of_memory = ctypes.pythonapi.PyMemoryView_FromMemory
-_view_of_memory.restype = ctypes.py_object
-_view_of_memory.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
-_WRITABLE = 0x200  # PyBUF_WRITE
-
 _OPERATIONS = ("getattr", "readdir", "open", "release", "statfs", "getxattr", "listxattr")
-# The modules' type of `read` makes two pointer objects at each call, which nobody looks at.
-_READ = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64, ctypes.c_void_p
-)
+
+# Where things stand in linux/fuse.h: `fuse_in_header` and `fuse_read_in`, and `fuse_out_header`.
+_REQUEST = struct.Struct("=4xIQ24xQqI")  # opcode, number of the request; of a read: handle, offset, size
+_ANSWER = struct.Struct("=IiQ")  # its length, minus an errno or 0, number of the request
+_READ, _INTERRUPT, _INIT = 15, 36, 26
+_LARGEST_REQUEST = IO_SIZE + mmap.PAGESIZE  # bytes: what libfuse 3 allows a write to have, and its head
+ANSWER = mmap.PAGESIZE + IO_SIZE  # bytes of memory for the answer to a read: its head ends where the page does
 
 
 class Session:
-    """A mounted archive. `loop` serves requests until it is unmounted; call it from as many threads as should serve.
+    """A mounted archive. `loop` serves requests until it is unmounted; each thread that should serve calls it.
 
     Raises MountError, with what libfuse had to say, if it cannot be mounted, and ImportError as `load` does.
     """
@@ -127,6 +127,7 @@ class Session:
             self._fuse = ctypes.c_void_p(mounted(os.fsencode(mountpoint), ",".join(_fuse_options(source, options))))
         if not self._fuse:
             raise MountError(mountpoint, "; ".join(said()) or "libfuse could not mount it")
+        self._device, self._pass_on = (_device_3 if self._is_3 else _device_2)(self._libfuse, self._fuse)
 
     def _bound(self, module: Any) -> Any:
         """The table of callbacks: the module's conversion of arguments, our operations and our errors."""
@@ -140,7 +141,6 @@ class Session:
         for name in _OPERATIONS:
             convert = getattr(converting, name + "_fuse_3", None) or getattr(converting, name)
             setattr(operations, name, types[name](self._answering(convert)))
-        operations.read = ctypes.cast(_READ(self._reading(module)), types["read"])
         if self._is_3:
             operations.init = types["init"](self._configure)
         return operations
@@ -181,9 +181,40 @@ class Session:
             return None
         return fuse
 
-    def loop(self) -> None:
-        """Answers requests until the archive is unmounted."""
-        self._libfuse.fuse_loop(self._fuse)
+    def loop(self, memory: memoryview) -> None:
+        """Answers requests until the archive is unmounted, reads with the help of `memory`, of `ANSWER` bytes."""
+        request = mmap.mmap(-1, _LARGEST_REQUEST)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(request))
+        while True:
+            try:
+                length = os.readv(self._device, (request,))
+            except OSError as error:
+                if error.errno == errno.ENODEV:
+                    return
+                if error.errno in (errno.ENOENT, errno.EAGAIN):  # the request was withdrawn before it was taken
+                    continue
+                raise
+            if not length:
+                return
+            opcode, number, handle, offset, size = _REQUEST.unpack_from(request)
+            if opcode == _READ:
+                self._answer_read(memory, number, handle, offset, size)
+            elif opcode != _INTERRUPT:  # every answer comes soon, or waits for the source, which nothing interrupts
+                self._pass_on(address, length)
+
+    def _answer_read(self, memory: memoryview, number: int, handle: int, offset: int, size: int) -> None:
+        head, body = mmap.PAGESIZE - _ANSWER.size, mmap.PAGESIZE
+        if body + size > len(memory):  # no kernel asks for so much
+            memory = memoryview(bytearray(body + size))
+        try:
+            count = self._archive.readinto(memory[body : body + size], offset)
+            _ANSWER.pack_into(memory, head, _ANSWER.size + count, 0, number)
+            answer = memory[head : body + count]
+        except BaseException as error:
+            count, answer = 0, memoryview(_ANSWER.pack(_ANSWER.size, -self._archive.errno_of(error), number))
+        with contextlib.suppress(OSError):  # who asked was killed meanwhile, or the archive unmounted
+            os.write(self._device, answer)
+            self._archive.activity.delivered(handle, offset, count)
 
     def _answering(self, operation: Callable[..., int | None]) -> Callable[..., int]:
         def answer(*arguments: Any) -> int:
@@ -193,20 +224,6 @@ class Session:
                 return -self._archive.errno_of(error)
 
         return answer
-
-    def _reading(self, module: Any) -> Callable[..., int]:
-        readinto, errno_of, delivered = self._archive.readinto, self._archive.errno_of, self._archive.activity.delivered
-        handle, handle_at = ctypes.c_uint64.from_address, module.fuse_file_info.fh.offset
-
-        def read(path: int, buffer: int, size: int, offset: int, info: int) -> int:
-            try:
-                count = readinto(_view_of_memory(buffer, size, _WRITABLE), offset)
-                delivered(handle(info + handle_at).value, offset, count)
-                return count
-            except BaseException as error:
-                return -errno_of(error)
-
-        return read
 
 
 class _Arguments(ctypes.Structure):
@@ -219,13 +236,52 @@ def _strings(*words: bytes) -> "ctypes.Array[ctypes.c_char_p]":
     return (ctypes.c_char_p * len(words))(*words)
 
 
-# Where things stand in linux/fuse.h: `fuse_in_header` and `fuse_init_in`, `fuse_out_header` and `fuse_init_out`.
-_REQUEST = struct.Struct("=4xI44xI")  # opcode, flags that the kernel offers
-_INIT = 26
-_ANSWER = struct.Struct("=I24sI")  # its length, what stays as it is, flags that are accepted
-_ANSWER_SIZE = 16 + 64  # bytes
+# As `_REQUEST` and `_ANSWER`, for `fuse_init_in` and `fuse_init_out`.
+_OFFER = struct.Struct("=4xI44xI")  # opcode, flags that the kernel offers
+_ACCEPTANCE = struct.Struct("=I24sI")  # its length, what stays as it is, flags that are accepted
+_ACCEPTANCE_SIZE = 16 + 64  # bytes
 _MAX_PAGES = 1 << 22  # the flag that the number at this place counts; kernels know it since 4.20
 _MAX_PAGES_AT = 16 + 28
+
+
+def _channel(libfuse: Any, fuse: ctypes.c_void_p) -> tuple[int, ctypes.c_void_p, ctypes.c_void_p]:
+    """Of libfuse 2: the descriptor of /dev/fuse, its session and its channel."""
+    for function in (libfuse.fuse_get_session, libfuse.fuse_session_next_chan):
+        function.restype = ctypes.c_void_p
+    session = ctypes.c_void_p(libfuse.fuse_get_session(fuse))
+    channel = ctypes.c_void_p(libfuse.fuse_session_next_chan(session, None))
+    return libfuse.fuse_chan_fd(channel), session, channel
+
+
+def _device_2(libfuse: Any, fuse: ctypes.c_void_p) -> tuple[int, Callable[[int, int], None]]:
+    """The descriptor of /dev/fuse, and what answers a request of this address and length."""
+    device, session, channel = _channel(libfuse, fuse)
+    process = libfuse.fuse_session_process
+    return device, lambda address, length: process(session, ctypes.c_void_p(address), ctypes.c_size_t(length), channel)
+
+
+class _Buffer(ctypes.Structure):
+    """`struct fuse_buf`, up to what later versions added."""
+
+    _fields_ = (
+        ("size", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+        ("memory", ctypes.c_void_p),
+        ("descriptor", ctypes.c_int),
+        ("position", ctypes.c_int64),
+        ("memory_size", ctypes.c_size_t),
+    )
+
+
+def _device_3(libfuse: Any, fuse: ctypes.c_void_p) -> tuple[int, Callable[[int, int], None]]:
+    """As `_device_2`, of libfuse 3."""
+    libfuse.fuse_get_session.restype = ctypes.c_void_p
+    session = ctypes.c_void_p(libfuse.fuse_get_session(fuse))
+    process = libfuse.fuse_session_process_buf
+    return (
+        libfuse.fuse_session_fd(session),
+        lambda address, length: process(session, ctypes.byref(_Buffer(length, 0, address, -1, 0, length))),
+    )
 
 
 def _take_larger_requests(libfuse: Any, fuse: ctypes.c_void_p) -> None:
@@ -235,25 +291,21 @@ def _take_larger_requests(libfuse: Any, fuse: ctypes.c_void_p) -> None:
     into a socket that stands in the place of its /dev/fuse meanwhile, and the number is put in on the way. Halves the
     time that a large file takes. Whatever fails here leaves the request, or the error, to libfuse's loop.
     """
-    for function in (libfuse.fuse_get_session, libfuse.fuse_session_next_chan, libfuse.fuse_chan_bufsize):
-        function.restype = ctypes.c_void_p  # or a size, which has as many bits
-    session = ctypes.c_void_p(libfuse.fuse_get_session(fuse))
-    channel = ctypes.c_void_p(libfuse.fuse_session_next_chan(session, None))
-    place = libfuse.fuse_chan_fd(channel)
+    place, session, channel = _channel(libfuse, fuse)
     with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
         kernel = stack.enter_context(open(os.dup(place), "r+b", buffering=0))
         ours, theirs = map(stack.enter_context, socket.socketpair(type=socket.SOCK_SEQPACKET))
         ours.setblocking(False)
-        request = os.read(kernel.fileno(), libfuse.fuse_chan_bufsize(channel))
+        request = os.read(kernel.fileno(), _LARGEST_REQUEST)
         os.dup2(theirs.fileno(), place, inheritable=False)
         libfuse.fuse_session_process(session, request, ctypes.c_size_t(len(request)), channel)
         os.dup2(kernel.fileno(), place, inheritable=False)
-        answer = ours.recv(_ANSWER_SIZE)
-        opcode, offered = _REQUEST.unpack_from(request)
-        if opcode == _INIT and offered & _MAX_PAGES and len(answer) >= _ANSWER.size:
-            _, between, accepted = _ANSWER.unpack_from(answer)
-            larger = bytearray(answer.ljust(_ANSWER_SIZE, b"\0"))
-            _ANSWER.pack_into(larger, 0, len(larger), between, accepted | _MAX_PAGES)
+        answer = ours.recv(_ACCEPTANCE_SIZE)
+        opcode, offered = _OFFER.unpack_from(request)
+        if opcode == _INIT and offered & _MAX_PAGES and len(answer) >= _ACCEPTANCE.size:
+            _, between, accepted = _ACCEPTANCE.unpack_from(answer)
+            larger = bytearray(answer.ljust(_ACCEPTANCE_SIZE, b"\0"))
+            _ACCEPTANCE.pack_into(larger, 0, len(larger), between, accepted | _MAX_PAGES)
             struct.pack_into("=H", larger, _MAX_PAGES_AT, IO_SIZE // mmap.PAGESIZE)
             answer = bytes(larger)
         os.write(kernel.fileno(), answer)

@@ -2,16 +2,18 @@
 
 Rule: a request is divided only while it is being answered. Nothing is read before it is asked for, so that every byte
 is checked between the moment at which it was asked for and the moment at which it leaves; and the parts are made by the
-same `Filler`, each as if it were a request of its own.
+same `Filler`, each as if it were a request of its own. One request at a time is divided: where several are to be
+answered at once, each has a thread of its own, and these are hands enough.
 
 Two things are slow about many small members. Where the source is fast it is Python's own work, of which one process
-does one piece at a time: a helper process, forked from this one, fills the second half into memory that both share.
+does one piece at a time: a helper process, forked from this one, fills the second part, in memory that both share.
 Where the source is slow (a cold disk, a network file system) it is waiting, which threads do at the same time.
 
 A helper that fails says only that it did: the part is then filled here, which finds the same and raises it.
 """
 
 import contextlib
+import ctypes
 import mmap
 import os
 import resource
@@ -31,15 +33,16 @@ from tartapefs.fill import Filler
 from tartapefs.tape import Tape
 
 _HELPED = 16  # members in a request, from which on a helper is worth two wake-ups
-_HELPER_BYTES = 1 << 20  # the most that it fills at once
 _LEAST, _STEP, _LATE = 0.2, 0.01, 30e-6  # of a request, for each side; how it is moved; seconds waited for the helper
-_THREADS = 16  # that wait for a slow source at once
+_WIDTHS = (16, 8, 4)  # numbers of threads that wait for a slow source at once; one of them is the best
+_TRIAL = 8  # requests, to see how good one is
 _PART = 1 << 13  # bytes, the smallest part for one of them
 _SLOW_MEMBER, _SLOW_BYTE = 150e-6, 2e-9  # seconds; a source that takes longer than both together is slow
+_FEWEST_WAITS = 4  # of a thread for the source, in one fill, so that one that was late by chance is not slow
 _PROBE = 1 << 15  # bytes that tell whether the source is slow
 _SLOW_REQUESTS = 128  # to be divided before the source is looked at again
 
-_JOB = struct.Struct("=qq")  # start, stop
+_JOB = struct.Struct("=qqq")  # place in the shared memory, start, stop
 _DONE, _FAILED = b"D", b"F"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
 
@@ -49,17 +52,22 @@ class Crew:
 
     def __init__(self, filler: Filler) -> None:
         self._filler = filler
+        self._divides = threading.Lock()  # held by whoever may divide its request
         self._helper: _Helper | None = None
         self._density = 0.0  # members a byte in the last request
         self._our_share = 0.5  # of a request that the helper has a part in
         self._expected = -1  # where the last request that was not divided ended
         self._suspected = False  # whether the last of those took long
         self._slow_requests = 0  # still to be divided among threads
-        self._threads = _Threads(_THREADS)
+        self._width = _Width()
+        self._threads = _Threads(max(_WIDTHS))
 
-    def fork_helper(self) -> None:
-        """Forks the helper, while this process has one thread alone: call it before any other thread is started."""
-        self._helper = _Helper(self._filler)
+    def fork_helper(self, memory: mmap.mmap) -> None:
+        """Forks the helper, which can fill buffers that lie in `memory`.
+
+        To be called while this process has one thread alone, and before any other is started.
+        """
+        self._helper = _Helper(self._filler, memory)
 
     def close(self) -> None:
         """Ends the helper. The threads wait for work, and end with the process."""
@@ -69,24 +77,25 @@ class Crew:
 
     def fill(self, view: memoryview, start: int, stop: int) -> None:
         """Fills `view` with the bytes `[start, stop)` of the archive; raises what `Filler.fill` raises."""
-        size, helper = stop - start, self._helper
-        if self._slow_requests > 0 and size >= 2 * _PART:
-            self._slow_requests -= 1
-            self._divide(view, start, stop)
-        elif helper is not None and size * self._density >= _HELPED and helper.free.acquire(blocking=False):
-            try:
-                self._share(helper, view, start, stop)
-            finally:
-                helper.free.release()
-        else:
-            self._alone(view, start, stop)
+        if stop - start < 2 * _PART or not self._divides.acquire(blocking=False):
+            self._filler.fill(view, start, stop)
+            return
+        try:
+            self._fill(view, start, stop)
+        finally:
+            self._divides.release()
 
-    def _alone(self, view: memoryview, start: int, stop: int) -> None:
-        """By this thread; of a source that may be slow a little, before as much as is asked for."""
-        if (start != self._expected or self._suspected) and stop - start > 2 * _PROBE:
+    def _fill(self, view: memoryview, start: int, stop: int) -> None:
+        size, helper = stop - start, self._helper
+        if self._slow_requests > 0:
+            self._divide(view, start, stop)
+        elif helper is not None and size * self._density >= _HELPED and (place := helper.place_of(view)) >= 0:
+            self._share(helper, place, view, start, stop)
+        elif (start != self._expected or self._suspected) and size > 2 * _PROBE:
+            # Of a source that may be slow a little, before as much as is asked for.
             self._observed(view[:_PROBE], start, start + _PROBE)
             self._expected = start + _PROBE
-            self.fill(view[_PROBE:], start + _PROBE, stop)
+            self._fill(view[_PROBE:], start + _PROBE, stop)
         else:
             self._observed(view, start, stop)
             self._expected = stop
@@ -101,32 +110,59 @@ class Crew:
         count, size = self._filler.fill(view, start, stop), stop - start
         takes_long = time.monotonic() - begun > _SLOW_MEMBER * count + _SLOW_BYTE * size
         self._density = count / size
-        if takes_long and self._suspected and _waits() - waits >= count / 2:
+        if takes_long and self._suspected and _waits() - waits >= max(count / 2, _FEWEST_WAITS):
             self._slow_requests = _SLOW_REQUESTS
+            self._width = _Width()
         self._suspected = takes_long
 
-    def _share(self, helper: "_Helper", view: memoryview, start: int, stop: int) -> None:
+    def _share(self, helper: "_Helper", place: int, view: memoryview, start: int, stop: int) -> None:
         """The first part here, the rest by the helper, who is given so much that both end at the same time."""
-        middle = max(start + int((stop - start) * self._our_share), stop - _HELPER_BYTES)
-        helper.begin(middle, stop)
+        own = int((stop - start) * self._our_share)
+        helper.begin(place + own, start + own, stop)
         try:
-            self._observed(view[: middle - start], start, middle)
+            self._observed(view[:own], start, start + own)
             begun = time.monotonic()
         finally:
             filled = helper.end()
         is_late = time.monotonic() - begun > _LATE
         self._our_share = min(max(self._our_share + (_STEP if is_late else -_STEP), _LEAST), 1 - _LEAST)
-        if filled:
-            view[middle - start :] = helper.memory[: stop - middle]
-        else:
-            self._filler.fill(view[middle - start :], middle, stop)
+        if not filled:
+            self._filler.fill(view[own:], start + own, stop)
 
     def _divide(self, view: memoryview, start: int, stop: int) -> None:
         """In equal parts, by threads; of what they raise, the first part's."""
-        size = stop - start
-        parts = min(_THREADS, size // _PART)
+        size, width = stop - start, self._width.now
+        self._slow_requests -= 1
+        parts = min(width, size // _PART)
         cuts = [start + size * number // parts for number in range(parts + 1)]
+        begun = time.monotonic()
         self._threads.run([partial(self._filler.fill, view[a - start : b - start], a, b) for a, b in pairwise(cuts)])
+        self._width.took(size, time.monotonic() - begun)
+
+
+class _Width:
+    """How many threads should wait at once: `now`.
+
+    Tried from many to few, as long as fewer are faster: a disk answers a few at a time, what is far away many.
+    """
+
+    def __init__(self) -> None:
+        self.now, *self._narrower = _WIDTHS
+        self._wider, self._speed = self.now, 0.0  # of the trial before, bytes a second
+        self._requests, self._bytes, self._seconds = 0, 0, 0.0
+
+    def took(self, size: int, seconds: float) -> None:
+        """A request of `size` bytes that was divided among `now` threads took `seconds`."""
+        self._requests, self._bytes, self._seconds = self._requests + 1, self._bytes + size, self._seconds + seconds
+        if self._requests != _TRIAL:
+            return
+        speed = self._bytes / self._seconds
+        if speed < self._speed:
+            self.now = self._wider
+        elif self._narrower:
+            self._wider, self._speed = self.now, speed
+            self.now = self._narrower.pop(0)
+            self._requests, self._bytes, self._seconds = 0, 0, 0.0
 
 
 def _waits() -> int:
@@ -139,15 +175,13 @@ class _Threads:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._starting = threading.Lock()
         self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
 
     def run(self, functions: Sequence[Callable[[], object]]) -> None:
         """Calls all of them, and returns once all have returned; raises what the first of them raised, if any did."""
-        with self._starting:
-            while self._count:
-                threading.Thread(target=self._serve, daemon=True).start()
-                self._count -= 1
+        while self._count:
+            threading.Thread(target=self._serve, daemon=True).start()
+            self._count -= 1
         failures: list[BaseException | None] = [None] * len(functions)
         ended = threading.Semaphore(0)
 
@@ -172,27 +206,32 @@ class _Threads:
 
 
 class _Helper:
-    """A process that fills `memory` with one range at a time; `free` is held by whom it works for.
+    """A process that fills one range at a time, in memory that this process and it share.
 
     It ends when this process does, however that ends: its end of the pair is closed then.
     """
 
-    def __init__(self, filler: Filler) -> None:
-        self.free = threading.Lock()
-        self.memory = memoryview(mmap.mmap(-1, _HELPER_BYTES))
+    def __init__(self, filler: Filler, memory: mmap.mmap) -> None:
+        self._start = _address(memory)
+        self._stop = self._start + len(memory)
         self._ours, theirs = socket.socketpair()
         self._pid = os.fork()
         if self._pid == 0:
-            _help(filler, theirs.detach(), self.memory)
+            _help(filler, theirs.detach(), memoryview(memory))
         theirs.close()
 
-    def begin(self, start: int, stop: int) -> None:
-        """Asks for `[start, stop)`, at most `_HELPER_BYTES`; `end` is to be called next, whatever happens."""
+    def place_of(self, view: memoryview) -> int:
+        """Where in the shared memory `view` lies; -1 if it does not."""
+        address = _address(view)
+        return address - self._start if self._start <= address < self._stop else -1
+
+    def begin(self, place: int, start: int, stop: int) -> None:
+        """Asks for `[start, stop)` at this place; `end` is to be called next, whatever happens."""
         with contextlib.suppress(OSError):  # it is gone: `end` says so
-            self._ours.send(_JOB.pack(start, stop))
+            self._ours.send(_JOB.pack(place, start, stop))
 
     def end(self) -> bool:
-        """Waits until it is done, and returns whether `memory` holds what it was asked for."""
+        """Waits until it is done, and returns whether the bytes are where they were asked for."""
         try:
             return self._ours.recv(1) == _DONE
         except OSError:
@@ -206,6 +245,10 @@ class _Helper:
                 if os.waitpid(self._pid, os.WNOHANG) != (0, 0):
                     break
                 time.sleep(0.01)
+
+
+def _address(memory: mmap.mmap | memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
 def _help(filler: Filler, channel: int, memory: memoryview) -> NoReturn:
@@ -227,9 +270,9 @@ def _help(filler: Filler, channel: int, memory: memoryview) -> NoReturn:
             own = Filler(tape, filler.source, filler.at_home)
             last = 0
             while job := os.read(channel, _JOB.size):
-                start, stop = _JOB.unpack(job)
+                place, start, stop = _JOB.unpack(job)
                 try:
-                    own.fill(memory[: stop - start], start, stop)
+                    own.fill(memory[place : place + stop - start], start, stop)
                     os.write(channel, _DONE)
                 except (TapeError, OSError):
                     os.write(channel, _FAILED)

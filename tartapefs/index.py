@@ -39,7 +39,7 @@ from zlib import crc32
 
 from tartapefs import ustar
 from tartapefs.errors import TapeBusyError, TapeFormatError, TapeNotFoundError
-from tartapefs.layout import BLOCK, FOOTER, MAX_OFFSET, span
+from tartapefs.layout import BLOCK, FOOTER, MAX_OFFSET
 from tartapefs.member import Member
 
 FORMAT = 1
@@ -65,6 +65,7 @@ _STEPS = 10_000  # of SQLite's machine, between two looks at how long a query ta
 _NS = 10**9
 _FILE, _FOLDER, _LINK = stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK
 _LARGEST_BODY = {_FILE: MAX_OFFSET, _FOLDER: 0, _LINK: 0}
+_ALL_BITS = (1 << 64) - 1
 _NO_NAMES = frozenset((b"", b".", b".."))
 
 
@@ -495,13 +496,12 @@ class Index:
         )
         if not rows or not rows[0][0] <= position:
             raise self._bad(f"no member covers offset {position}")
-        starts, members, end = [], [], rows[0][0]
-        for row in rows:
-            if row[0] != end:
+        starts, members = [row[0] for row in rows], self._members(rows)
+        end = starts[0]
+        for start, member in zip(starts, members, strict=True):
+            if start != end:
                 raise self._bad(f"its members do not join at offset {end}")
-            starts.append(end)
-            members.append(self._member(row))
-            end += span(row[4])
+            end += BLOCK + (member[3] + BLOCK - 1) // BLOCK * BLOCK  # `span` of its size, without the call
         if end <= position or end > self.facts.total_size - FOOTER:
             raise self._bad(f"no member covers offset {position}")
         return _Page(starts[0], end, starts, members)
@@ -522,56 +522,73 @@ class Index:
                 if row[0] <= position:
                     raise self._bad("its rows are in no order")
                 position = row[0]
-                yield self._member(row)
+            yield from self._members(rows)
 
-    def _member(self, row: tuple[Any, ...], depth: int = 0) -> Member:
-        """A row as a member, after every check that the row alone and its folders allow.
+    def _members(self, rows: list[tuple[Any, ...]], depth: int = 0) -> list[Member]:
+        """Rows as members, after every check that each row alone and its folders allow.
 
-        `depth` counts the folders climbed so far: each takes two bytes of a name, so a longer chain is no name.
+        `depth` counts the folders climbed so far: each takes two bytes of a name, so a longer chain is no name. One
+        loop without calls, since it runs once for every member that anybody reads.
         """
-        start, folder, name, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec, target, owner, crc = row
+        members: list[Member] = []
+        add, start = members.append, -1
+        last_folder, above = -2, b""  # of the row before, and its name
         try:
-            # As `_facts`, without the calls: this runs once for every member that anybody reads.
-            facts = _pack_facts(
-                start, folder, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec, len(name), len(target), len(owner)
-            )
-            if crc32(facts + name + target + owner) != crc:
-                raise self._bad(f"the row at {start} fails its checksum")
-            kind = mode & 0o170000
-            if (
-                not 0 <= size <= _LARGEST_BODY.get(kind, -1)
-                or mode >> 16
-                or start % BLOCK
-                or not 0 <= mtime_nsec < _NS
-                or not 0 <= ctime_nsec < _NS
-                or b"/" in name
-                or b"\0" in name
-                or (len(name) < 3 and name in _NO_NAMES)
-                or ((kind == _LINK or target) and not (kind == _LINK and _is_target(target)))
-                or (folder == _NO_FOLDER) != (start == 0)
-            ):
-                raise self._bad(f"the row at {start} is malformed")
-            if start:
-                name = (self._folders.get(folder) or self._folder(folder, start, depth)) + name
-            if kind == _FOLDER:
-                name += b"/"
-                self._remember_folder(start, name)
-            if len(name) > ustar.LONGEST_UNSPLIT:
-                ustar.split_name(name)
-            mtime_ns, ctime_ns = mtime * _NS + mtime_nsec, ctime * _NS + ctime_nsec
-            ino &= 0xFFFF_FFFF_FFFF_FFFF
-            who = _parse_owner(owner) if owner else None
-            return _tuple_new(Member, (start, name, mode, size, mtime_ns, ino, ctime_ns, target, who))
+            for row in rows:
+                start, folder, name, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec, target, owner, crc = row
+                facts = _pack_facts(  # as `_facts`
+                    start,
+                    folder,
+                    mode,
+                    size,
+                    mtime,
+                    mtime_nsec,
+                    ino,
+                    ctime,
+                    ctime_nsec,
+                    len(name),
+                    len(target),
+                    len(owner),
+                )
+                if crc32(facts + name + target + owner) != crc:
+                    raise self._bad(f"the row at {start} fails its checksum")
+                kind = mode & 0o170000
+                if (
+                    not 0 <= size <= _LARGEST_BODY.get(kind, -1)
+                    or mode >> 16
+                    or start % BLOCK
+                    or not 0 <= mtime_nsec < _NS
+                    or not 0 <= ctime_nsec < _NS
+                    or b"/" in name
+                    or b"\0" in name
+                    or (len(name) < 3 and name in _NO_NAMES)
+                    or ((kind == _LINK or target) and not (kind == _LINK and _is_target(target)))
+                    or (folder == _NO_FOLDER) != (start == 0)
+                ):
+                    raise self._bad(f"the row at {start} is malformed")
+                if start:
+                    if folder != last_folder:
+                        last_folder, above = folder, self._folders.get(folder) or self._folder(folder, start, depth)
+                    name = above + name
+                if kind == _FOLDER:
+                    name += b"/"
+                    self._remember_folder(start, name)
+                if len(name) > ustar.LONGEST_UNSPLIT:
+                    ustar.split_name(name)
+                mtime_ns, ctime_ns = mtime * _NS + mtime_nsec, ctime * _NS + ctime_nsec
+                who = _parse_owner(owner) if owner else None
+                add(_tuple_new(Member, (start, name, mode, size, mtime_ns, ino & _ALL_BITS, ctime_ns, target, who)))
         except (struct.error, TypeError, ValueError) as error:
             self._check_open()
             raise self._bad(f"the row at {start} is malformed: {error}") from error
+        return members
 
     def _folder(self, start: int, below: int, depth: int) -> bytes:
         """The name, with its slash, of the folder at `start`, which holds the member at `below`."""
         rows = []
         if 0 <= start < below and depth < ustar.MAX_NAME // 2:
             rows = self._query("SELECT * FROM member WHERE start = ?", (start,))
-        if not rows or not (folder := self._member(rows[0], depth + 1)).is_directory:
+        if not rows or not (folder := self._members(rows, depth + 1)[0]).is_directory:
             raise self._bad(f"the row at {below} has no folder")
         return folder.name
 

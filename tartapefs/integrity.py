@@ -62,6 +62,8 @@ def inspect(member: Member, source: Source, at_home: bool) -> tuple[Difference, 
         if error.errno != errno.EINVAL:  # readlink: it was a link, and is none any more
             raise
         return (Difference("type", file_type(member.mode), "another at each look"),)
+    if agrees(member, found, at_home) and target == member.target:
+        return ()
     return differences(member, found, target, at_home)
 
 

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import logging
 import logging.handlers
+import mmap
 import os
 import re
 import select
@@ -269,8 +270,9 @@ def _log_handler(log_file: str | None, foreground: bool) -> logging.Handler:
 
 def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Callable[[], None]) -> int:
     """Serves the archive from this process until it is unmounted or a signal says so."""
+    memory = mmap.mmap(-1, _THREADS * binding.ANSWER)
     if len(os.sched_getaffinity(0)) > 1:
-        player.fork_helper()
+        player.fork_helper(memory)
     hear, speak = os.pipe()
     os.set_blocking(speak, False)
     old_wakeup = signal.set_wakeup_fd(speak, warn_on_full_buffer=False)
@@ -283,7 +285,8 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
         server = None
         threads = []
         try:
-            threads += [_start(_loop, session, speak) for _ in range(_THREADS)]
+            for at in range(0, len(memory), binding.ANSWER):
+                threads.append(_start(_loop, session, memoryview(memory)[at : at + binding.ANSWER], speak))
             _check_readable(os.path.join(where, options.name))
             server = _report_server(ours, lambda: reports.document(player, archive.activity))
             on_ready()
@@ -378,8 +381,8 @@ def _start(target: Callable[..., None], *arguments: object) -> threading.Thread:
     return thread
 
 
-def _loop(session: binding.Session, speak: int) -> None:
-    session.loop()
+def _loop(session: binding.Session, memory: memoryview, speak: int) -> None:
+    session.loop(memory)
     with contextlib.suppress(OSError):  # the pipe is full or closed: the end is known already
         os.write(speak, _ENDED)
 

@@ -12,6 +12,7 @@ The first drift makes the tape invalid for good: each later read raises it again
 
 import hashlib
 import math
+import mmap
 import os
 import threading
 import time
@@ -62,12 +63,12 @@ class TapePlayer:
         self._auditing = threading.Lock()
         self._first = threading.Lock()
 
-    def fork_helper(self) -> None:
-        """Lets a second process take a share of requests for many small members; it ends with this one at the latest.
+    def fork_helper(self, memory: mmap.mmap) -> None:
+        """Lets a second process take a share of requests for many small members, where the buffer lies in `memory`.
 
-        To be called while this process has one thread alone.
+        It ends with this process at the latest. To be called while this one has one thread alone.
         """
-        self._crew.fork_helper()
+        self._crew.fork_helper(memory)
 
     def end_helper(self) -> None:
         """Ends that process, if there is one."""

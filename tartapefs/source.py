@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
 from types import TracebackType
 
 TAPE_FOLDER = b".tartape"  # holds the index; no part of the archive where it lies directly in the root
@@ -55,17 +54,15 @@ _RACES, _LEASE_WAIT = 100, 0.001  # attempts to open at once, then seconds betwe
 
 
 def _openat2(root: int, path: bytes, flags: int) -> int:
-    for attempt in count():
-        fd = int(_syscall(_SYS_OPENAT2, root, path, _HOW_ADDRESS[flags], _HOW_SIZE))
-        if fd >= 0:
-            return fd
+    attempt = 0
+    while (fd := _syscall(_SYS_OPENAT2, root, path, _HOW_ADDRESS[flags], _HOW_SIZE)) < 0:
         error = ctypes.get_errno()
         if error not in (errno.EAGAIN, errno.EINTR):
             raise OSError(error, os.strerror(error), path)
         # EAGAIN: a rename raced with the walk, or a program has a lease on the file, which it is asked to return.
-        if attempt > _RACES:
+        if (attempt := attempt + 1) > _RACES:
             time.sleep(_LEASE_WAIT)
-    raise AssertionError
+    return int(fd)
 
 
 def _open_by_component(root: int, path: bytes, flags: int) -> int:
@@ -189,7 +186,8 @@ class Source:
 
     def __init__(self, root: str, openat2: bool | None = None) -> None:
         self.root = os.path.realpath(root)
-        self._root = os.open(self.root, _PLACE)
+        self._path = os.fsencode(self.root)
+        self._root = os.open(self._path, _PLACE)
         self._place = os.fstat(self._root)
         self._open = _openat2 if (has_openat2() if openat2 is None else openat2) else _open_by_component
 
@@ -244,7 +242,8 @@ class Source:
     def is_in_place(self) -> bool:
         """Whether the root's path still leads to the folder that was opened."""
         try:
-            return os.path.samestat(os.lstat(self.root), self._place)
+            found = os.stat(self._path, follow_symlinks=False)
+            return found.st_ino == self._place.st_ino and found.st_dev == self._place.st_dev
         except (FileNotFoundError, NotADirectoryError):
             return False
 

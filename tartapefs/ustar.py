@@ -6,6 +6,7 @@ GNU tar: a number that its octal field cannot hold is written in base 256, big e
 """
 
 import stat
+import struct
 import zlib
 from functools import lru_cache
 from typing import NamedTuple
@@ -79,6 +80,9 @@ def _sum(part: bytes) -> int:
     return zlib.adler32(part, 0) & 0xFFFF
 
 
+_pack_before = struct.Struct("100s24s24s").pack  # what comes before the checksum: the name; mode and ids; size and time
+
+
 @lru_cache(maxsize=256)
 def _mode_and_ids(mode: int, owner: Owner | None) -> bytes:
     uid, gid, _, _ = owner or SCRUBBED
@@ -112,6 +116,6 @@ def header(name: bytes, mode: int, size: int, mtime: int, target: bytes = b"", o
         numbers = b"%011o\0%011o\0" % (size, mtime)
     else:
         numbers = _number(size, 12) + _number(mtime, 12)
-    before = b"%b%b%b" % (rest.ljust(100, b"\0"), _mode_and_ids(mode, owner), numbers)
+    before = _pack_before(rest, _mode_and_ids(mode, owner), numbers)
     after, its_sum = _after_checksum(mode & 0o170000, target, owner, prefix)
     return b"%b%06o\0 %b" % (before, _sum(before) + _SPACES + its_sum, after)

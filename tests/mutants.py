@@ -141,8 +141,10 @@ MUTANTS = [
         "if False:",
         RECORDER,
     ),
-    Mutant("errors become EIO, not success", "binding.py", "return -errno_of(error)", "return 0", FS),
-    Mutant("a helper that failed is believed nothing", "crew.py", "        if filled:\n", "        if True:\n", CREW),
+    Mutant("errors become EIO, not success", "binding.py", "-self._archive.errno_of(error), number", "0, number", FS),
+    Mutant(
+        "a helper that failed is believed nothing", "crew.py", "        if not filled:\n", "        if False:\n", CREW
+    ),
     Mutant("an error in any thread is raised", "crew.py", "failures[number] = error", "pass", CREW),
     Mutant(
         "an invalid archive cannot be opened",

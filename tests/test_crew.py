@@ -143,7 +143,8 @@ class Slow:
     def _slow(self, function: Callable[..., int], seconds: float) -> Callable[..., int]:
         def slowly(*arguments: object) -> int:
             self.threads.add(threading.get_ident())
-            time.sleep(seconds)
+            if seconds:  # even a sleep of no time at all is waiting
+                time.sleep(seconds)
             return function(*arguments)
 
         return slowly

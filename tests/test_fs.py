@@ -4,7 +4,9 @@ import ctypes
 import errno
 import logging
 import os
+import socket
 import stat
+import struct
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -80,9 +82,20 @@ class Adapter:
         self._callbacks = self._session._callbacks
 
     def read(self, size: int = 64, offset: int = 0) -> tuple[int, bytes]:
-        buffer = (ctypes.c_byte * size)(*b"\xaa" * size) if size else (ctypes.c_byte * 1)()
-        answer = self._callbacks.read(self.archive, buffer, size, offset, ctypes.byref(fuse.fuse_file_info()))
-        return answer, bytes(buffer)[:size]
+        """As the kernel asks for it: `fuse_in_header` and `fuse_read_in` of linux/fuse.h, answered by the loop."""
+        request = struct.pack("=IIQQIIIIQQIIQII", 80, 15, 7, 2, 0, 0, 0, 0, 1, offset, size, 0, 0, 0, 0)
+        kernel, device = socket.socketpair(type=socket.SOCK_SEQPACKET)
+        with kernel, device:
+            kernel.send(request)
+            kernel.shutdown(socket.SHUT_WR)
+            self._session._device = device.fileno()
+            self._session.loop(memoryview(bytearray(b"\xaa") * binding.ANSWER))
+            answer = kernel.recv(1 << 21)
+        length, error, number = struct.unpack_from("=IiQ", answer)
+        assert (length, number) == (len(answer), 7)
+        assert error <= 0
+        assert not (error and answer[16:])
+        return error or length - 16, answer[16:]
 
     def getattr(self, path: bytes) -> tuple[int, Any]:
         found = fuse.c_stat()
@@ -124,6 +137,8 @@ def adapter(monkeypatch: pytest.MonkeyPatch) -> MakeAdapter:
     library = FakeLibrary()
     monkeypatch.setattr(fuse, "_libfuse", library)
     monkeypatch.setattr(binding, "_take_larger_requests", lambda libfuse, handle: None)
+    for name in ("_device_2", "_device_3"):
+        monkeypatch.setattr(binding, name, lambda libfuse, handle: (-1, None))
 
     def make(player: FakePlayer | None = None, **options: object) -> Adapter:
         return Adapter(player or FakePlayer(), fs.MountOptions(**options), library)

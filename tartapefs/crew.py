@@ -5,9 +5,11 @@ is checked between the moment at which it was asked for and the moment at which 
 same `Filler`, each as if it were a request of its own. One request at a time is divided: where several are to be
 answered at once, each has a thread of its own, and these are hands enough.
 
-Two things are slow about many small members. Where the source is fast it is Python's own work, of which one process
+Three things are slow about many small members. Where the source is fast it is Python's own work, of which one process
 does one piece at a time: a helper process, forked from this one, fills the second part, in memory that both share.
-Where the source is slow (a cold disk, a network file system) it is waiting, which threads do at the same time.
+Where the source is far (a network file system) it is waiting, which threads do at the same time. Where it lies on a
+disk, and in no cache, threads have the kernel load into its own cache what a reader that goes on will ask for next;
+these bytes are read, and checked, when they are asked for.
 
 A helper that fails says only that it did: the part is then filled here, which finds the same and raises it.
 """
@@ -30,17 +32,22 @@ from typing import NoReturn
 
 from tartapefs.errors import TapeError
 from tartapefs.fill import Filler
+from tartapefs.layout import BLOCK
+from tartapefs.member import Member
 from tartapefs.tape import Tape
 
 _HELPED = 16  # members in a request, from which on a helper is worth two wake-ups
 _LEAST, _STEP, _LATE = 0.2, 0.01, 30e-6  # of a request, for each side; how it is moved; seconds waited for the helper
-_WIDTHS = (16, 8, 4)  # numbers of threads that wait for a slow source at once; one of them is the best
-_TRIAL = 8  # requests, to see how good one is
+_THREADS = 16  # that wait for a slow source at once
 _PART = 1 << 13  # bytes, the smallest part for one of them
 _SLOW_MEMBER, _SLOW_BYTE = 150e-6, 2e-9  # seconds; a source that takes longer than both together is slow
 _FEWEST_WAITS = 4  # of a thread for the source, in one fill, so that one that was late by chance is not slow
 _PROBE = 1 << 15  # bytes that tell whether the source is slow
 _SLOW_REQUESTS = 128  # to be divided before the source is looked at again
+_FROM_DISK = 0.25  # of the bytes of a request: if a disk had to be read for as many, it is cold
+_COLD_REQUESTS = 8  # for which nothing has to be read, before a disk is cold no more
+_AHEAD = 2 << 20  # bytes that the kernel should have in its cache beyond what was asked for
+_AT_ONCE = 8  # members that one thread has loaded
 
 _JOB = struct.Struct("=qqq")  # place in the shared memory, start, stop
 _DONE, _FAILED = b"D", b"F"
@@ -56,11 +63,13 @@ class Crew:
         self._helper: _Helper | None = None
         self._density = 0.0  # members a byte in the last request
         self._our_share = 0.5  # of a request that the helper has a part in
-        self._expected = -1  # where the last request that was not divided ended
-        self._suspected = False  # whether the last of those took long
+        self._expected = -1  # where the last request ended
+        self._suspected = False  # whether the last that was not divided took long
         self._slow_requests = 0  # still to be divided among threads
-        self._width = _Width()
-        self._threads = _Threads(max(_WIDTHS))
+        self._cold_requests = 0  # still to be prepared for
+        self._loaded = 0  # how far that has been done
+        self._read = 0  # blocks from disks, by all threads
+        self._threads = _Threads(_THREADS)
 
     def fork_helper(self, memory: mmap.mmap) -> None:
         """Forks the helper, which can fill buffers that lie in `memory`.
@@ -82,11 +91,14 @@ class Crew:
             return
         try:
             self._fill(view, start, stop)
+            self._expected = stop
         finally:
             self._divides.release()
 
     def _fill(self, view: memoryview, start: int, stop: int) -> None:
         size, helper = stop - start, self._helper
+        if self._cold_requests > 0 and start == self._expected:
+            self._load(start, stop + _AHEAD)
         if self._slow_requests > 0:
             self._divide(view, start, stop)
         elif helper is not None and size * self._density >= _HELPED and (place := helper.place_of(view)) >= 0:
@@ -98,22 +110,46 @@ class Crew:
             self._fill(view[_PROBE:], start + _PROBE, stop)
         else:
             self._observed(view, start, stop)
-            self._expected = stop
 
     def _observed(self, view: memoryview, start: int, stop: int) -> None:
-        """Fills, and notes how. What takes long is observed again: the source is slow if this thread waited for it.
+        """Fills, and notes how.
 
-        On a machine that is busy everything takes long, but threads wait for nothing but their turn.
+        What the kernel had to read from a disk says that it is cold. What takes long is observed again: the source is
+        slow if this thread waited for it. On a machine that is busy everything takes long, but threads wait for nothing
+        but their turn.
         """
-        waits = _waits() if self._suspected else 0
+        before = resource.getrusage(resource.RUSAGE_THREAD)
         begun = time.monotonic()
         count, size = self._filler.fill(view, start, stop), stop - start
         takes_long = time.monotonic() - begun > _SLOW_MEMBER * count + _SLOW_BYTE * size
+        after = resource.getrusage(resource.RUSAGE_THREAD)
         self._density = count / size
-        if takes_long and self._suspected and _waits() - waits >= max(count / 2, _FEWEST_WAITS):
-            self._slow_requests = _SLOW_REQUESTS
-            self._width = _Width()
-        self._suspected = takes_long
+        if (after.ru_inblock - before.ru_inblock) * BLOCK > _FROM_DISK * size:
+            self._cold_requests = _COLD_REQUESTS
+            self._suspected = False
+        else:
+            waited = after.ru_nvcsw - before.ru_nvcsw >= max(count / 2, _FEWEST_WAITS)
+            if takes_long and waited and self._suspected:
+                self._slow_requests = _SLOW_REQUESTS
+            self._suspected = takes_long and waited
+
+    def _load(self, start: int, stop: int) -> None:
+        """Has the kernel load what it has not been told to load before."""
+        read = resource.getrusage(resource.RUSAGE_SELF).ru_inblock
+        self._cold_requests = _COLD_REQUESTS if read != self._read else self._cold_requests - 1
+        self._read = read
+        if start <= self._loaded <= stop:
+            start = self._loaded
+        self._loaded = stop
+        files = [member for member in self._filler.tape.members(start, stop) if member.size]
+        for at in range(0, len(files), _AT_ONCE):
+            self._threads.start(partial(self._load_files, files[at : at + _AT_ONCE], start, stop))
+
+    def _load_files(self, files: list[Member], start: int, stop: int) -> None:
+        for member in files:
+            body = member.start + BLOCK
+            first = max(0, start - body)
+            self._filler.source.load(member.path, first, min(member.size, stop - body) - first)
 
     def _share(self, helper: "_Helper", place: int, view: memoryview, start: int, stop: int) -> None:
         """The first part here, the rest by the helper, who is given so much that both end at the same time."""
@@ -131,43 +167,11 @@ class Crew:
 
     def _divide(self, view: memoryview, start: int, stop: int) -> None:
         """In equal parts, by threads; of what they raise, the first part's."""
-        size, width = stop - start, self._width.now
         self._slow_requests -= 1
-        parts = min(width, size // _PART)
+        size = stop - start
+        parts = min(_THREADS, size // _PART)
         cuts = [start + size * number // parts for number in range(parts + 1)]
-        begun = time.monotonic()
         self._threads.run([partial(self._filler.fill, view[a - start : b - start], a, b) for a, b in pairwise(cuts)])
-        self._width.took(size, time.monotonic() - begun)
-
-
-class _Width:
-    """How many threads should wait at once: `now`.
-
-    Tried from many to few, as long as fewer are faster: a disk answers a few at a time, what is far away many.
-    """
-
-    def __init__(self) -> None:
-        self.now, *self._narrower = _WIDTHS
-        self._wider, self._speed = self.now, 0.0  # of the trial before, bytes a second
-        self._requests, self._bytes, self._seconds = 0, 0, 0.0
-
-    def took(self, size: int, seconds: float) -> None:
-        """A request of `size` bytes that was divided among `now` threads took `seconds`."""
-        self._requests, self._bytes, self._seconds = self._requests + 1, self._bytes + size, self._seconds + seconds
-        if self._requests != _TRIAL:
-            return
-        speed = self._bytes / self._seconds
-        if speed < self._speed:
-            self.now = self._wider
-        elif self._narrower:
-            self._wider, self._speed = self.now, speed
-            self.now = self._narrower.pop(0)
-            self._requests, self._bytes, self._seconds = 0, 0, 0.0
-
-
-def _waits() -> int:
-    """How often this thread has gone to sleep of its own."""
-    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
 class _Threads:
@@ -177,11 +181,15 @@ class _Threads:
         self._count = count
         self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
 
-    def run(self, functions: Sequence[Callable[[], object]]) -> None:
-        """Calls all of them, and returns once all have returned; raises what the first of them raised, if any did."""
+    def start(self, function: Callable[[], None]) -> None:
+        """Has it called by one of them, in its turn; it raises nothing."""
         while self._count:
             threading.Thread(target=self._serve, daemon=True).start()
             self._count -= 1
+        self._work.put(function)
+
+    def run(self, functions: Sequence[Callable[[], object]]) -> None:
+        """Calls all of them, and returns once all have returned; raises what the first of them raised, if any did."""
         failures: list[BaseException | None] = [None] * len(functions)
         ended = threading.Semaphore(0)
 
@@ -193,7 +201,7 @@ class _Threads:
             ended.release()
 
         for number in range(len(functions)):
-            self._work.put(partial(call, number))
+            self.start(partial(call, number))
         for _ in functions:
             ended.acquire()
         for failure in failures:

@@ -17,7 +17,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 
 TAPE_FOLDER = b".tartape"  # holds the index; no part of the archive where it lies directly in the root
@@ -250,6 +250,15 @@ class Source:
     def open(self, path: bytes) -> int:
         """A descriptor to read the file at `path`, relative to the root. What it is, `fstat` tells."""
         return self._open(self._root, path, _READ)
+
+    def load(self, path: bytes, start: int, size: int) -> None:
+        """Has the kernel read this part of a file into its cache. What goes wrong shows when the file is read."""
+        with suppress(OSError):
+            fd = self.open(path)
+            try:
+                os.posix_fadvise(fd, start, size, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(fd)
 
     def place(self, path: bytes) -> int:
         """A descriptor of the folder at `path`, relative to the root, to open files in.

@@ -179,6 +179,42 @@ def test_a_source_that_is_fast_again_is_noticed(many: Path, monkeypatch: pytest.
         player.close()
 
 
+def is_in_cache(path: Path) -> bool:
+    """Whether the kernel has the file's first byte at hand, so that nobody would wait for a disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT) == 1
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def test_a_cold_disk_is_read_ahead_by_the_kernel(many: Path) -> None:
+    """Not by the player: what changes after that is seen when it is asked for."""
+    os.sync()
+    files = [path for path in sorted(many.rglob("*.bin")) if path.stat().st_size]
+    for path in files:
+        fd = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+    if is_in_cache(files[-1]):
+        pytest.skip("files of this file system always lie in memory")
+    reference = Reference(many)
+    with Tape.discover(many) as tape:
+        next_one = next(member for member in tape.members(MIB + 50_000) if member.size)
+        far_away = next(member for member in tape.members(4 * MIB) if member.size)
+        player = TapePlayer(tape)
+        data = player.read(0, MIB)
+        wait_until(lambda: is_in_cache(many / os.fsdecode(next_one.path)))
+        assert not is_in_cache(many / os.fsdecode(far_away.path))
+        (many / os.fsdecode(next_one.path)).write_bytes(b"\0" * next_one.size)
+        with pytest.raises(TapeIntegrityError, match=next_one.arc_path):
+            player.read(MIB, MIB)
+        player.close()
+    assert data == reference.read(0, MIB)
+
+
 def test_drift_in_any_thread_is_raised(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first in the archive's order, once all threads are done with the buffer."""
     Slow(monkeypatch)

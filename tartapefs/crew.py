@@ -37,6 +37,7 @@ from tartapefs.member import Member
 from tartapefs.tape import Tape
 
 _HELPED = 16  # members in a request, from which on a helper is worth two wake-ups
+_TRIAL = 32  # requests, one of which is filled in the way that was slower, with a helper or without
 _LEAST, _STEP, _LATE = 0.2, 0.01, 30e-6  # of a request, for each side; how it is moved; seconds waited for the helper
 _THREADS = 16  # that wait for a slow source at once
 _PART = 1 << 13  # bytes, the smallest part for one of them
@@ -63,6 +64,8 @@ class Crew:
         self._helper: _Helper | None = None
         self._density = 0.0  # members a byte in the last request
         self._our_share = 0.5  # of a request that the helper has a part in
+        self._requests = 0  # that it could have a part in
+        self._pace = {False: 0.0, True: 0.0}  # seconds a member of late, without its help and with it
         self._expected = -1  # where the last request ended
         self._suspected = False  # whether the last that was not divided took long
         self._slow_requests = 0  # still to be divided among threads
@@ -102,7 +105,7 @@ class Crew:
         if self._slow_requests > 0:
             self._divide(view, start, stop)
         elif helper is not None and size * self._density >= _HELPED and (place := helper.place_of(view)) >= 0:
-            self._share(helper, place, view, start, stop)
+            self._share_if_faster(helper, place, view, start, stop)
         elif (start != self._expected or self._suspected) and size > 2 * _PROBE:
             # Of a source that may be slow a little, before as much as is asked for.
             self._observed(view[:_PROBE], start, start + _PROBE)
@@ -150,6 +153,18 @@ class Crew:
             body = member.start + BLOCK
             first = max(0, start - body)
             self._filler.source.load(member.path, first, min(member.size, stop - body) - first)
+
+    def _share_if_faster(self, helper: "_Helper", place: int, view: memoryview, start: int, stop: int) -> None:
+        """With the helper or without, whichever was faster of late: where cores are busy two wake-ups cost more."""
+        self._requests += 1
+        shared = (self._pace[True] <= self._pace[False]) != (self._requests % _TRIAL == 0)
+        begun = time.monotonic()
+        if shared:
+            self._share(helper, place, view, start, stop)
+        else:
+            self._observed(view, start, stop)
+        pace = (time.monotonic() - begun) / (self._density * (stop - start))
+        self._pace[shared] += (pace - self._pace[shared]) / (4 if self._pace[shared] else 1)
 
     def _share(self, helper: "_Helper", place: int, view: memoryview, start: int, stop: int) -> None:
         """The first part here, the rest by the helper, who is given so much that both end at the same time."""

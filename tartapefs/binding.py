@@ -146,7 +146,7 @@ class Session:
         return operations
 
     def _configure(self, connection: Any, config: Any) -> None:
-        """libfuse 3 asks here for what libfuse 2 takes as options, and derives the size of a read from that of a write."""
+        """libfuse 3 asks here for what libfuse 2 takes as options; it derives the size of a read from a write's."""
         connection.contents.max_write = IO_SIZE
         config.contents.use_ino = 1
         config.contents.direct_io = int(self._direct)

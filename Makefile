@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 DIR ?= /usr/share/doc
 RUNS ?= 100000
 SECONDS ?= 3600
-PYTHONS ?= $(wildcard $(foreach minor,10 11 12 13,$(HOME)/.pyenv/versions/3.$(minor).*/bin/python /usr/bin/python3.$(minor)))
+PYTHONS ?= $(foreach minor,10 11 12 13,$(firstword $(wildcard \
+	$(HOME)/.pyenv/versions/3.$(minor).*/bin/python /usr/local/bin/python3.$(minor) /usr/bin/python3.$(minor))))
 # What the other versions of Python and libfuse 3 could change.
 MOUNT_TESTS := tests/test_fs.py tests/test_mount.py tests/test_mounted.py
 PYTHON_TESTS := $(MOUNT_TESTS) tests/test_index.py tests/test_tape.py tests/test_player.py tests/test_binding.py
@@ -49,6 +50,7 @@ $(VENV)/%: pyproject.toml
 
 $(VENV)/for-demo: EXTRA :=
 $(VENV)/for-test: EXTRA := [lint,test]
+$(VENV)/for-pythons: EXTRA := [test-basic]
 
 demo:
 	$(call install,$(RUN_PACKAGES))
@@ -101,12 +103,11 @@ mutants:
 pythons:
 	$(call install,$(TEST_PACKAGES))
 	@test -n "$(PYTHONS)" || { echo "no Python found: make pythons PYTHONS='python3.10 python3.13'"; exit 1; }
-	set -e; for python in $(PYTHONS); do \
-		$$python --version; rm -rf $(VENV)-other; \
-		$$python -m venv $(VENV)-other; \
-		$(VENV)-other/bin/pip install -q --disable-pip-version-check '.[test]'; \
-		$(VENV)-other/bin/python -m pytest -q $(PYTHON_TESTS); \
-	done; rm -rf $(VENV)-other
+	@failed=; for python in $(PYTHONS); do \
+		version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])') && $$python --version && \
+		$(MAKE) -s PYTHON=$$python VENV=$(VENV)-$$version $(VENV)-$$version/for-pythons && \
+		$(VENV)-$$version/bin/python -m pytest -q -n 3 $(PYTHON_TESTS) || failed="$$failed $$python"; \
+	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 clean:
-	rm -rf $(VENV) $(VENV)-other .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	rm -rf $(VENV) $(VENV)-* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

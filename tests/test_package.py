@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -75,6 +76,36 @@ def test_the_demo_with_the_installed_wheel(installed: Path, tree: Path, tmp_path
     said = run("sh", PROJECT / "tests" / "demo.sh", tree, env=environment, cwd=tmp_path)
     assert "equal: " in said
     assert said.endswith("done\n")
+
+
+def test_an_interrupt_while_it_is_loaded(installed: Path, tmp_path: Path) -> None:
+    """Ends it without a word, as a shell expects it of a program."""
+    (tmp_path / "click.py").write_text("import time; print('loading', flush=True); time.sleep(60)")
+    environment = alone(installed) | {"PYTHONPATH": str(tmp_path)}
+    for program in ("tartapefs", "mount.tartapefs"):
+        with subprocess.Popen([program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+            assert process.stdout and process.stdout.readline() == b"loading\n"
+            process.send_signal(signal.SIGINT)
+            assert (process.communicate()[1], process.wait()) == (b"", -signal.SIGINT)
+
+
+def test_an_interrupt_later(installed: Path, tree: Path, tmp_path: Path) -> None:
+    """Is told, by exit code 130 and a line; and an interrupt that whoever starts it has ruled out is none."""
+    environment = alone(installed)
+    run("tartapefs", "record", tree, "--index", tmp_path / "index", env=environment)
+    command = ["tartapefs", "play", tree, "--index", tmp_path / "index"]
+    for is_ruled_out in (False, True):
+        before = ["env", "--ignore-signal=INT"] if is_ruled_out else []
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, "pipesize": 4096}
+        with subprocess.Popen([*before, *command], **pipes) as process:  # type: ignore[call-overload]
+            assert process.stdout
+            process.stdout.read(1)
+            process.send_signal(signal.SIGINT)
+            said = process.communicate()[1].strip()
+            if is_ruled_out:
+                assert (process.wait(), said) == (0, b"")
+            else:
+                assert (process.wait(), said) == (130, b"tartapefs: interrupted")
 
 
 def test_what_is_installed_beside_the_program(installed: Path) -> None:

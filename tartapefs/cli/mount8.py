@@ -14,7 +14,7 @@ from collections.abc import Container, Iterator
 import click
 
 from tartapefs.cli import common
-from tartapefs.cli.common import fail, log_to_stderr, path
+from tartapefs.cli.common import fail, path, verbose_option
 from tartapefs.cli.mounts import mount
 from tartapefs.display import printable
 from tartapefs.tape import Tape
@@ -104,7 +104,7 @@ def exit_code(code: object) -> int:
 @click.option("-s", "sloppy", is_flag=True, help="Pass over options that are unknown.")
 @click.option("-f", "fake", is_flag=True, help="Look at the options and at the tape, but do not mount.")
 @click.option("-n", "no_mtab", is_flag=True, help="No effect: nothing is written to /etc/mtab.")
-@click.option("-v", "verbose", is_flag=True, help="Say more on stderr.")
+@verbose_option
 @click.option("-t", "kind", metavar="TYPE", help="No effect: there is one type.")
 def command(
     directory: str,
@@ -113,7 +113,6 @@ def command(
     sloppy: bool,
     fake: bool,
     no_mtab: bool,
-    verbose: bool,
     kind: str | None,
 ) -> None:
     """Mount the archive of SRC at MNT for mount(8); return once it can be read.
@@ -121,7 +120,6 @@ def command(
     The options are those of "tartapefs mount" but for recording, with _ for -: name=, mode=, uid=, gid=, index=,
     check=, allow_other, cached, audit_interval=, audit_share=, log=. SRC must have been recorded.
     """
-    log_to_stderr(verbose)
     try:
         told = [*arguments(",".join(options), sloppy), "--", directory, mountpoint]
         with mount.make_context("mount.tartapefs", told) as context:

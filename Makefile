@@ -16,8 +16,10 @@ RUN_PACKAGES := python3 python3-venv fuse3 libfuse2
 TEST_PACKAGES := $(RUN_PACKAGES) attr bindfs bsdextrautils btrfs-progs busybox cpio curl dbus dbus-user-session \
 	e2fsprogs fish libarchive-tools libpam-systemd mandoc mount p7zip-full passwd procps rclone rsync strace systemd tar \
 	util-linux xfsprogs zsh
+BENCH_PACKAGES := $(RUN_PACKAGES) bindfs coreutils findutils mount tar
+PODMAN_PACKAGES := $(TEST_PACKAGES) crun podman uidmap
 
-.PHONY: help demo test lint check package man bench fuzz soak mutants pythons clean
+.PHONY: help demo test lint check package man bench fuzz soak mutants pythons podman clean
 
 help:
 	@echo "make demo [DIR=folder]   record and mount a folder, read it back with GNU tar, compare"
@@ -26,10 +28,11 @@ help:
 	@echo "make check               lint and test"
 	@echo "make package             wheel and sdist, in dist/"
 	@echo "make man                 manual pages and completions, below build/share"
-	@echo "make bench               speed against tar, in one run"
+	@echo "make bench [BENCH=rows]  speed against tar, find, bindfs, in one run; with BENCH=--help, what else it can"
 	@echo "make fuzz [RUNS=100000]  damaged indexes, found by coverage; -1 goes on for ever"
 	@echo "make soak [SECONDS=3600] random reads, memory and descriptors watched"
 	@echo "make pythons [PYTHONS=]  the tests that may depend on it, on each Python from 3.10 to 3.13 that is found"
+	@echo "make podman              containers by Podman, which it installs"
 	@echo "make mutants             takes each integrity check out in turn; a test must fail"
 
 # $(call install,packages): installs those of the Debian packages that are missing.
@@ -82,9 +85,9 @@ man:
 	$(BIN)/python packaging/pages.py build
 
 bench:
-	$(call install,$(RUN_PACKAGES))
+	$(call install,$(BENCH_PACKAGES))
 	@$(MAKE) -s $(VENV)/for-demo
-	$(BIN)/python tests/bench/bench.py
+	$(BIN)/python tests/bench/bench.py $(BENCH)
 
 fuzz:
 	@$(MAKE) -s $(VENV)/for-test
@@ -108,6 +111,11 @@ pythons:
 		$(MAKE) -s PYTHON=$$python VENV=$(VENV)-$$version $(VENV)-$$version/for-pythons && \
 		$(VENV)-$$version/bin/python -m pytest -q -n 3 $(PYTHON_TESTS) || failed="$$failed $$python"; \
 	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+podman:
+	$(call install,$(PODMAN_PACKAGES))
+	@$(MAKE) -s $(VENV)/for-test
+	$(BIN)/python -m pytest -m podman tests/test_podman.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -97,7 +97,10 @@ def exit_code(code: object) -> int:
             return _MOUNT_FAILURE
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes, those of mount(8): 0 mounted; 1 wrong options; 8 interrupted; 32 it could not be mounted.",
+)
 @click.argument("directory", metavar="SRC", type=path)
 @click.argument("mountpoint", metavar="MNT", type=path)
 @click.option("-o", "options", metavar="OPTIONS", multiple=True, help="Options, with commas between them.")
@@ -119,6 +122,8 @@ def command(
 
     The options are those of "tartapefs mount" but for recording, with _ for -: name=, mode=, uid=, gid=, index=,
     check=, allow_other, cached, audit_interval=, audit_share=, log=. SRC must have been recorded.
+
+    mount(8) and fstab need the option ro: without it they ask for rw, which is refused, since nobody could write.
     """
     try:
         told = [*arguments(",".join(options), sloppy), "--", directory, mountpoint]

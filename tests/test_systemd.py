@@ -428,7 +428,8 @@ def test_boot(tmp_path: Path) -> None:
     mv /srv/*.service /srv/*.mount /srv/*.automount /etc/systemd/system/
     systemctl enable -q tartapefs@srv-service.service tartapefs@srv-never.service "mnt-srv\\\\x2dunit.automount"
     systemctl enable -q copy-service.service copy-unit.service copy-fstab.service
-    echo "/srv/fstab /mnt/srv-fstab tartapefs ro,nofail,x-systemd.automount 0 0" > /etc/fstab
+    options=ro,nofail,x-systemd.automount,x-systemd.idle-timeout=2
+    echo "/srv/fstab /mnt/srv-fstab tartapefs $options 0 0" > /etc/fstab
     """
     with booted(folder, prepare) as lab:
         for name in ("service", "unit", "fstab"):
@@ -436,6 +437,8 @@ def test_boot(tmp_path: Path) -> None:
         assert lab.show("tartapefs@srv-never.service", ACTIVE) == ["failed"]
         assert lab.show(r"mnt-srv\x2dunit.automount", ACTIVE) == ["active"]
         assert lab.show(r"mnt-srv\x2dfstab.automount", ACTIVE) == ["active"]
+        wait_until(lambda: lab.show(r"mnt-srv\x2dfstab.mount", ACTIVE, "Result") == ["inactive", "success"], 30)
+        assert read(lab, "/mnt/srv-fstab") == archives["fstab"]
     assert not (folder / "never" / ".tartape").exists()
 
 

@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 DIR ?= /usr/share/doc
 RUNS ?= 100000
 SECONDS ?= 3600
-PYTHONS ?= $(wildcard $(foreach minor,10 11 12 13,$(HOME)/.pyenv/versions/3.$(minor).*/bin/python /usr/bin/python3.$(minor)))
+PYTHONS ?= $(foreach minor,10 11 12 13,$(firstword $(wildcard \
+	$(HOME)/.pyenv/versions/3.$(minor).*/bin/python /usr/local/bin/python3.$(minor) /usr/bin/python3.$(minor))))
 # What the other versions of Python and libfuse 3 could change.
 MOUNT_TESTS := tests/test_fs.py tests/test_mount.py tests/test_mounted.py
 PYTHON_TESTS := $(MOUNT_TESTS) tests/test_index.py tests/test_tape.py tests/test_player.py tests/test_binding.py
@@ -15,8 +16,10 @@ RUN_PACKAGES := python3 python3-venv fuse3 libfuse2
 TEST_PACKAGES := $(RUN_PACKAGES) attr bindfs bsdextrautils btrfs-progs busybox cpio curl dbus dbus-user-session \
 	e2fsprogs fish libarchive-tools libpam-systemd mandoc mount p7zip-full passwd procps rclone rsync strace systemd tar \
 	util-linux xfsprogs zsh
+BENCH_PACKAGES := $(RUN_PACKAGES) bindfs coreutils findutils mount tar
+PODMAN_PACKAGES := $(TEST_PACKAGES) crun podman uidmap
 
-.PHONY: help demo test lint check package man bench fuzz soak mutants pythons clean
+.PHONY: help demo test lint check package man bench fuzz soak mutants pythons podman clean
 
 help:
 	@echo "make demo [DIR=folder]   record and mount a folder, read it back with GNU tar, compare"
@@ -25,10 +28,11 @@ help:
 	@echo "make check               lint and test"
 	@echo "make package             wheel and sdist, in dist/"
 	@echo "make man                 manual pages and completions, below build/share"
-	@echo "make bench               speed against tar, in one run"
+	@echo "make bench [BENCH=rows]  speed against tar, find, bindfs, in one run; with BENCH=--help, what else it can"
 	@echo "make fuzz [RUNS=100000]  damaged indexes, found by coverage; -1 goes on for ever"
 	@echo "make soak [SECONDS=3600] random reads, memory and descriptors watched"
 	@echo "make pythons [PYTHONS=]  the tests that may depend on it, on each Python from 3.10 to 3.13 that is found"
+	@echo "make podman              containers by Podman, which it installs"
 	@echo "make mutants             takes each integrity check out in turn; a test must fail"
 
 # $(call install,packages): installs those of the Debian packages that are missing.
@@ -49,6 +53,7 @@ $(VENV)/%: pyproject.toml
 
 $(VENV)/for-demo: EXTRA :=
 $(VENV)/for-test: EXTRA := [lint,test]
+$(VENV)/for-pythons: EXTRA := [test-basic]
 
 demo:
 	$(call install,$(RUN_PACKAGES))
@@ -80,9 +85,9 @@ man:
 	$(BIN)/python packaging/pages.py build
 
 bench:
-	$(call install,$(RUN_PACKAGES))
+	$(call install,$(BENCH_PACKAGES))
 	@$(MAKE) -s $(VENV)/for-demo
-	$(BIN)/python tests/bench/bench.py
+	$(BIN)/python tests/bench/bench.py $(BENCH)
 
 fuzz:
 	@$(MAKE) -s $(VENV)/for-test
@@ -101,12 +106,16 @@ mutants:
 pythons:
 	$(call install,$(TEST_PACKAGES))
 	@test -n "$(PYTHONS)" || { echo "no Python found: make pythons PYTHONS='python3.10 python3.13'"; exit 1; }
-	set -e; for python in $(PYTHONS); do \
-		$$python --version; rm -rf $(VENV)-other; \
-		$$python -m venv $(VENV)-other; \
-		$(VENV)-other/bin/pip install -q --disable-pip-version-check '.[test]'; \
-		$(VENV)-other/bin/python -m pytest -q $(PYTHON_TESTS); \
-	done; rm -rf $(VENV)-other
+	@failed=; for python in $(PYTHONS); do \
+		version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])') && $$python --version && \
+		$(MAKE) -s PYTHON=$$python VENV=$(VENV)-$$version $(VENV)-$$version/for-pythons && \
+		$(VENV)-$$version/bin/python -m pytest -q -n 3 $(PYTHON_TESTS) || failed="$$failed $$python"; \
+	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+podman:
+	$(call install,$(PODMAN_PACKAGES))
+	@$(MAKE) -s $(VENV)/for-test
+	$(BIN)/python -m pytest -m podman tests/test_podman.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-other .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	rm -rf $(VENV) $(VENV)-* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -240,7 +240,9 @@ def _be_daemon(player: TapePlayer, where: str, options: MountOptions, tell: int,
     try:
         code = _serve(player, where, options, ready)
     except MountError as error:
-        if not told:
+        if told:
+            log.error("%s", error)
+        else:
             os.write(tell, error.reason.encode())
     except BaseException as error:
         if not told:
@@ -271,11 +273,15 @@ def _log_handler(log_file: str | None, foreground: bool) -> logging.Handler:
 
 
 def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Callable[[], None]) -> int:
-    """Serves the archive from this process until it is unmounted or a signal says so."""
+    """Serves the archive from this process until it is unmounted or a signal says so.
+
+    Raises MountError where it could not be mounted, or not be unmounted at the end.
+    """
     sys.setswitchinterval(_SWITCH)
     memory = mmap.mmap(-1, _THREADS * binding.ANSWER)
     if len(os.sched_getaffinity(0)) > 1:
         player.fork_helper(memory)
+    left: MountError | None = None
     hear, speak = os.pipe()
     os.set_blocking(speak, False)
     old_wakeup = signal.set_wakeup_fd(speak, warn_on_full_buffer=False)
@@ -304,7 +310,7 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
             ended.set()
             if server is not None:
                 server.close()
-            _unmount_at_end(ours)
+            left = _unmount_at_end(ours)
             for thread in threads:
                 thread.join(_GRACE / len(threads))
             archive.ended = True
@@ -314,6 +320,8 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
         for number, handler in old_handlers.items():
             signal.signal(number, handler)
         # The pipe stays: a thread that a reader still holds will write to it, and must not write to another file.
+    if left is not None:
+        raise left
     log.info("%s: unmounted", printable(where))
     return 1 if player.drift is not None else 0
 
@@ -361,21 +369,35 @@ def _tell_state(player: TapePlayer, activity: Activity, ended: threading.Event) 
 
 
 def _tell_watchdog(where: str, ended: threading.Event) -> None:
-    """Tells the service manager that requests are answered, as long as they are.
-
-    Another process asks: one that waits for an answer of its own cannot be killed while none comes.
-    """
+    """Tells the service manager that requests are answered, as long as they are."""
     limit = notify.watchdog()
     while limit and not ended.wait(limit / 2):
-        if subprocess.run(["stat", "--", where], stdin=subprocess.DEVNULL, capture_output=True).returncode == 0:
+        if not _failing(where):
             notify.send("WATCHDOG=1")
 
 
 def _check_readable(archive: str) -> None:
+    if reason := _failing(archive):
+        raise MountError(archive, f"mounted, but cannot be read: {reason}")
+
+
+def _failing(path: str) -> str:
+    """What is wrong with a file of this process' own mount; empty if nothing is.
+
+    Another process looks at it: one that waits for an answer of its own cannot be killed while none comes.
+    """
     try:
-        os.stat(archive)
-    except OSError as error:
-        raise MountError(archive, f"mounted, but cannot be read: {error.strerror}") from None
+        result = subprocess.run(
+            ["stat", "--", path],
+            env=os.environ | {"LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+    except FileNotFoundError:
+        return "the program stat is not installed"
+    said = result.stderr.decode(errors="replace").strip()
+    return "" if result.returncode == 0 else said.rpartition(": ")[2] or "stat failed"
 
 
 def _start(target: Callable[..., None], *arguments: object) -> threading.Thread:
@@ -390,11 +412,16 @@ def _loop(session: binding.Session, memory: memoryview, speak: int) -> None:
         os.write(speak, _ENDED)
 
 
-def _unmount_at_end(ours: list[MountEntry]) -> None:
-    """Unmounts what this process mounted, unless somebody did already; another mount may be in its place by now."""
+def _unmount_at_end(ours: list[MountEntry]) -> MountError | None:
+    """Unmounts what this process mounted, unless somebody did already; another mount may be in its place by now.
+
+    Returns why it could not, if it is still there.
+    """
     for entry in ours:
         if entry in mounts():
             try:
                 _unmount(entry.mountpoint, lazy=True)  # a reader that never closes the archive must not keep the daemon
             except MountError as error:
-                log.error("%s", error)
+                if entry in mounts():
+                    return error
+    return None

@@ -48,9 +48,10 @@ class Tape:
         try:
             return cls(Index(os.fspath(index_path) if index_path else default_index(root)), root)
         except TapeNotFoundError as error:
-            raise TapeNotFoundError(
-                error.path, f'run "tartapefs record {printable(os.fspath(directory))}" first'
-            ) from None
+            command = f"tartapefs record {printable(os.fspath(directory))}"
+            if index_path:
+                command += f" --index {printable(os.fspath(index_path))}"
+            raise TapeNotFoundError(error.path, f'run "{command}" first') from None
 
     @classmethod
     def from_index(cls, index_path: str | os.PathLike[str]) -> "Tape":

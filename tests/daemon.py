@@ -67,7 +67,7 @@ def force_unmount(mountpoint: Path) -> None:
 def foreground(source: Path, mountpoint: Path, *options: object) -> Iterator[subprocess.Popen[bytes]]:
     """`tartapefs mount -f`, once it says that it has mounted; ended and unmounted after the block."""
     process = subprocess.Popen(
-        [*TARTAPEFS, "-v", "mount", "-f", source, mountpoint, *map(os.fspath, options)],
+        [*TARTAPEFS, "mount", "-v", "-f", source, mountpoint, *map(os.fspath, options)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -3,6 +3,7 @@
 import os
 import shlex
 import subprocess
+from pathlib import Path
 
 import machine as machines
 import pytest
@@ -68,32 +69,40 @@ class TestUserNamespace:
         assert machine.daemons() == []
 
 
+def root_folder(machine: Machine) -> Path:
+    """A root folder of its own with the machine's programs in it, and with /dev empty but for the least."""
+    root = machine.folder / "container"
+    root.mkdir()
+    prefix = os.path.dirname(os.path.dirname(machine.user.interpreter))
+    script = f"""
+        set -e
+        mount -t tmpfs tmpfs {root}
+        cd {root}
+        mkdir -p dev proc tmp
+        for name in bin sbin lib lib64; do
+            if [ -L /$name ]; then cp -P /$name .
+            elif [ -d /$name ]; then mkdir $name; mount --bind /$name $name; fi
+        done
+        for place in /usr /usr/local/bin {prefix if not prefix.startswith("/usr") else ""} {machine.folder}; do
+            mkdir -p .$place; mount --bind $place .$place
+        done
+        mkdir etc; cp /etc/passwd /etc/group /etc/ld.so.cache etc/
+        chmod 1777 tmp
+        for name in null zero urandom; do touch dev/$name; mount --bind /dev/$name dev/$name; done
+    """
+    result = machine.root("sh", "-c", script)
+    assert result.returncode == 0, result.stderr
+    return root
+
+
 class Container:
-    """A root folder of its own with the machine's programs in it, its own processes, and only some rights."""
+    """That root folder, processes of its own, and only some rights."""
 
     def __init__(self, machine: Machine, device: bool, rights: str) -> None:
-        self.machine, self.rights = machine, rights
-        self.root = machine.folder / "container"
-        self.root.mkdir()
-        prefix = os.path.dirname(os.path.dirname(machine.user.interpreter))
-        script = f"""
-            set -e
-            mount -t tmpfs tmpfs {self.root}
-            cd {self.root}
-            mkdir -p dev proc tmp
-            for name in bin sbin lib lib64; do
-                if [ -L /$name ]; then cp -P /$name .
-                elif [ -d /$name ]; then mkdir $name; mount --bind /$name $name; fi
-            done
-            for place in /usr /usr/local/bin {prefix if not prefix.startswith("/usr") else ""} {machine.folder}; do
-                mkdir -p .$place; mount --bind $place .$place
-            done
-            mkdir etc; cp /etc/passwd /etc/group /etc/ld.so.cache etc/
-            for name in null zero urandom; do touch dev/$name; mount --bind /dev/$name dev/$name; done
-            {"touch dev/fuse; mount --bind /dev/fuse dev/fuse" if device else ""}
-        """
-        result = machine.root("sh", "-c", script)
-        assert result.returncode == 0, result.stderr
+        self.machine, self.rights, self.root = machine, rights, root_folder(machine)
+        if device:
+            script = "touch $1/dev/fuse && mount --bind /dev/fuse $1/dev/fuse"
+            machine.root("sh", "-c", script, "sh", self.root).check_returncode()
 
     def run(self, script: str) -> subprocess.CompletedProcess[str]:
         limited = ["setpriv", f"--bounding-set=-all,{self.rights}", f"--inh-caps=-all,{self.rights}"]

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -505,6 +505,71 @@ def test_foreground_tells_by_its_exit_that_there_was_drift(tape: tuple[Path, byt
         assert b"Traceback" not in said
 
 
+@contextmanager
+def replaced(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str, *programs: str) -> Iterator[None]:
+    """For what is started meanwhile, these programs are `script`."""
+    folder.mkdir()
+    for program in programs:
+        (folder / program).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / program).chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        yield
+
+
+CANNOT_UNMOUNT = ["echo not today >&2; exit 1", "umount", "fusermount3", "fusermount"]
+
+
+def test_an_unmount_that_fails_at_the_end_is_told(
+    tape: tuple[Path, bytes], mountpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the foreground by exit code 5, and by one line."""
+    with ExitStack() as stack:
+        with replaced(monkeypatch, tmp_path / "bin", *CANNOT_UNMOUNT):
+            process = stack.enter_context(foreground(tape[0], mountpoint))
+        process.terminate()
+        assert process.wait(10) == 5
+        assert process.stderr is not None
+        assert process.stderr.read() == f"tartapefs: {mountpoint}: not today\n".encode()
+        assert errno_of_listing(mountpoint) == errno.ENOTCONN
+
+
+def test_an_unmount_that_fails_at_the_end_is_logged(
+    tape: tuple[Path, bytes], mountpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    with replaced(monkeypatch, tmp_path / "bin", *CANNOT_UNMOUNT):
+        assert run("mount", tape[0], mountpoint, "--log", log).returncode == 0
+    os.kill(daemon_of(mountpoint), signal.SIGTERM)
+    wait_until(lambda: errno_of_listing(mountpoint) == errno.ENOTCONN)
+    assert f"ERROR {mountpoint}: not today\n" in log.read_text()
+
+
+def test_a_mount_that_cannot_be_read_is_none(
+    tape: tuple[Path, bytes], mountpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process has a look: one that waits for an answer of its own could not be killed meanwhile."""
+    script = "echo \"stat: cannot statx '$2': Permission denied\" >&2; exit 1"
+    with replaced(monkeypatch, tmp_path / "bin", script, "stat"):
+        result = run("mount", tape[0], mountpoint)
+    assert result.returncode == 5
+    said = f"tartapefs: {mountpoint}: mounted, but cannot be read: Permission denied\n"
+    assert result.stderr.replace("/archive.tar", "") == said
+    assert not is_mounted(mountpoint)
+
+
+def test_a_daemon_killed_while_it_looks_at_its_mount_is_gone(
+    tape: tuple[Path, bytes], mountpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = tmp_path / "asked"
+    with replaced(monkeypatch, tmp_path / "bin", f"touch {asked}; exec sleep 5", "stat"):
+        process = subprocess.Popen([*TARTAPEFS, "mount", "-f", tape[0], mountpoint], stderr=subprocess.DEVNULL)
+    wait_until(asked.exists)
+    process.kill()
+    assert process.wait(5) == -signal.SIGKILL
+    assert errno_of_listing(mountpoint) == errno.ENOTCONN
+
+
 def errno_of_listing(folder: Path) -> int | None:
     try:
         os.listdir(folder)
@@ -625,7 +690,7 @@ class User:
     def _copy_packages(self) -> None:
         """The program and what it needs at run time, where this user can read it."""
         self.packages.mkdir()
-        for name in ("tartapefs", "click", "fuse", "mfusepy", "pathspec", "typing_extensions"):
+        for name in ("tartapefs", "tartapefs_start", "click", "fuse", "mfusepy", "pathspec", "typing_extensions"):
             found = find_spec(name)
             if found is None or found.origin is None:
                 continue

@@ -140,6 +140,8 @@ class TestByRoot:
         assert f'no tape here; run "tartapefs record {bare}" first' in reason(bare, machine.mountpoint)
         assert list(bare.iterdir()) == []  # nothing was recorded by the way
         assert "no tape here" in reason(machine.folder / "gone", machine.mountpoint)
+        elsewhere = machine.root("mount", "-t", "tartapefs", "-o", "ro,index=/no/where", bare, machine.mountpoint)
+        assert f'/no/where: no tape here; run "tartapefs record {bare} --index /no/where" first' in elsewhere.stderr
         (machine.data / ".tartape" / "index.db").write_bytes(b"no index")
         assert "not a usable tape index" in reason(machine.data, machine.mountpoint)
         assert machine.mounted() == []

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import sysconfig
 import tarfile
 from pathlib import Path
 
@@ -75,6 +77,58 @@ def test_the_demo_with_the_installed_wheel(installed: Path, tree: Path, tmp_path
     said = run("sh", PROJECT / "tests" / "demo.sh", tree, env=environment, cwd=tmp_path)
     assert "equal: " in said
     assert said.endswith("done\n")
+
+
+@pytest.mark.fuse
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [("uv tool install --quiet --python", "*.tar.gz"), ("pipx install --quiet --python", "*.whl")],
+    ids=["uv", "pipx"],
+)
+def test_other_ways_to_install(built: Path, tree: Path, tmp_path: Path, command: str, what: str) -> None:
+    """Both programs are there, with nothing else on the path, and the manual pages where pipx has such."""
+    installer = os.path.join(sysconfig.get_path("scripts"), command.split()[0])
+    places = {f"PIPX_{name}": str(tmp_path / name) for name in ("HOME", "BIN_DIR", "MAN_DIR")}
+    places |= {"UV_TOOL_DIR": str(tmp_path / "tools"), "UV_TOOL_BIN_DIR": str(tmp_path / "BIN_DIR")}
+    if certificates := os.environ.get("PIP_CERT"):
+        places["SSL_CERT_FILE"] = certificates
+    environment = alone(tmp_path / "none") | places
+    run(installer, *command.split()[1:], sys.executable, *built.glob(what), env=environment, cwd=tmp_path)
+    environment["PATH"] = f"{tmp_path / 'BIN_DIR'}:{environment['PATH']}"
+    assert run("sh", PROJECT / "tests" / "demo.sh", tree, env=environment, cwd=tmp_path).endswith("done\n")
+    assert run("mount.tartapefs", "--help", env=environment).startswith("Usage: mount.tartapefs ")
+    if "pipx" in command:
+        assert (tmp_path / "MAN_DIR" / "man8" / "mount.tartapefs.8").is_file()
+
+
+def test_an_interrupt_while_it_is_loaded(installed: Path, tmp_path: Path) -> None:
+    """Ends it without a word, as a shell expects it of a program."""
+    (tmp_path / "click.py").write_text("import time; print('loading', flush=True); time.sleep(60)")
+    environment = alone(installed) | {"PYTHONPATH": str(tmp_path)}
+    for program in ("tartapefs", "mount.tartapefs"):
+        with subprocess.Popen([program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+            assert process.stdout and process.stdout.readline() == b"loading\n"
+            process.send_signal(signal.SIGINT)
+            assert (process.communicate()[1], process.wait()) == (b"", -signal.SIGINT)
+
+
+def test_an_interrupt_later(installed: Path, tree: Path, tmp_path: Path) -> None:
+    """Is told, by exit code 130 and a line; and an interrupt that whoever starts it has ruled out is none."""
+    environment = alone(installed)
+    run("tartapefs", "record", tree, "--index", tmp_path / "index", env=environment)
+    command = ["tartapefs", "play", tree, "--index", tmp_path / "index"]
+    for is_ruled_out in (False, True):
+        before = ["env", "--ignore-signal=INT"] if is_ruled_out else []
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, "pipesize": 4096}
+        with subprocess.Popen([*before, *command], **pipes) as process:  # type: ignore[call-overload]
+            assert process.stdout
+            process.stdout.read(1)
+            process.send_signal(signal.SIGINT)
+            said = process.communicate()[1].strip()
+            if is_ruled_out:
+                assert (process.wait(), said) == (0, b"")
+            else:
+                assert (process.wait(), said) == (130, b"tartapefs: interrupted")
 
 
 def test_what_is_installed_beside_the_program(installed: Path) -> None:

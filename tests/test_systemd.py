@@ -96,14 +96,50 @@ def test_verify(lab: Lab) -> None:
     assert "Optoins" in lab.run(*verify, "/root/mnt-wrong.mount", code=1).stderr
 
 
-def test_security(lab: Lab) -> None:
-    """The figure that the documentation has."""
-    documented = re.search(r"exposure level of ([0-9.]+)", (PROJECT / "docs" / "systemd.md").read_text())
+PRINTED = [
+    [],
+    ["--user"],
+    ["--automount"],
+    ["-o", "ro,name=x y.tar,mode=0444,allow_other,uid=5,index=/srv/a b.db"],
+    ["--user", "-o", "ro,cached,audit_interval=5"],
+    ["--automount", "-o", "ro,nofail,allow_other,name=x$$y.tar,x-foo=1"],
+]
+
+
+@pytest.mark.parametrize("options", PRINTED, ids=" ".join)
+def test_verify_what_is_printed(lab: Lab, options: list[str]) -> None:
+    """Systemd finds nothing to say of it, and a service has as few rights as the example."""
+    lab.systemctl("start", f"user@{UID}.service")
+    user = ["--user"] if "--user" in options else []
+    run_ = lab.as_user if user else lab.run
+    folder = run_("mktemp", "-d").stdout.strip()
+    run_("tartapefs", "systemd-unit", *options, "/srv/a b", "/mnt/a tape", "--output", folder)
+    names = run_("ls", folder).stdout.split()
+    assert len(names) == (2 if "--automount" in options else 1)
+    result = run_(
+        "systemd-analyze", "verify", "--recursive-errors=yes", "--man=no", *user, *(f"{folder}/{n}" for n in names)
+    )
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("unit", "user", "figure"),
+    [
+        ("tartapefs@srv-a.service", False, r"exposure level of ([0-9.]+)"),
+        ("tartapefs-copy@srv-a.service", False, r"copy's service is at ([0-9.]+)"),
+        ("tartapefs@srv-a.service", True, r"user's service is at ([0-9.]+)"),
+    ],
+)
+def test_security(lab: Lab, unit: str, user: bool, figure: str) -> None:
+    """The figures that the documentation has."""
+    documented = re.search(figure, " ".join((PROJECT / "docs" / "systemd.md").read_text().split()))
     assert documented
-    report = lab.run("systemd-analyze", "security", "--no-pager", "tartapefs@srv-a.service").stdout
+    lab.systemctl("start", f"user@{UID}.service")
+    command = ["systemd-analyze", "security", "--no-pager", *(["--user"] if user else []), unit]
+    report = (lab.as_user if user else lab.run)(*command).stdout
     exposure = re.search(r"Overall exposure level for \S+: ([0-9.]+)", report)
     assert exposure, report
-    assert float(exposure[1]) <= float(documented[1])
+    assert float(exposure[1]) <= float(documented[1].rstrip("."))
 
 
 # The service
@@ -392,7 +428,8 @@ def test_boot(tmp_path: Path) -> None:
     mv /srv/*.service /srv/*.mount /srv/*.automount /etc/systemd/system/
     systemctl enable -q tartapefs@srv-service.service tartapefs@srv-never.service "mnt-srv\\\\x2dunit.automount"
     systemctl enable -q copy-service.service copy-unit.service copy-fstab.service
-    echo "/srv/fstab /mnt/srv-fstab tartapefs ro,nofail,x-systemd.automount 0 0" > /etc/fstab
+    options=ro,nofail,x-systemd.automount,x-systemd.idle-timeout=2
+    echo "/srv/fstab /mnt/srv-fstab tartapefs $options 0 0" > /etc/fstab
     """
     with booted(folder, prepare) as lab:
         for name in ("service", "unit", "fstab"):
@@ -400,6 +437,8 @@ def test_boot(tmp_path: Path) -> None:
         assert lab.show("tartapefs@srv-never.service", ACTIVE) == ["failed"]
         assert lab.show(r"mnt-srv\x2dunit.automount", ACTIVE) == ["active"]
         assert lab.show(r"mnt-srv\x2dfstab.automount", ACTIVE) == ["active"]
+        wait_until(lambda: lab.show(r"mnt-srv\x2dfstab.mount", ACTIVE, "Result") == ["inactive", "success"], 30)
+        assert read(lab, "/mnt/srv-fstab") == archives["fstab"]
     assert not (folder / "never" / ".tartape").exists()
 
 

@@ -16,7 +16,17 @@ import click
 
 from tartapefs import __version__
 from tartapefs.cli import completion, doctor, mount8, mounts, status, systemd, tapes, transfer
-from tartapefs.cli.common import DRIFT, INTERRUPTED, NO_MOUNT, NO_TAPE, REFUSED, USAGE, log_to_stderr, say
+from tartapefs.cli.common import (
+    DRIFT,
+    INTERRUPTED,
+    NO_MOUNT,
+    NO_TAPE,
+    REFUSED,
+    USAGE,
+    log_to_stderr,
+    say,
+    verbose_option,
+)
 from tartapefs.display import printable
 from tartapefs.errors import (
     MountError,
@@ -38,14 +48,13 @@ from tartapefs.errors import (
     " 4 refused at recording; 5 could not mount or unmount; 130 interrupted.",
 )
 @click.version_option(__version__, prog_name="tartapefs")
-@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
-def cli(verbose: bool) -> None:
+@verbose_option
+def cli() -> None:
     """Shows a folder as one read-only tar archive that needs no disk space.
 
     Record a folder once, then mount it: archive.tar has a known size, can be read at any offset, and is checked against
     the recording on every read.
     """
-    log_to_stderr(verbose)
 
 
 for command in (
@@ -67,7 +76,7 @@ for command in (
     systemd.systemd_unit,
     completion.completion,
 ):
-    cli.add_command(command)
+    cli.add_command(verbose_option(command))
 
 
 def _exit_code(error: TapeError) -> int:
@@ -112,11 +121,14 @@ def _run(command: click.Command, name: str) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # whatever the locale cannot show
+    log_to_stderr()
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as `tartapefs_start` left it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         command.main(prog_name=name, standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where what it raises is caught
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
         say("interrupted")
         sys.exit(INTERRUPTED)
     except click.ClickException as error:

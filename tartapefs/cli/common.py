@@ -27,9 +27,9 @@ def say(message: str, level: int = logging.INFO) -> None:
     click.echo(notify.with_level(message, level) if notify.to_journal() else f"tartapefs: {message}", err=True)
 
 
-def log_to_stderr(verbose: bool) -> None:
+def log_to_stderr() -> None:
     """Lets the log go where `say` does."""
-    logging.basicConfig(format="tartapefs: %(message)s", level=logging.INFO if verbose else logging.WARNING)
+    logging.basicConfig(format="tartapefs: %(message)s")
     if notify.to_journal():
         logging.getLogger().handlers[0].setFormatter(notify.JournalFormatter())
 
@@ -171,6 +171,18 @@ def check_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="Report as JSON.")(function)
+
+
+def _log_more(context: click.Context, parameter: click.Parameter, verbose: bool) -> None:
+    if verbose:
+        logging.getLogger().setLevel(logging.INFO)
+
+
+def verbose_option(command: Callable[..., Any]) -> Any:
+    """Of the program and of each of its commands: where it stands is all the same."""
+    return click.option(
+        "-v", "--verbose", is_flag=True, expose_value=False, callback=_log_more, help="Say more on stderr."
+    )(command)
 
 
 def recording_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -101,14 +101,16 @@ def _library() -> Finding:
     return Finding("libfuse", "ok", _loaded_library() or "is loaded")
 
 
-def _no_setuid(program: str) -> str:
-    """Why the setuid bit of this program has no effect, empty if it has."""
+def _no_setuid(program: str) -> tuple[str, str] | None:
+    """Why the setuid bit of this program has no effect, and what to do; None if it has."""
     found = os.stat(program)
     if not found.st_mode & stat.S_ISUID or found.st_uid != 0:
-        return "is not setuid root"
+        return "is not setuid root", f"chown root {program} && chmod u+s {program}"
     if os.statvfs(program).f_flag & os.ST_NOSUID:
-        return "lies on a file system that is mounted nosuid"
-    return "cannot become root, since no_new_privs is set" if _own_status("NoNewPrivs") else ""
+        return "lies on a file system that is mounted nosuid", "mount that without nosuid"
+    if _own_status("NoNewPrivs"):
+        return "cannot become root, since no_new_privs is set", "start without that; a container, a service may set it"
+    return None
 
 
 def _fusermount() -> Finding:
@@ -120,9 +122,11 @@ def _fusermount() -> Finding:
         if other := shutil.which("fusermount3"):
             remedy = f"ln -s fusermount3 {os.path.dirname(other)}/{name}"
     elif reason := _no_setuid(program):
-        found, remedy = f"{program} {reason}", f"chown root {program} && chmod u+s {program}, or a user namespace"
+        found, remedy = f"{program} {reason[0]}", f"{reason[1]}, or use a user namespace"
     else:
         return Finding("fusermount3", "ok", f"{program}, setuid root")
+    if os.geteuid() and _own_status("CapAmb") & _CAP_SYS_ADMIN and program is not None:
+        return Finding("fusermount3", "ok", f"{program}, which this user's right to mount is passed on to")
     bad = "problem" if os.geteuid() else "warning"
     return Finding("fusermount3", bad, f"{found}, so that nobody but root can mount", remedy)
 

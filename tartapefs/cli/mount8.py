@@ -14,7 +14,7 @@ from collections.abc import Container, Iterator
 import click
 
 from tartapefs.cli import common
-from tartapefs.cli.common import fail, log_to_stderr, path
+from tartapefs.cli.common import fail, path, verbose_option
 from tartapefs.cli.mounts import mount
 from tartapefs.display import printable
 from tartapefs.tape import Tape
@@ -97,14 +97,17 @@ def exit_code(code: object) -> int:
             return _MOUNT_FAILURE
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes, those of mount(8): 0 mounted; 1 wrong options; 8 interrupted; 32 it could not be mounted.",
+)
 @click.argument("directory", metavar="SRC", type=path)
 @click.argument("mountpoint", metavar="MNT", type=path)
 @click.option("-o", "options", metavar="OPTIONS", multiple=True, help="Options, with commas between them.")
 @click.option("-s", "sloppy", is_flag=True, help="Pass over options that are unknown.")
 @click.option("-f", "fake", is_flag=True, help="Look at the options and at the tape, but do not mount.")
 @click.option("-n", "no_mtab", is_flag=True, help="No effect: nothing is written to /etc/mtab.")
-@click.option("-v", "verbose", is_flag=True, help="Say more on stderr.")
+@verbose_option
 @click.option("-t", "kind", metavar="TYPE", help="No effect: there is one type.")
 def command(
     directory: str,
@@ -113,15 +116,15 @@ def command(
     sloppy: bool,
     fake: bool,
     no_mtab: bool,
-    verbose: bool,
     kind: str | None,
 ) -> None:
     """Mount the archive of SRC at MNT for mount(8); return once it can be read.
 
     The options are those of "tartapefs mount" but for recording, with _ for -: name=, mode=, uid=, gid=, index=,
     check=, allow_other, cached, audit_interval=, audit_share=, log=. SRC must have been recorded.
+
+    mount(8) and fstab need the option ro: without it they ask for rw, which is refused, since nobody could write.
     """
-    log_to_stderr(verbose)
     try:
         told = [*arguments(",".join(options), sloppy), "--", directory, mountpoint]
         with mount.make_context("mount.tartapefs", told) as context:

@@ -16,7 +16,7 @@ TEST_PACKAGES := $(RUN_PACKAGES) attr bindfs bsdextrautils btrfs-progs busybox c
 	e2fsprogs fish libarchive-tools libpam-systemd mandoc mount p7zip-full passwd procps rclone rsync strace systemd tar \
 	util-linux xfsprogs zsh
 
-.PHONY: help demo test lint check package man bench fuzz soak mutants pythons clean
+.PHONY: help demo test lint check package man bench fuzz soak mutants pythons clients clean
 
 help:
 	@echo "make demo [DIR=folder]   record and mount a folder, read it back with GNU tar, compare"
@@ -29,6 +29,7 @@ help:
 	@echo "make fuzz [RUNS=100000]  damaged indexes, found by coverage; -1 goes on for ever"
 	@echo "make soak [SECONDS=3600] random reads, memory and descriptors watched"
 	@echo "make pythons [PYTHONS=]  the tests that may depend on it, on each Python from 3.10 to 3.13 that is found"
+	@echo "make clients             Ray and s3fs, which are large, in a virtual environment of their own"
 	@echo "make mutants             takes each integrity check out in turn; a test must fail"
 
 # $(call install,packages): installs those of the Debian packages that are missing.
@@ -108,5 +109,11 @@ pythons:
 		$(VENV)-other/bin/python -m pytest -q $(PYTHON_TESTS); \
 	done; rm -rf $(VENV)-other
 
+clients:
+	@test -x $(VENV)-clients/bin/python || $(PYTHON) -m venv $(VENV)-clients
+	$(VENV)-clients/bin/pip install -q --disable-pip-version-check -e '.[distributed]' 'ray[data]' s3fs 'moto[server] >= 5' \
+		pytest pytest-timeout
+	$(VENV)-clients/bin/python -m pytest -q tests/test_ray.py tests/test_s3fs.py
+
 clean:
-	rm -rf $(VENV) $(VENV)-other .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	rm -rf $(VENV) $(VENV)-clients $(VENV)-other .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -370,13 +370,20 @@ class _Folder:
         return target
 
     def _open(self) -> tuple[Any, str]:
-        fs, path = _needed("fsspec").core.url_to_fs(self.url, **self.options)
+        try:
+            fs, path = _needed("fsspec").core.url_to_fs(self.url, **self.options)
+        except ImportError as error:  # fsspec needs another package for it, and says which
+            raise TapeError(f"{self.url}: {error}") from None
         return fs, path.rstrip("/")
 
     def there(self, parts: Parts) -> dict[int, str]:
         fs, path = self._open()
         fs.invalidate_cache()
-        sizes = {found["name"].rpartition("/")[2]: found["size"] for found in fs.ls(path, detail=True)}
+        try:
+            listed = fs.ls(path, detail=True)
+        except FileNotFoundError:  # an object store has no folder until something is in it
+            listed = []
+        sizes = {found["name"].rpartition("/")[2]: found["size"] for found in listed}
         whole = [
             at for at, part in enumerate(parts) if sizes.get(part.name) == part.size and part.name + ".md5" in sizes
         ]

@@ -334,6 +334,12 @@ def test_what_s3_would_refuse_is_refused_at_once(data: Path, url: str, part_size
         upload(data.parent, url, nobody, part_size=part_size)
 
 
+def test_without_a_package_that_the_url_needs(data: Path) -> None:
+    nobody: Any = None
+    with pytest.raises(TapeError, match=r"s3://tapes/a/: .*s3fs"):
+        upload(data, "s3://tapes/a/", nobody)
+
+
 def test_without_the_extra(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line says what is missing, and the module can be imported without any of it."""
     nobody: Any = None

@@ -19,6 +19,8 @@ from conftest import TARTAPEFS, run, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import Reference, gnu_tar
+from s3 import environment as s3_environment
+from s3 import s3_server
 
 from tartapefs import Tape, TapePlayer, TapeRecorder, copies
 from tartapefs.copies import Agreement, Copy, compare, sample
@@ -468,44 +470,85 @@ def test_hints_work(recorded: Path, archive: bytes, tmp_path: Path, mount: Calla
     mounted = mount(recorded)
     place = tmp_path / "it's a\n place"
     place.mkdir()
-    (tmp_path / "bin").mkdir()
-    program = tmp_path / "bin" / "tartapefs"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m tartapefs "$@"\n')
-    aws = tmp_path / "bin" / "aws"  # what `aws s3api upload-part` takes, kept as files
-    aws.write_text(
-        '#!/bin/sh\ntest "$1 $2 $3 $4 $5 $6 $7 $8" = "s3api upload-part --bucket my bucket --key a/b --upload-id I=="'
-        ' && test "$9" = --part-number && cp "${12}" "uploaded ${10}"\n'
-    )
-    for made in (program, aws):
-        made.chmod(0o755)
     copy = "-a copy: 'x' $(false)"
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, directory=str(mounted.parent)))
     thread = Thread(target=server.serve_forever)
     thread.start()
     try:
-        upload = ["--part-size", "1M", "--bucket", "my bucket", "--key", "a/b", "--upload-id", "I=="]
-        hint = ["resume-hint", recorded, "--have", str(have), "--archive", mounted, "--copy", copy, *upload, "--json"]
+        hint = ["resume-hint", recorded, "--have", str(have), "--archive", mounted, "--copy", copy, "--json"]
         url = f"http://127.0.0.1:{server.server_address[1]}/archive.tar"
         printed = json.loads(run(*hint).stdout)["commands"]
         printed["curl over http"] = json.loads(run(*hint, "--url", url).stdout)["commands"]["curl"]
         assert set(printed) == {"dd", "rsync", "rclone", "curl", "curl over http", "tartapefs", "aws"}
-        environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "RCLONE_CONFIG": "/dev/null"}
+        del printed["aws"]
+        environment = with_programs(tmp_path) | {"RCLONE_CONFIG": "/dev/null"}
         for client, line in printed.items():
             (place / copy).write_bytes(archive[:have] + b"rubbish")
             result = subprocess.run(
                 ["bash", "-c", line], cwd=place, env=environment, capture_output=True, text=True, timeout=120
             )
             assert result.returncode == 0, f"{client}: {line}: {result.stderr}"
-            if client != "aws":
-                assert (place / copy).read_bytes() == archive, client
-        parts = sorted(place.glob("uploaded *"), key=lambda part: int(part.name.split()[1]))
-        first = have // (1 << 20)
-        assert b"".join(part.read_bytes() for part in parts) == archive[first << 20 :]
-        assert [part.name for part in parts] == [f"uploaded {n}" for n in range(first + 1, -(-len(archive) >> 20) + 1)]
+            assert (place / copy).read_bytes() == archive, client
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@pytest.mark.fuse
+@pytest.mark.needs("rsync", "rclone", "curl", "dd")
+def test_no_hint_hides_drift(tree: Path, tmp_path: Path, mount: Callable[..., Path]) -> None:
+    """Each line exits otherwise than 0 once the archive cannot be read to its end."""
+    TapeRecorder(tree).commit()
+    mounted, copy = mount(tree), tmp_path / "copy"
+    hint = ["resume-hint", tree, "--have", "1000", "--archive", mounted, "--copy", copy, "--json"]
+    printed = json.loads(run(*hint).stdout)["commands"]
+    (tree / "script.sh").write_bytes(b"other")
+    environment = with_programs(tmp_path) | {"RCLONE_CONFIG": "/dev/null"}
+    for client in ("tartapefs", "dd", "rsync", "rclone", "curl"):
+        copy.write_bytes(bytes(1000))
+        result = subprocess.run(["bash", "-c", printed[client]], env=environment, capture_output=True, timeout=120)
+        assert result.returncode != 0, client
+
+
+def with_programs(tmp_path: Path) -> dict[str, str]:
+    """An environment in which a shell finds `tartapefs`, and `aws` as its package installs it."""
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "tartapefs"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m tartapefs "$@"\n')
+    program.chmod(0o755)
+    return os.environ | {"PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize("have", [1, 6_000_000])
+def test_the_hint_for_s3_works(recorded: Path, archive: bytes, tmp_path: Path, have: int) -> None:
+    """`aws` itself, on a real server: the parts that are missing, and then the whole with the ETag predicted."""
+    size, key = 5 << 20, "a 'b'/$(false)"
+    with s3_server() as s3, s3.client() as client:
+        upload = {"Bucket": "tapes", "Key": key}
+        upload["UploadId"] = client.create_multipart_upload(**upload)["UploadId"]
+        first = have // size
+        for number in range(first):
+            body = archive[number * size : (number + 1) * size]
+            client.upload_part(**upload, PartNumber=number + 1, Body=body)
+        s3.received.clear()
+        options = ["--part-size", "5M", "--bucket", "tapes", "--key", key, "--upload-id", upload["UploadId"]]
+        line = json.loads(run("resume-hint", recorded, "--have", str(have), *options, "--json").stdout)["commands"][
+            "aws"
+        ]
+        environment = s3_environment(s3) | {"PATH": with_programs(tmp_path)["PATH"]}
+        result = subprocess.run(
+            ["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert result.returncode == 0, result.stderr
+        count = -(-len(archive) // size)
+        assert s3.received == list(range(first + 1, count + 1))
+        parts = client.list_parts(**upload)["Parts"]
+        listed = [{"PartNumber": part["PartNumber"], "ETag": part["ETag"]} for part in parts]
+        client.complete_multipart_upload(**upload, MultipartUpload={"Parts": listed})
+        assert s3.object(key) == archive
+        predicted = json.loads(run("digest", recorded, "--s3-part-size", "5M", "--json").stdout)["s3"][0]["etag"]
+        assert s3.etag(key) == predicted and predicted.endswith(f"-{count}")
 
 
 def test_hints_for_what_is_complete_or_cannot_be(recorded: Path, archive: bytes) -> None:

@@ -235,7 +235,8 @@ def resume_hint(
         "dd": f"{cut} && dd if={source} of={target} bs=1M iflag=skip_bytes skip={have} oflag=append conv=notrunc",
         "rsync": f"{cut} && rsync --append {source} {target}",
         "rclone": f"{cut} && rclone cat --offset {have} {source} >> {target}",
-        "curl": f"{cut} && curl -f -r {have}- {address} >> {target}",
+        # It exits 0 on a file that fails to read (7.88, with file://), so the size has to tell.
+        "curl": f"{cut} && curl -f -r {have}- {address} >> {target} && test $(stat -c %s {target}) = {total}",
         "tartapefs": f"{cut} && {play} --start {have} >> {target}",
         "aws": f"for n in $(seq {first} {last}); do {play} --start $(((n - 1) * {size})) --length {size} -o part"
         f" && {upload} --part-number $n --body part || break; done",

@@ -13,7 +13,7 @@ PYTHON_TESTS := $(MOUNT_TESTS) tests/test_index.py tests/test_tape.py tests/test
 
 RUN_PACKAGES := python3 python3-venv fuse3 libfuse2
 TEST_PACKAGES := $(RUN_PACKAGES) attr bindfs bsdextrautils btrfs-progs busybox cpio curl dbus dbus-user-session \
-	e2fsprogs fish libarchive-tools libpam-systemd mandoc mount p7zip-full passwd procps rclone rsync strace systemd tar \
+	e2fsprogs fish jq libarchive-tools libpam-systemd mandoc mount p7zip-full passwd procps rclone rsync strace systemd tar \
 	util-linux xfsprogs zsh
 
 .PHONY: help demo test lint check package man bench fuzz soak mutants pythons clients clean

@@ -293,8 +293,10 @@ def diff(old: str, new: str, check: Check, as_json: bool) -> None:
     counts = dict.fromkeys(_MARKS, 0)
     with _open_index(old) as one, _open_index(new) as other:
         comparison = Comparison(one, other, check)
-        with progress("comparing", max(one.member_count, other.member_count)) as update:
+        most = max(one.member_count, other.member_count)
+        with progress("comparing", most, tape=other) as update:
             prefix = comparison.prefix(update)
+        with progress("listing", most, tape=other) as update:
             for change in comparison.changes(update):
                 counts[change.kind] += 1
                 if as_json:

@@ -284,6 +284,10 @@ def _union(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         yield low, high
 
 
+def _size(ranges: Iterable[tuple[int, int]]) -> int:
+    return sum(stop - start for start, stop in ranges)
+
+
 class Digests:
     """Several digests of `tape`, made in one pass, or in as many as it takes.
 
@@ -368,6 +372,12 @@ class Digests:
     def not_kept(self) -> tuple[Algorithm, ...]:
         """The algorithms of the whole whose state cannot be saved here: they begin anew in each session."""
         return tuple(name for name in self.whole if not savable(name))
+
+    @property
+    def read_again(self) -> int:
+        """How many bytes are missing for those alone."""
+        others = (digest.missing() for name, digest in self._all.items() if name not in self.not_kept)
+        return _size(self.missing()) - _size(_union(heapq.merge(*others)))
 
     def _identity(self) -> dict[str, Any]:
         """What a state belongs to: the headers alone do not tell two contents of the same second apart."""

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -160,7 +161,9 @@ def test_blake3_begins_anew(recorded: Path, archive: bytes, tmp_path: Path) -> N
         assert first.not_kept == ("blake3",)
         with pytest.raises(Stop):
             first.complete(player, stop)
+        shutil.copy(tmp_path / "state", tmp_path / "state of the command")
         second = Digests(tape, ("sha256", "blake3"), state=tmp_path / "state")
+        assert second.read_again == 1 << 20
         assert next(second.whole["sha256"].missing())[0] == 1 << 20
         assert second.missing() == [(0, len(archive))]
         second.complete(player)
@@ -169,6 +172,11 @@ def test_blake3_begins_anew(recorded: Path, archive: bytes, tmp_path: Path) -> N
         player.close()
     assert second.results() == third.results()
     assert third.results().items() <= expected(archive).items()
+    options = ["-a", "sha256", "-a", "blake3", "--state", tmp_path / "state of the command"]
+    result = run("digest", recorded, *options)
+    assert "begins anew each time: blake3; 1,048,576 bytes are read for that alone" in result.stderr
+    assert f"BLAKE3 (archive.tar) = {third.results()['blake3']}\n" in result.stdout
+    assert f"SHA256 (archive.tar) = {third.results()['sha256']}\n" in result.stdout
 
 
 def test_state_of_another_recording(recorded: Path, tmp_path: Path) -> None:

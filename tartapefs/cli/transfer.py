@@ -376,7 +376,8 @@ def digest(
             if parts.count > _MOST_PARTS:
                 say(f"parts of {size} bytes are {parts.count:,}; S3 takes {_MOST_PARTS:,}")
         if state is not None and digests.not_kept:
-            say(f"cannot be kept half way, and begins anew each time: {', '.join(digests.not_kept)}")
+            again = f"; {digests.read_again:,} bytes are read for that alone" if digests.read_again else ""
+            say(f"cannot be kept half way, and begins anew each time: {', '.join(digests.not_kept)}{again}")
         missing = sum(stop - start for start, stop in digests.missing())
         with progress(f"reading {directory}", missing, True, tape) as update:
             digests.complete(player, lambda position, done: update(done, position))

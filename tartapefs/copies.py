@@ -10,12 +10,14 @@ The end that is compared as a whole is as long as what `extend` may lose when th
 to the disk each time that it has added as much.
 """
 
+import errno
 import fcntl
 import heapq
 import os
 import re
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -69,16 +71,17 @@ class Copy:
     """
 
     def __init__(self, path: str | int, writable: bool = False, create: bool = False) -> None:
+        self._path = path
         flags = (os.O_RDWR if writable else os.O_RDONLY) | (os.O_CREAT if create else 0)
         self._fd = os.dup(path) if isinstance(path, int) else os.open(path, flags | os.O_CLOEXEC, 0o666)
         try:
             mode = os.fstat(self._fd).st_mode
             self.is_stream = isinstance(path, int) or not (stat.S_ISREG(mode) or stat.S_ISBLK(mode))
             if stat.S_ISDIR(mode):
-                raise IsADirectoryError(21, os.strerror(21), path)
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
             if writable:
                 if not stat.S_ISREG(mode):
-                    raise OSError(22, "not a regular file", path)
+                    raise OSError(errno.EINVAL, "not a regular file", path)
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BaseException:
             os.close(self._fd)
@@ -126,10 +129,20 @@ class Copy:
                 start = stop
             yield hole, min(start, stop)
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Names the copy in the errors of the system calls in the block, which know its descriptor alone."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = self._path
+            raise
+
     def truncate(self, size: int) -> None:
         """Cuts it to `size` bytes, on the disk."""
-        os.ftruncate(self._fd, size)
-        os.fsync(self._fd)
+        with self._writing():
+            os.ftruncate(self._fd, size)
+            os.fsync(self._fd)
 
     def extend(self, player: TapePlayer, on_progress: Progress) -> None:
         """Appends what is missing, and has it written to the disk.
@@ -142,14 +155,16 @@ class Copy:
         synced = position
         while position < player.tape.total_size:
             data = buffer[: player.readinto(buffer, position)]
-            while data:
-                count = os.pwrite(self._fd, data, position)
-                data, position = data[count:], position + count
-            if position - synced >= TAIL - CHUNK:
-                os.fdatasync(self._fd)
-                synced = position
+            with self._writing():
+                while data:
+                    count = os.pwrite(self._fd, data, position)
+                    data, position = data[count:], position + count
+                if position - synced >= TAIL - CHUNK:
+                    os.fdatasync(self._fd)
+                    synced = position
             on_progress(position, position - begun)
-        os.fsync(self._fd)
+        with self._writing():
+            os.fsync(self._fd)
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)  # so that a comparison reads the disk
 
 

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 
 from tartapefs.display import printable
@@ -307,7 +308,7 @@ class Digests:
         state: str | os.PathLike[str] | None = None,
     ) -> None:
         self.tape = tape
-        self._state = os.fspath(state) if state is not None else None
+        self._state = os.path.realpath(state) if state is not None else None
         kept = self._state is not None
         self.whole = {name: Stretch(name, 0, tape.total_size, kept) for name in algorithms}
         self.parts = {size: Parts(size, tape.total_size, kept) for size in part_sizes}
@@ -389,11 +390,17 @@ class Digests:
         digests = {name: saved for name, digest in self._all.items() if (saved := digest.save()) is not None}
         content = self._identity() | {"digests": self._others | digests}
         under_way = self._state + ".new"
-        with open(under_way, "w", encoding="ascii") as file:
-            json.dump(content | {"checksum": _checksum(content)}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(under_way, self._state)
+        try:
+            with open(under_way, "w", encoding="ascii") as file:
+                json.dump(content | {"checksum": _checksum(content)}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(under_way, self._state)
+        except OSError as error:
+            error.filename = self._state
+            with suppress(OSError):
+                os.unlink(under_way)
+            raise
 
     def _load(self, path: str) -> None:
         try:

@@ -327,6 +327,40 @@ def test_sums_by_the_command(recorded: Path, tmp_path: Path) -> None:
     assert result.returncode == 2 and "remove it to begin anew" in result.stderr
 
 
+@pytest.mark.root
+def test_on_a_full_disk(recorded: Path, tmp_path: Path) -> None:
+    """One line that names the file, nothing half written, and the state that was there stays."""
+    place = tmp_path / "tmpfs"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], check=True)
+    try:
+        state = place / "state"
+        assert run("digest", recorded, "-a", "md5", "--state", state).returncode == 0
+        before = state.read_bytes()
+        (place / "filling").write_bytes(bytes(60 << 10))
+        for options, name in ((["--sums", place / "sums"], "sums.new"), (["--state", state, "-a", "sha256"], "state")):
+            result = run("digest", recorded, *options)
+            assert (result.returncode, result.stdout) == (1, "")
+            assert result.stderr == f"tartapefs: {place / name}: No space left on device\n"
+            assert sorted(os.listdir(place)) == ["filling", "state"] and state.read_bytes() == before
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_what_is_no_place_for_a_file(recorded: Path, tmp_path: Path) -> None:
+    """A device, a pipe or a folder is not replaced by a file; what a link leads to is, not the link."""
+    os.mkfifo(tmp_path / "pipe")
+    for option in ("--sums", "--state"):
+        for place in (Path("/dev/null"), Path("/dev/zero"), tmp_path, tmp_path / "pipe"):
+            result = run("digest", recorded, option, place)
+            assert result.returncode == 2 and "is not a regular file" in result.stderr
+        link = tmp_path / f"link{option}"
+        link.symlink_to(f"target{option}")
+        assert run("digest", recorded, option, link).returncode == 0
+        assert link.is_symlink() and (tmp_path / f"target{option}").is_file()
+    assert Path("/dev/null").is_char_device()
+
+
 def test_sums_that_another_began(recorded: Path, tmp_path: Path) -> None:
     """A state is no reason to believe the beginning of another file."""
     state = tmp_path / "state"

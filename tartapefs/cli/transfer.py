@@ -1,11 +1,13 @@
 """The commands on copies of an archive: check, resume, resume-hint, diff, digest."""
 
+import errno
 import fcntl
 import json
 import os
 import shlex
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO
 
 import click
@@ -127,6 +129,8 @@ def check(
         raise click.UsageError('there is no terminal to ask at; "--truncate" needs "--yes"')
     if no_source and (full or copy == "-"):
         raise click.UsageError('"--no-source" leaves nothing to compare every byte with')
+    if copy == "-" and sys.stdin is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard input")
     with Tape.discover(directory, index) as tape, ExitStack() as opened:
         player = None if no_source else TapePlayer(tape, directory, check)
         try:
@@ -364,13 +368,19 @@ def digest(
     with Tape.discover(directory, index) as tape, ExitStack() as opened:
         player = TapePlayer(tape, directory, check)
         for output, option in ((sums, "--sums"), (state, "--state")):
-            if output not in (None, "-"):
+            if output is not None and output != "-":
                 check_output(output, player.source.root, tape.index_path, option)
+                if os.path.exists(output) and not os.path.isfile(output):  # it would be replaced by one
+                    raise click.BadParameter(f"{printable(output)} is not a regular file", param_hint=option)
         out: BinaryIO | None = None
         if sums == "-":
             out = sys.stdout.buffer
         elif sums is not None:
-            out = opened.enter_context(_locked(sums + ".new"))
+            target = os.path.realpath(sums)
+            opened.enter_context(_named_when_full(target + ".new"))
+            out = opened.enter_context(_locked(target + ".new"))
+            if state is None:  # then nothing can go on from it
+                opened.enter_context(_removed_on_failure(target + ".new"))
         digests = Digests(tape, algorithms, part_sizes, out, state)
         for size, parts in digests.parts.items():
             if parts.count > _MOST_PARTS:
@@ -384,7 +394,7 @@ def digest(
         if sums is not None and sums != "-" and out is not None:
             out.flush()
             os.fsync(out.fileno())
-            os.replace(sums + ".new", sums)
+            os.replace(target + ".new", target)
     whole = {algorithm: window.hexdigest() for algorithm, window in digests.whole.items()}
     etags = [
         {"part_size": size, "parts": parts.count, "etag": parts.hexdigest()} for size, parts in digests.parts.items()
@@ -397,6 +407,26 @@ def digest(
         click.echo(f"{algorithm.upper()} ({printable(name)}) = {value}")
     for etag in etags:
         click.echo(f"S3-ETAG-{etag['part_size']} ({printable(name)}) = {etag['etag']}")
+
+
+@contextmanager
+def _named_when_full(place: str) -> Iterator[None]:
+    """Names the file in the error of a disk that has no room for it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            error.filename = place
+        raise
+
+
+@contextmanager
+def _removed_on_failure(place: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        os.unlink(place)
+        raise
 
 
 def _locked(place: str) -> BinaryIO:

@@ -103,15 +103,25 @@ class Copy:
         """The size now, in bytes; of a stream nobody knows it."""
         return os.lseek(self._fd, 0, os.SEEK_END)
 
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Names the copy in the errors of the system calls in the block, which know its descriptor alone."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = self._path if isinstance(self._path, str) else "standard input"
+            raise
+
     def read(self, offset: int, size: int) -> bytes:
         """The bytes `[offset, offset + size)`, fewer only at the end; of a stream the next ones, wherever they lie."""
         parts, missing = [], size
-        while missing:
-            data = os.read(self._fd, missing) if self.is_stream else os.pread(self._fd, missing, offset)
-            if not data:
-                break
-            parts.append(data)
-            missing, offset = missing - len(data), offset + len(data)
+        with self._named():
+            while missing:
+                data = os.read(self._fd, missing) if self.is_stream else os.pread(self._fd, missing, offset)
+                if not data:
+                    break
+                parts.append(data)
+                missing, offset = missing - len(data), offset + len(data)
         return b"".join(parts)
 
     def holes(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
@@ -129,18 +139,9 @@ class Copy:
                 start = stop
             yield hole, min(start, stop)
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Names the copy in the errors of the system calls in the block, which know its descriptor alone."""
-        try:
-            yield
-        except OSError as error:
-            error.filename = self._path
-            raise
-
     def truncate(self, size: int) -> None:
         """Cuts it to `size` bytes, on the disk."""
-        with self._writing():
+        with self._named():
             os.ftruncate(self._fd, size)
             os.fsync(self._fd)
 
@@ -155,7 +156,7 @@ class Copy:
         synced = position
         while position < player.tape.total_size:
             data = buffer[: player.readinto(buffer, position)]
-            with self._writing():
+            with self._named():
                 while data:
                     count = os.pwrite(self._fd, data, position)
                     data, position = data[count:], position + count
@@ -163,7 +164,7 @@ class Copy:
                     os.fdatasync(self._fd)
                     synced = position
             on_progress(position, position - begun)
-        with self._writing():
+        with self._named():
             os.fsync(self._fd)
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)  # so that a comparison reads the disk
 

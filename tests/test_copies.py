@@ -379,6 +379,19 @@ def test_a_copy_on_a_device(recorded: Path, archive: bytes, tmp_path: Path) -> N
         subprocess.run(["losetup", "-d", device], check=True)
 
 
+@pytest.mark.needs("strace")
+def test_a_copy_that_fails_to_read(recorded: Path, archive: bytes, tmp_path: Path) -> None:
+    """One line that says which file: the source has many more."""
+    copy = tmp_path / "copy"
+    copy.write_bytes(archive)
+    strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", copy, "-e", "trace=pread64"]
+    for command in (["check", "--full"], ["resume"]):
+        line = [*strace, "-e", "inject=pread64:error=EIO", *TARTAPEFS, command[0], recorded, copy, *command[1:]]
+        result = subprocess.run(line, capture_output=True, text=True)
+        assert (result.returncode, result.stderr) == (1, f"tartapefs: {copy}: Input/output error\n")
+    assert copy.read_bytes() == archive
+
+
 def test_a_stream_that_is_closed(recorded: Path) -> None:
     result = subprocess.run(
         ["sh", "-c", 'exec "$@" <&-', "sh", *TARTAPEFS, "check", recorded, "-"], capture_output=True, text=True

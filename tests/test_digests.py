@@ -319,6 +319,7 @@ def test_sums_by_the_command(recorded: Path, tmp_path: Path) -> None:
     checked = subprocess.run(["sha256sum", "-c", "--strict", sums], cwd=recorded.parent, capture_output=True)
     assert checked.returncode == 0
     for options in (["--sums", recorded / "x"], ["--state", recorded / "x"], ["--sums", "-", "-a", "md5"],
+                    ["--sums", tmp_path / "one", "--state", tmp_path / "data" / ".." / "one"],
                     ["--s3-part-size", "0"], ["--s3-part-size", "8MB"], ["-a", "crc32"]):  # fmt: skip
         result = run("digest", recorded, *options)
         assert result.returncode == 2 and "Traceback" not in result.stderr

@@ -365,6 +365,8 @@ def digest(
         algorithms = ("sha256",)
     if sums == "-" and (algorithms or part_sizes or state or as_json):
         raise click.UsageError("sums on standard output cannot be mixed with anything else, nor kept in a state")
+    if sums is not None and state is not None and os.path.realpath(sums) == os.path.realpath(state):
+        raise click.UsageError("sums and state are two files")
     with Tape.discover(directory, index) as tape, ExitStack() as opened:
         player = TapePlayer(tape, directory, check)
         for output, option in ((sums, "--sums"), (state, "--state")):

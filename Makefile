@@ -14,12 +14,12 @@ PYTHON_TESTS := $(MOUNT_TESTS) tests/test_index.py tests/test_tape.py tests/test
 
 RUN_PACKAGES := python3 python3-venv fuse3 libfuse2
 TEST_PACKAGES := $(RUN_PACKAGES) attr bindfs bsdextrautils btrfs-progs busybox cpio curl dbus dbus-user-session \
-	e2fsprogs fish libarchive-tools libpam-systemd mandoc mount p7zip-full passwd procps rclone rsync strace systemd tar \
+	e2fsprogs fish jq libarchive-tools libpam-systemd mandoc mount p7zip-full passwd procps rclone rsync strace systemd tar \
 	util-linux xfsprogs zsh
 BENCH_PACKAGES := $(RUN_PACKAGES) bindfs coreutils findutils mount tar
 PODMAN_PACKAGES := $(TEST_PACKAGES) crun podman uidmap
 
-.PHONY: help demo test lint check package man bench fuzz soak mutants pythons podman clean
+.PHONY: help demo test lint check package man bench fuzz soak mutants pythons podman clients clean
 
 help:
 	@echo "make demo [DIR=folder]   record and mount a folder, read it back with GNU tar, compare"
@@ -33,6 +33,7 @@ help:
 	@echo "make soak [SECONDS=3600] random reads, memory and descriptors watched"
 	@echo "make pythons [PYTHONS=]  the tests that may depend on it, on each Python from 3.10 to 3.13 that is found"
 	@echo "make podman              containers by Podman, which it installs"
+	@echo "make clients             Ray and s3fs, which are large, in a virtual environment of their own"
 	@echo "make mutants             takes each integrity check out in turn; a test must fail"
 
 # $(call install,packages): installs those of the Debian packages that are missing.
@@ -116,6 +117,12 @@ podman:
 	$(call install,$(PODMAN_PACKAGES))
 	@$(MAKE) -s $(VENV)/for-test
 	$(BIN)/python -m pytest -m podman tests/test_podman.py
+
+clients:
+	@test -x $(VENV)-clients/bin/python || $(PYTHON) -m venv $(VENV)-clients
+	$(VENV)-clients/bin/pip install -q --disable-pip-version-check -e '.[distributed]' 'ray[data]' s3fs 'moto[server] >= 5' \
+		pytest pytest-timeout
+	$(VENV)-clients/bin/python -m pytest -q tests/test_ray.py tests/test_s3fs.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

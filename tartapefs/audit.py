@@ -18,7 +18,7 @@ from tartapefs.scan import exclusion
 from tartapefs.source import TAPE_FOLDER, Source
 from tartapefs.tape import Tape
 
-_PROGRESS_EVERY = 1024  # members
+_PROGRESS_EVERY = 128  # members: on a network file system each may take milliseconds
 _STRETCH = 0.01  # seconds of work between two rests
 
 
@@ -41,12 +41,15 @@ def audit(tape: Tape, source: Source, at_home: bool, share: float = 1.0) -> None
 
 
 def verify(
-    tape: Tape, source: Source, at_home: bool, on_progress: Callable[[int], None] = lambda members: None
+    tape: Tape,
+    source: Source,
+    at_home: bool,
+    on_progress: Callable[[int, int], None] = lambda members, position: None,
 ) -> Iterator[TapeIntegrityError]:
     """All drift of `source`, in the archive's order. Raises TapeFormatError for a damaged index.
 
     Only a directory that differs is listed, to name what was added. `on_progress` is called now and then with the
-    number of members seen.
+    number of members seen, and the start of the last of them.
     """
     for count, member in enumerate(tape.members(), 1):
         found = _differences(member, source, at_home)
@@ -55,7 +58,7 @@ def verify(
             if member.is_directory and found[0].what not in ("type", "access"):
                 yield from _added(tape, source, member)
         if count % _PROGRESS_EVERY == 0:
-            on_progress(count)
+            on_progress(count, member.start)
 
 
 def _differences(member: Member, source: Source, at_home: bool) -> tuple[Difference, ...]:

@@ -15,7 +15,12 @@ from tartapefs.member import Member
 from tartapefs.tape import Tape
 
 Kind = Literal["added", "removed", "changed", "moved"]
+Progress = Callable[[int, int], None]  # (members so far, where the last of them lies in the new archive)
 _PROGRESS_EVERY = 1024  # members
+
+
+def _nothing(members: int, position: int) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ class Comparison:
             and (not self._same_folder or (one.ino == other.ino and one.ctime_ns == other.ctime_ns))
         )
 
-    def prefix(self, on_progress: Callable[[int], None] = lambda members: None) -> int:
+    def prefix(self, on_progress: Progress = _nothing) -> int:
         """The length of the longest prefix of the old archive that the new one has too, in bytes."""
         if self.old.rows_digest == self.new.rows_digest:
             return self.old.total_size
@@ -76,11 +81,11 @@ class Comparison:
                     return one.start + BLOCK
             stop = one.stop
             if count % _PROGRESS_EVERY == 0:
-                on_progress(count)
+                on_progress(count, other.start)
         # A footer is NUL bytes, and a header begins with a name: where one ends and the other goes on, they differ.
         return stop if self.old.total_size != self.new.total_size else self.old.total_size
 
-    def changes(self, on_progress: Callable[[int], None] = lambda members: None) -> Iterator[Change]:
+    def changes(self, on_progress: Progress = _nothing) -> Iterator[Change]:
         """All members that differ, in the archive's order; nothing of what is the same in the same place.
 
         "moved": the same header and content at another offset. Memory does not grow with their number.
@@ -90,7 +95,7 @@ class Comparison:
         while one is not None or other is not None:
             count += 1
             if count % _PROGRESS_EVERY == 0:
-                on_progress(count)
+                on_progress(count, other.start if other is not None else self.new.total_size)
             if other is None or (one is not None and _path(one) < _path(other)):
                 yield Change("removed", one, None)
                 one = next(ours, None)

@@ -10,12 +10,14 @@ The end that is compared as a whole is as long as what `extend` may lose when th
 to the disk each time that it has added as much.
 """
 
+import errno
 import fcntl
 import heapq
 import os
 import re
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -69,16 +71,17 @@ class Copy:
     """
 
     def __init__(self, path: str | int, writable: bool = False, create: bool = False) -> None:
+        self._path = path
         flags = (os.O_RDWR if writable else os.O_RDONLY) | (os.O_CREAT if create else 0)
         self._fd = os.dup(path) if isinstance(path, int) else os.open(path, flags | os.O_CLOEXEC, 0o666)
         try:
             mode = os.fstat(self._fd).st_mode
             self.is_stream = isinstance(path, int) or not (stat.S_ISREG(mode) or stat.S_ISBLK(mode))
             if stat.S_ISDIR(mode):
-                raise IsADirectoryError(21, os.strerror(21), path)
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
             if writable:
                 if not stat.S_ISREG(mode):
-                    raise OSError(22, "not a regular file", path)
+                    raise OSError(errno.EINVAL, "not a regular file", path)
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BaseException:
             os.close(self._fd)
@@ -100,15 +103,25 @@ class Copy:
         """The size now, in bytes; of a stream nobody knows it."""
         return os.lseek(self._fd, 0, os.SEEK_END)
 
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Names the copy in the errors of the system calls in the block, which know its descriptor alone."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = self._path if isinstance(self._path, str) else "standard input"
+            raise
+
     def read(self, offset: int, size: int) -> bytes:
         """The bytes `[offset, offset + size)`, fewer only at the end; of a stream the next ones, wherever they lie."""
         parts, missing = [], size
-        while missing:
-            data = os.read(self._fd, missing) if self.is_stream else os.pread(self._fd, missing, offset)
-            if not data:
-                break
-            parts.append(data)
-            missing, offset = missing - len(data), offset + len(data)
+        with self._named():
+            while missing:
+                data = os.read(self._fd, missing) if self.is_stream else os.pread(self._fd, missing, offset)
+                if not data:
+                    break
+                parts.append(data)
+                missing, offset = missing - len(data), offset + len(data)
         return b"".join(parts)
 
     def holes(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
@@ -128,8 +141,9 @@ class Copy:
 
     def truncate(self, size: int) -> None:
         """Cuts it to `size` bytes, on the disk."""
-        os.ftruncate(self._fd, size)
-        os.fsync(self._fd)
+        with self._named():
+            os.ftruncate(self._fd, size)
+            os.fsync(self._fd)
 
     def extend(self, player: TapePlayer, on_progress: Progress) -> None:
         """Appends what is missing, and has it written to the disk.
@@ -142,14 +156,16 @@ class Copy:
         synced = position
         while position < player.tape.total_size:
             data = buffer[: player.readinto(buffer, position)]
-            while data:
-                count = os.pwrite(self._fd, data, position)
-                data, position = data[count:], position + count
-            if position - synced >= TAIL - CHUNK:
-                os.fdatasync(self._fd)
-                synced = position
+            with self._named():
+                while data:
+                    count = os.pwrite(self._fd, data, position)
+                    data, position = data[count:], position + count
+                if position - synced >= TAIL - CHUNK:
+                    os.fdatasync(self._fd)
+                    synced = position
             on_progress(position, position - begun)
-        os.fsync(self._fd)
+        with self._named():
+            os.fsync(self._fd)
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)  # so that a comparison reads the disk
 
 

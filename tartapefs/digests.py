@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 
 from tartapefs.display import printable
@@ -284,6 +285,10 @@ def _union(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         yield low, high
 
 
+def _size(ranges: Iterable[tuple[int, int]]) -> int:
+    return sum(stop - start for start, stop in ranges)
+
+
 class Digests:
     """Several digests of `tape`, made in one pass, or in as many as it takes.
 
@@ -303,7 +308,7 @@ class Digests:
         state: str | os.PathLike[str] | None = None,
     ) -> None:
         self.tape = tape
-        self._state = os.fspath(state) if state is not None else None
+        self._state = os.path.realpath(state) if state is not None else None
         kept = self._state is not None
         self.whole = {name: Stretch(name, 0, tape.total_size, kept) for name in algorithms}
         self.parts = {size: Parts(size, tape.total_size, kept) for size in part_sizes}
@@ -369,6 +374,12 @@ class Digests:
         """The algorithms of the whole whose state cannot be saved here: they begin anew in each session."""
         return tuple(name for name in self.whole if not savable(name))
 
+    @property
+    def read_again(self) -> int:
+        """How many bytes are missing for those alone."""
+        others = (digest.missing() for name, digest in self._all.items() if name not in self.not_kept)
+        return _size(self.missing()) - _size(_union(heapq.merge(*others)))
+
     def _identity(self) -> dict[str, Any]:
         """What a state belongs to: the headers alone do not tell two contents of the same second apart."""
         return {"format": 1, "fingerprint": self.tape.fingerprint, "rows": self.tape.rows_digest}
@@ -379,11 +390,17 @@ class Digests:
         digests = {name: saved for name, digest in self._all.items() if (saved := digest.save()) is not None}
         content = self._identity() | {"digests": self._others | digests}
         under_way = self._state + ".new"
-        with open(under_way, "w", encoding="ascii") as file:
-            json.dump(content | {"checksum": _checksum(content)}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(under_way, self._state)
+        try:
+            with open(under_way, "w", encoding="ascii") as file:
+                json.dump(content | {"checksum": _checksum(content)}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(under_way, self._state)
+        except OSError as error:
+            error.filename = self._state
+            with suppress(OSError):
+                os.unlink(under_way)
+            raise
 
     def _load(self, path: str) -> None:
         try:

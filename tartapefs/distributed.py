@@ -89,7 +89,8 @@ def upload(
         md5s: dict[int, str] = {}
         sent = 0
         try:
-            for at, done in _run(client, partial(_send, job, there), range(len(parts)), attempts):
+            numbered = ((at, there.get(at, "")) for at in range(len(parts)))
+            for (at, _), done in _run(client, partial(_send, job), numbered, attempts):
                 md5s[at] = done.md5
                 sent += done.sent
                 if on_progress:
@@ -167,18 +168,19 @@ class _Hashed(Window):
         return self._md5.hexdigest()
 
 
-def _send(job: _Job, there: dict[int, str], at: int) -> _Outcome:
-    """On a worker: sees to it that the far end has this part."""
+def _send(job: _Job, numbered: tuple[int, str]) -> _Outcome:
+    """On a worker: sees to it that the far end has this part, which may be there with that MD5."""
+    at, there = numbered
 
     def send(player: TapePlayer) -> _Outcome:
         part = Parts(player, job.part_size)[at]
         body = _Hashed(player, part.start, part.stop, part.name)
-        if at in there:
+        if there:
             buffer = bytearray(CHUNK)
             while body.readinto(buffer):
                 pass
-            if body.hexdigest() == there[at]:
-                return _Outcome(md5=there[at])
+            if body.hexdigest() == there:
+                return _Outcome(md5=there)
             body.seek(0)
         job.target.send(at, body)
         return _Outcome(md5=body.hexdigest(), sent=True)
@@ -370,17 +372,28 @@ class _Folder:
         return target
 
     def _open(self) -> tuple[Any, str]:
-        fs, path = _needed("fsspec").core.url_to_fs(self.url, **self.options)
+        try:
+            fs, path = _needed("fsspec").core.url_to_fs(self.url, **self.options)
+        except ImportError as error:  # fsspec needs another package for it, and says which
+            raise TapeError(f"{self.url}: {error}") from None
         return fs, path.rstrip("/")
 
     def there(self, parts: Parts) -> dict[int, str]:
         fs, path = self._open()
         fs.invalidate_cache()
-        sizes = {found["name"].rpartition("/")[2]: found["size"] for found in fs.ls(path, detail=True)}
-        whole = [
-            at for at, part in enumerate(parts) if sizes.get(part.name) == part.size and part.name + ".md5" in sizes
-        ]
-        return {at: fs.cat_file(f"{path}/{parts[at].name}.md5").decode().partition(" ")[0] for at in whole}
+        try:
+            listed = fs.ls(path, detail=True)
+        except FileNotFoundError:  # an object store has no folder until something is in it
+            listed = []
+        sizes = {found["name"].rpartition("/")[2]: found["size"] for found in listed}
+        whole = {
+            f"{part.name}.md5": at
+            for at, part in enumerate(parts)
+            if sizes.get(part.name) == part.size and f"{part.name}.md5" in sizes
+        }
+        # In one call, which many file systems do at once.
+        lines = fs.cat([f"{path}/{name}" for name in whole]) if whole else {}
+        return {whole[name.rpartition("/")[2]]: line.decode().partition(" ")[0] for name, line in lines.items()}
 
     def send(self, at: int, part: _Hashed) -> None:
         fs, path = self._open()

@@ -90,6 +90,7 @@ class TapeRecorder:
         self.left_out = 0
         self.member_count = 0
         self.total_size = 0
+        self.latest = b""  # path below the root of the member that was last when `on_progress` was called
 
     def commit(self) -> str:
         """Records, and returns the fingerprint: SHA-256 over all headers, 64 hex digits.
@@ -227,6 +228,7 @@ class TapeRecorder:
             if not self._problems and position <= MAX_OFFSET:
                 yield member, starts[depth - 1] if depth else -1
             if self.member_count % _PROGRESS_EVERY == 0:
+                self.latest = path
                 self._on_progress(self.member_count, position)
         self.total_size = position + FOOTER
 

@@ -7,6 +7,7 @@ reads; what fsspec's cache of a file holds was checked when it was read, not whe
 
 import errno
 import os
+from datetime import datetime, timezone
 from typing import Any
 
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
@@ -36,7 +37,10 @@ class TapeFileSystem(AbstractFileSystem):
         return os.path.abspath(super()._strip_protocol(path))
 
     def info(self, path: str, **options: Any) -> dict[str, Any]:
-        """Of an archive also `fingerprint` and `recorded` (ns since 1970). Raises TapeNotFoundError."""
+        """Of an archive also `fingerprint`, and when it was recorded: `recorded` (ns since 1970), `mtime` (s).
+
+        Raises TapeNotFoundError.
+        """
         path = self._strip_protocol(path)
         folder, name = os.path.split(path)
         if name != ARCHIVE:
@@ -44,7 +48,12 @@ class TapeFileSystem(AbstractFileSystem):
                 return {"name": path, "type": "directory", "size": 0}
         with Tape.discover(folder, self.index) as tape:
             size, fingerprint, recorded = tape.total_size, tape.fingerprint, tape.recorded_ns
-        return {"name": path, "type": "file", "size": size, "fingerprint": fingerprint, "recorded": recorded}
+        times = {"mtime": recorded / 10**9, "recorded": recorded}
+        return {"name": path, "type": "file", "size": size, "fingerprint": fingerprint} | times
+
+    def modified(self, path: str) -> datetime:
+        """When an archive was recorded."""
+        return datetime.fromtimestamp(self.info(path)["mtime"], timezone.utc)
 
     def ls(self, path: str, detail: bool = True, **options: Any) -> list[Any]:
         found = self.info(path)

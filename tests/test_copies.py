@@ -3,12 +3,14 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,6 +21,8 @@ from conftest import TARTAPEFS, run, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import Reference, gnu_tar
+from s3 import environment as s3_environment
+from s3 import s3_server
 
 from tartapefs import Tape, TapePlayer, TapeRecorder, copies
 from tartapefs.copies import Agreement, Copy, compare, sample
@@ -329,10 +333,93 @@ def test_resume_refuses(recorded: Path, archive: bytes, tmp_path: Path) -> None:
         assert run("resume", recorded, inside).returncode == 2
     assert (index.read_bytes(), sorted(os.listdir(recorded))) == before
     (tmp_path / "other").write_bytes(b"something else" * 100)
-    for place, code in ((tmp_path, 1), (tmp_path / "other", 1), (Path("/dev/null"), 1), (tmp_path / "no" / "copy", 1)):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    for place, says in (
+        (tmp_path, "Is a directory"),
+        (tmp_path / "other", "does not begin as this archive does"),
+        (Path("/dev/null"), "not a regular file"),
+        (tmp_path / "pipe", "not a regular file"),
+        (tmp_path / "loop", "Too many levels of symbolic links"),
+        (tmp_path / "no" / "copy", "No such file or directory"),
+    ):
         result = run("resume", recorded, place)
-        assert result.returncode == code and "Traceback" not in result.stderr and len(result.stderr.splitlines()) == 1
+        assert result.returncode == 1 and len(result.stderr.splitlines()) == 1
+        assert result.stderr.startswith(f"tartapefs: {place}: ") and says in result.stderr
     assert (tmp_path / "other").read_bytes() == b"something else" * 100
+
+
+def test_a_copy_that_a_link_leads_to(recorded: Path, archive: bytes, tmp_path: Path) -> None:
+    """The file itself is completed and cut, whether it is there or not; the link stays."""
+    (tmp_path / "there").write_bytes(archive[:1000] + b"wrong")
+    for name in ("there", "not there yet"):
+        link = tmp_path / f"link to {name}"
+        link.symlink_to(name)
+        if name == "there":
+            assert run("check", recorded, link, "--truncate", "--yes").returncode == 1
+            assert (tmp_path / name).read_bytes() == archive[:1000]
+        assert run("resume", recorded, link).returncode == 0
+        assert link.is_symlink() and (tmp_path / name).read_bytes() == archive
+
+
+@pytest.mark.root
+def test_a_copy_on_a_device(recorded: Path, archive: bytes, tmp_path: Path) -> None:
+    """A disk, or what stands for one, is checked as a file that goes on beyond the archive; it cannot be cut."""
+    (tmp_path / "disk").write_bytes(archive[:5_000_000] + bytes(15_971_520))
+    device = subprocess.run(
+        ["losetup", "-f", "--show", tmp_path / "disk"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    try:
+        facts = json.loads(run("check", recorded, device, "--json").stdout)
+        assert (facts["good"], facts["beyond"]) == (5_000_000, 20_971_520 - len(archive))
+        for command in (["check", "--truncate", "--yes"], ["resume"]):
+            result = run(command[0], recorded, device, *command[1:])
+            assert (result.returncode, result.stderr) == (1, f"tartapefs: {device}: not a regular file\n")
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
+
+
+@pytest.mark.needs("strace")
+def test_a_copy_that_fails_to_read(recorded: Path, archive: bytes, tmp_path: Path) -> None:
+    """One line that says which file: the source has many more."""
+    copy = tmp_path / "copy"
+    copy.write_bytes(archive)
+    strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", copy, "-e", "trace=pread64"]
+    for command in (["check", "--full"], ["resume"]):
+        line = [*strace, "-e", "inject=pread64:error=EIO", *TARTAPEFS, command[0], recorded, copy, *command[1:]]
+        result = subprocess.run(line, capture_output=True, text=True)
+        assert (result.returncode, result.stderr) == (1, f"tartapefs: {copy}: Input/output error\n")
+    assert copy.read_bytes() == archive
+
+
+def test_a_stream_that_is_closed(recorded: Path) -> None:
+    result = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *TARTAPEFS, "check", recorded, "-"], capture_output=True, text=True
+    )
+    assert (result.returncode, result.stderr) == (1, "tartapefs: standard input: Bad file descriptor\n")
+
+
+@pytest.mark.needs("strace")
+def test_killed_at_each_change(recorded: Path, archive: bytes, tmp_path: Path) -> None:
+    """At every system call that changes the copy: it never loses a good byte, and what is left goes on."""
+    copy, had = tmp_path / "copy", len(archive) - 3_000_000
+    killed = []
+    for call in ("ftruncate", "fsync", "pwrite64"):
+        for number in range(1, 10):
+            copy.write_bytes(archive[:had] + b"rubbish" * 1000)
+            inject = f"inject={call}:signal=SIGKILL:when={number}"
+            strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject]
+            code = subprocess.run([*strace, *TARTAPEFS, "resume", recorded, copy], capture_output=True).returncode
+            left = copy.read_bytes()
+            if code == 0:
+                break
+            killed.append(call)
+            assert left.startswith(archive[:had])
+            assert archive.startswith(left) or call == "ftruncate"
+        assert left == archive
+        copy.write_bytes(left[: had + 10])
+        assert run("resume", recorded, copy).returncode == 0
+    assert killed == ["ftruncate", *["fsync"] * 2, *["pwrite64"] * 3]
 
 
 def test_one_resume_at_a_time(recorded: Path, archive: bytes, tmp_path: Path) -> None:
@@ -389,7 +476,7 @@ def test_resume_on_a_full_disk(recorded: Path, archive: bytes, tmp_path: Path) -
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], check=True)
     try:
         result = run("resume", recorded, place / "copy")
-        assert result.returncode == 1 and "No space left" in result.stderr and len(result.stderr.splitlines()) == 1
+        assert (result.returncode, result.stderr) == (1, f"tartapefs: {place / 'copy'}: No space left on device\n")
         assert archive.startswith((place / "copy").read_bytes())
         subprocess.run(["mount", "-o", "remount,size=20m", place], check=True)
         assert run("resume", recorded, place / "copy").returncode == 0
@@ -468,44 +555,85 @@ def test_hints_work(recorded: Path, archive: bytes, tmp_path: Path, mount: Calla
     mounted = mount(recorded)
     place = tmp_path / "it's a\n place"
     place.mkdir()
-    (tmp_path / "bin").mkdir()
-    program = tmp_path / "bin" / "tartapefs"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m tartapefs "$@"\n')
-    aws = tmp_path / "bin" / "aws"  # what `aws s3api upload-part` takes, kept as files
-    aws.write_text(
-        '#!/bin/sh\ntest "$1 $2 $3 $4 $5 $6 $7 $8" = "s3api upload-part --bucket my bucket --key a/b --upload-id I=="'
-        ' && test "$9" = --part-number && cp "${12}" "uploaded ${10}"\n'
-    )
-    for made in (program, aws):
-        made.chmod(0o755)
     copy = "-a copy: 'x' $(false)"
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, directory=str(mounted.parent)))
     thread = Thread(target=server.serve_forever)
     thread.start()
     try:
-        upload = ["--part-size", "1M", "--bucket", "my bucket", "--key", "a/b", "--upload-id", "I=="]
-        hint = ["resume-hint", recorded, "--have", str(have), "--archive", mounted, "--copy", copy, *upload, "--json"]
+        hint = ["resume-hint", recorded, "--have", str(have), "--archive", mounted, "--copy", copy, "--json"]
         url = f"http://127.0.0.1:{server.server_address[1]}/archive.tar"
         printed = json.loads(run(*hint).stdout)["commands"]
         printed["curl over http"] = json.loads(run(*hint, "--url", url).stdout)["commands"]["curl"]
         assert set(printed) == {"dd", "rsync", "rclone", "curl", "curl over http", "tartapefs", "aws"}
-        environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "RCLONE_CONFIG": "/dev/null"}
+        del printed["aws"]
+        environment = with_programs(tmp_path) | {"RCLONE_CONFIG": "/dev/null"}
         for client, line in printed.items():
             (place / copy).write_bytes(archive[:have] + b"rubbish")
             result = subprocess.run(
                 ["bash", "-c", line], cwd=place, env=environment, capture_output=True, text=True, timeout=120
             )
             assert result.returncode == 0, f"{client}: {line}: {result.stderr}"
-            if client != "aws":
-                assert (place / copy).read_bytes() == archive, client
-        parts = sorted(place.glob("uploaded *"), key=lambda part: int(part.name.split()[1]))
-        first = have // (1 << 20)
-        assert b"".join(part.read_bytes() for part in parts) == archive[first << 20 :]
-        assert [part.name for part in parts] == [f"uploaded {n}" for n in range(first + 1, -(-len(archive) >> 20) + 1)]
+            assert (place / copy).read_bytes() == archive, client
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@pytest.mark.fuse
+@pytest.mark.needs("rsync", "rclone", "curl", "dd")
+def test_no_hint_hides_drift(tree: Path, tmp_path: Path, mount: Callable[..., Path]) -> None:
+    """Each line exits otherwise than 0 once the archive cannot be read to its end."""
+    TapeRecorder(tree).commit()
+    mounted, copy = mount(tree), tmp_path / "copy"
+    hint = ["resume-hint", tree, "--have", "1000", "--archive", mounted, "--copy", copy, "--json"]
+    printed = json.loads(run(*hint).stdout)["commands"]
+    (tree / "script.sh").write_bytes(b"other")
+    environment = with_programs(tmp_path) | {"RCLONE_CONFIG": "/dev/null"}
+    for client in ("tartapefs", "dd", "rsync", "rclone", "curl"):
+        copy.write_bytes(bytes(1000))
+        result = subprocess.run(["bash", "-c", printed[client]], env=environment, capture_output=True, timeout=120)
+        assert result.returncode != 0, client
+
+
+def with_programs(tmp_path: Path) -> dict[str, str]:
+    """An environment in which a shell finds `tartapefs`, and `aws` as its package installs it."""
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "tartapefs"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m tartapefs "$@"\n')
+    program.chmod(0o755)
+    return os.environ | {"PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize("have", [1, 6_000_000])
+def test_the_hint_for_s3_works(recorded: Path, archive: bytes, tmp_path: Path, have: int) -> None:
+    """`aws` itself, on a real server: the parts that are missing, and then the whole with the ETag predicted."""
+    size, key = 5 << 20, "a 'b'/$(false)"
+    with s3_server() as s3, s3.client() as client:
+        upload = {"Bucket": "tapes", "Key": key}
+        upload["UploadId"] = client.create_multipart_upload(**upload)["UploadId"]
+        first = have // size
+        for number in range(first):
+            body = archive[number * size : (number + 1) * size]
+            client.upload_part(**upload, PartNumber=number + 1, Body=body)
+        s3.received.clear()
+        options = ["--part-size", "5M", "--bucket", "tapes", "--key", key, "--upload-id", upload["UploadId"]]
+        line = json.loads(run("resume-hint", recorded, "--have", str(have), *options, "--json").stdout)["commands"][
+            "aws"
+        ]
+        environment = s3_environment(s3) | {"PATH": with_programs(tmp_path)["PATH"]}
+        result = subprocess.run(
+            ["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert result.returncode == 0, result.stderr
+        count = -(-len(archive) // size)
+        assert s3.received == list(range(first + 1, count + 1))
+        parts = client.list_parts(**upload)["Parts"]
+        listed = [{"PartNumber": part["PartNumber"], "ETag": part["ETag"]} for part in parts]
+        client.complete_multipart_upload(**upload, MultipartUpload={"Parts": listed})
+        assert s3.object(key) == archive
+        predicted = json.loads(run("digest", recorded, "--s3-part-size", "5M", "--json").stdout)["s3"][0]["etag"]
+        assert s3.etag(key) == predicted and predicted.endswith(f"-{count}")
 
 
 def test_hints_for_what_is_complete_or_cannot_be(recorded: Path, archive: bytes) -> None:
@@ -523,41 +651,57 @@ def test_segments_are_told_right(player: TapePlayer, archive: bytes) -> None:
     assert isinstance(player.tape.segment_at(0), Segment)
 
 
+def on_a_slow_disk(calls: str, milliseconds: int, *command: object) -> tuple[int, bytes]:
+    """Runs it with these system calls so much slower; the exit code, and what a terminal on stderr saw, uncoloured."""
+    master, slave = os.openpty()
+    delay = f"inject={calls}:delay_enter={1000 * milliseconds}"
+    slowly = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", "-e", delay]
+    process = subprocess.Popen(
+        [*slowly, *TARTAPEFS, *map(os.fspath, command)],
+        stdout=subprocess.DEVNULL,
+        stderr=slave,
+        env=os.environ | {"COLUMNS": "200", "TERM": "xterm"},
+    )
+    os.close(slave)
+    seen = b""
+    with suppress(OSError):  # the terminal's other side is closed
+        while part := os.read(master, 65536):
+            seen += part
+    os.close(master)
+    return process.wait(60), re.sub(rb"\x1b\[[\d;]*m", b"", seen)
+
+
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize("command", ["resume", "digest"])
 def test_progress_names_the_member(larger: tuple[Path, bytes], tmp_path: Path, command: str) -> None:
-    """On a terminal, once it takes longer than a second: bytes, rate, members and the one that is read."""
+    """On a terminal, once it takes longer than a second: bytes, rate, time left, members and the one that is read."""
     root, _ = larger
     arguments = {"resume": [tmp_path / "copy"], "digest": ["-a", "md5"]}[command]
-    master, slave = os.openpty()
-    slowly = [
-        "strace",
-        "-f",
-        "-qq",
-        "-o",
-        "/dev/null",
-        "-e",
-        "trace=preadv,preadv2",
-        "-e",
-        "inject=preadv,preadv2:delay_enter=30000",
-    ]
-    process = subprocess.Popen(
-        [*slowly, *TARTAPEFS, command, root, *map(os.fspath, arguments)], stdout=subprocess.DEVNULL, stderr=slave,
-        env=os.environ | {"COLUMNS": "160", "TERM": "xterm"},
-    )  # fmt: skip
-    os.close(slave)
-    seen = b""
-    while True:
-        try:
-            part = os.read(master, 65536)
-        except OSError:
-            break
-        if not part:
-            break
-        seen += part
-    os.close(master)
-    assert process.wait(60) == 0
-    assert b"larger/5" in seen and b"/7 members" in seen and b"MB/s" in seen, seen
+    code, seen = on_a_slow_disk("preadv,preadv2", 30, command, root, *arguments)
+    assert code == 0
+    assert b"larger/5" in seen and b"/7 members" in seen and b"MB/s" in seen and b"0:00:0" in seen, seen
+
+
+@pytest.mark.needs("strace")
+@pytest.mark.parametrize("command", ["record", "verify", "diff"])
+def test_progress_through_members(tmp_path: Path, command: str) -> None:
+    """The same where it is members that take the time: how many, rate, time left, bytes, and the member."""
+    root = tmp_path / "many"
+    root.mkdir()
+    (root / "0000").touch()
+    for number in range(1, 2200):
+        os.link(root / "0000", root / f"{number:04}")
+    assert run("record", root).returncode == 0
+    if command == "diff":
+        shutil.copy(root / ".tartape" / "index.db", tmp_path / "old")
+        code, seen = on_a_slow_disk("pread64", 15, "diff", tmp_path / "old", root)
+    else:
+        options = ["--force"] if command == "record" else []
+        code, seen = on_a_slow_disk("newfstatat,statx,lstat", 1, command, root, *options)
+    assert code == 0, seen
+    assert b"/2201" in seen and b" members/s" in seen and b" 0:00:0" in seen and b"MiB" in seen, seen
+    name = rb"[12]\d\d\d" if command == "record" else rb"many/[12]\d\d\d"
+    assert re.search(rb"[KM]iB  " + name, seen), seen
 
 
 def test_nothing_hangs_on(recorded: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -160,7 +161,9 @@ def test_blake3_begins_anew(recorded: Path, archive: bytes, tmp_path: Path) -> N
         assert first.not_kept == ("blake3",)
         with pytest.raises(Stop):
             first.complete(player, stop)
+        shutil.copy(tmp_path / "state", tmp_path / "state of the command")
         second = Digests(tape, ("sha256", "blake3"), state=tmp_path / "state")
+        assert second.read_again == 1 << 20
         assert next(second.whole["sha256"].missing())[0] == 1 << 20
         assert second.missing() == [(0, len(archive))]
         second.complete(player)
@@ -169,6 +172,11 @@ def test_blake3_begins_anew(recorded: Path, archive: bytes, tmp_path: Path) -> N
         player.close()
     assert second.results() == third.results()
     assert third.results().items() <= expected(archive).items()
+    options = ["-a", "sha256", "-a", "blake3", "--state", tmp_path / "state of the command"]
+    result = run("digest", recorded, *options)
+    assert "begins anew each time: blake3; 1,048,576 bytes are read for that alone" in result.stderr
+    assert f"BLAKE3 (archive.tar) = {third.results()['blake3']}\n" in result.stdout
+    assert f"SHA256 (archive.tar) = {third.results()['sha256']}\n" in result.stdout
 
 
 def test_state_of_another_recording(recorded: Path, tmp_path: Path) -> None:
@@ -311,12 +319,47 @@ def test_sums_by_the_command(recorded: Path, tmp_path: Path) -> None:
     checked = subprocess.run(["sha256sum", "-c", "--strict", sums], cwd=recorded.parent, capture_output=True)
     assert checked.returncode == 0
     for options in (["--sums", recorded / "x"], ["--state", recorded / "x"], ["--sums", "-", "-a", "md5"],
+                    ["--sums", tmp_path / "one", "--state", tmp_path / "data" / ".." / "one"],
                     ["--s3-part-size", "0"], ["--s3-part-size", "8MB"], ["-a", "crc32"]):  # fmt: skip
         result = run("digest", recorded, *options)
         assert result.returncode == 2 and "Traceback" not in result.stderr
     state.write_text("{}")
     result = run("digest", recorded, "--state", state)
     assert result.returncode == 2 and "remove it to begin anew" in result.stderr
+
+
+@pytest.mark.root
+def test_on_a_full_disk(recorded: Path, tmp_path: Path) -> None:
+    """One line that names the file, nothing half written, and the state that was there stays."""
+    place = tmp_path / "tmpfs"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], check=True)
+    try:
+        state = place / "state"
+        assert run("digest", recorded, "-a", "md5", "--state", state).returncode == 0
+        before = state.read_bytes()
+        (place / "filling").write_bytes(bytes(60 << 10))
+        for options, name in ((["--sums", place / "sums"], "sums.new"), (["--state", state, "-a", "sha256"], "state")):
+            result = run("digest", recorded, *options)
+            assert (result.returncode, result.stdout) == (1, "")
+            assert result.stderr == f"tartapefs: {place / name}: No space left on device\n"
+            assert sorted(os.listdir(place)) == ["filling", "state"] and state.read_bytes() == before
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_what_is_no_place_for_a_file(recorded: Path, tmp_path: Path) -> None:
+    """A device, a pipe or a folder is not replaced by a file; what a link leads to is, not the link."""
+    os.mkfifo(tmp_path / "pipe")
+    for option in ("--sums", "--state"):
+        for place in (Path("/dev/null"), Path("/dev/zero"), tmp_path, tmp_path / "pipe"):
+            result = run("digest", recorded, option, place)
+            assert result.returncode == 2 and "is not a regular file" in result.stderr
+        link = tmp_path / f"link{option}"
+        link.symlink_to(f"target{option}")
+        assert run("digest", recorded, option, link).returncode == 0
+        assert link.is_symlink() and (tmp_path / f"target{option}").is_file()
+    assert Path("/dev/null").is_char_device()
 
 
 def test_sums_that_another_began(recorded: Path, tmp_path: Path) -> None:

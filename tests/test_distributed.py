@@ -5,12 +5,14 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -270,6 +272,70 @@ def test_drift_ends_the_upload(data: Path, s3: S3, client: Client) -> None:
     assert_nothing(s3)
 
 
+def test_more_parts_than_s3_lists_at_once(s3: S3) -> None:
+    """1,000 are what one answer has."""
+    with s3.client() as direct:
+        names = {"Bucket": "tapes", "Key": "a.tar"}
+        names["UploadId"] = direct.create_multipart_upload(**names)["UploadId"]
+
+        def send(number: int) -> str:
+            return direct.upload_part(**names, PartNumber=number, Body=b"%d" % number)["ETag"].strip('"')
+
+        with ThreadPoolExecutor(4) as pool:
+            sent = dict(enumerate(pool.map(send, range(1, 1006))))
+        assert direct.list_parts(**names)["IsTruncated"]
+    nobody: Any = None
+    assert ours._S3Object("tapes", "a.tar", s3.options, names["UploadId"]).there(nobody) == sent
+    assert ours._S3Object.begin("s3://tapes/a.tar", s3.options).upload_id == names["UploadId"]
+
+
+@pytest.mark.root
+@pytest.mark.needs("unshare")
+def test_two_hosts_with_a_replica_each(data: Path, s3: S3, tmp_path: Path) -> None:
+    """The second worker sees a copy of the folder in its place, as another machine would; then one that drifted."""
+    replica = tmp_path / "replica"
+    subprocess.run(["cp", "-a", data, replica], check=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    dask = [sys.executable, "-m", "dask"]
+    options = ["--nthreads", "1", "--no-dashboard", "--local-directory", tmp_path, "--death-timeout", "60"]
+    elsewhere = ["unshare", "-m", "sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"', replica, data]
+    commands = [
+        [*dask, "scheduler", "--host", address, "--no-dashboard"],
+        [*dask, "worker", address, *options, "--no-nanny"],
+        [*elsewhere, *dask, "worker", address, *options, "--no-nanny"],
+    ]
+    go = partial(upload, data, "s3://tapes/a.tar", part_size=PART, storage_options=s3.options)
+    processes = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for command in commands]
+    try:
+        with Client(address, timeout=60) as client:
+            client.wait_for_workers(2, timeout=60)
+            here = client.run(os.stat, data)
+            assert len({found.st_ino for found in here.values()}) == 2, "both see the same folder"
+            both = threading.Barrier(2, timeout=60)
+
+            def wait_for_both(number: int) -> None:
+                if number <= 2:
+                    both.wait()
+
+            s3.on_part = wait_for_both
+            assert go(client=client).etag == predicted(Reference(data))
+            assert_whole(s3, Reference(data))
+
+            with s3.client() as direct:
+                direct.delete_object(Bucket="tapes", Key="a.tar")
+            s3.on_part = lambda number: None
+            (replica / "new").touch()
+            with pytest.raises(TapeIntegrityError, match="data: mtime"):
+                go(client=client)
+            assert_nothing(s3)
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+            process.wait(30)
+
+
 def test_a_folder_of_parts(data: Path, client: Client, tmp_path: Path) -> None:
     reference, out = Reference(data), tmp_path / "out"
     go = partial(upload, data, f"file://{out}/", client, part_size=PART)
@@ -332,6 +398,12 @@ def test_what_s3_would_refuse_is_refused_at_once(data: Path, url: str, part_size
         upload(data, url, nobody, part_size=part_size)
     with pytest.raises(TapeNotFoundError):
         upload(data.parent, url, nobody, part_size=part_size)
+
+
+def test_without_a_package_that_the_url_needs(data: Path) -> None:
+    nobody: Any = None
+    with pytest.raises(TapeError, match=r"s3://tapes/a/: .*s3fs"):
+        upload(data, "s3://tapes/a/", nobody)
 
 
 def test_without_the_extra(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

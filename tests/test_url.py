@@ -20,7 +20,7 @@ from fsspec.asyn import get_loop
 from fsspec.tests.abstract import AbstractFixtures, AbstractGetTests
 from reference import Reference
 
-from tartapefs import TapeIntegrityError, TapePlayer, TapeRecorder
+from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder
 from tartapefs.url import TapeFileSystem
 
 
@@ -196,8 +196,40 @@ def test_copied_to_another_file_system(root: Path, archive: bytes, tmp_path: Pat
     assert (tmp_path / "copy.tar").read_bytes() == archive
 
 
+def test_got_in_every_way(root: Path, fs: TapeFileSystem, archive: bytes, tmp_path: Path) -> None:
+    """By name, as a folder, by a pattern, in a list."""
+    path = f"{root}/archive.tar"
+    out = tmp_path / "out"
+    out.mkdir()
+    fs.get(path, f"{out}/")
+    fs.get(url_of(root), f"{out}/named/other.tar")
+    fs.get(str(root), f"{out}/folder", recursive=True)
+    fs.get(f"{root}/*.tar", f"{out}/pattern/")
+    fs.get([path], f"{out}/list/")
+    got = sorted(str(file.relative_to(out)) for file in out.rglob("*.tar"))
+    assert got == [
+        "archive.tar", "folder/archive.tar", "list/archive.tar", "named/other.tar", "pattern/archive.tar"
+    ]  # fmt: skip
+    assert all((out / name).read_bytes() == archive for name in got)
+    assert (fs.glob(f"{root}/*"), fs.du(str(root))) == ([path], len(archive))
+    assert list(fs.walk(str(root))) == [(str(root), [], ["archive.tar"])]
+
+
+def test_its_time(root: Path, fs: TapeFileSystem) -> None:
+    """That of the recording, to whoever asks: fsspec, pyarrow."""
+    path = f"{root}/archive.tar"
+    with Tape.discover(root) as tape:
+        recorded = tape.recorded_ns
+    assert abs(fs.modified(path).timestamp() * 10**9 - recorded) < 10_000
+    arrow = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
+    assert abs(arrow.get_file_info(path).mtime_ns - recorded) < 10_000
+
+
 class TestConformance(AbstractFixtures, AbstractGetTests):
-    """fsspec's own tests of reading, those that need no writing: on members, through its `tar` over ours."""
+    """fsspec's own tests that apply: those of `get`, on members, through its `tar` over ours.
+
+    The others (copy, mv, open, pipe, put) write to the file system.
+    """
 
     @pytest.fixture
     def fs_path(self) -> str:

@@ -209,7 +209,13 @@ class Echo(BaseHTTPRequestHandler):
     got: list[tuple[dict[str, str], bytes]]
 
     def do_PUT(self) -> None:
-        self.got.append((dict(self.headers), self.rfile.read(int(self.headers.get("Content-Length", 0)))))
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        self.got.append((dict(self.headers), body))
         self.send_response(200)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -246,6 +252,11 @@ def test_over_http(tape: Tape, tree: Path, echo: tuple[int, list[tuple[dict[str,
     assert [body for _, body in got] == [archive[100_000:200_000], archive[190_000:200_000], archive[100_000:200_000]]
     assert [headers["Content-Length"] for headers, _ in got] == ["100000", "10000", "100000"]
     assert not any("Transfer-Encoding" in headers for headers, _ in got)
+    with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+        part.seek(0)
+        connection.request("PUT", "/", body=part)  # which does not look for a length, and sends chunks
+        assert connection.getresponse().status == 200
+    assert got[-1][1] == archive[100_000:200_000] and got[-1][0]["Transfer-Encoding"] == "chunked"
 
 
 def test_boto3_uploads_it(large: Path, s3: S3) -> None:

@@ -148,6 +148,6 @@ def _run(command: click.Command, name: str) -> NoReturn:
         if sys.stdout is not None:  # what it still holds cannot be written, and Python would say so once more
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         name = f"{printable(error.filename)}: " if error.filename else ""
-        say(f"{name}{os.strerror(error.errno or errno.EIO)}", logging.ERROR)
+        say(f"{name}{error.strerror or os.strerror(error.errno or errno.EIO)}", logging.ERROR)
         sys.exit(DRIFT)
     sys.exit(0)

@@ -94,7 +94,8 @@ def _no_update(done: int, position: int | None = None, note: str = "") -> None:
 def progress(what: str, total: int | None = None, is_bytes: bool = False, tape: Tape | None = None) -> Iterator[Update]:
     """Shows how far `what` is, on a terminal, once it has taken a second; the block calls what it is given.
 
-    With a `tape` it shows the member at the position, and how many members come up to there.
+    What counts is bytes, or else members. With a `tape` it shows the member at the position, and how many members or
+    bytes come up to there. A `total` that turns out too small was an estimate, and is dropped.
     """
     if sys.stderr is None or not sys.stderr.isatty():
         yield _no_update
@@ -105,13 +106,20 @@ def progress(what: str, total: int | None = None, is_bytes: bool = False, tape: 
         DownloadColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
     from rich.table import Column
+    from rich.text import Text
 
-    columns = (DownloadColumn(), TransferSpeedColumn()) if is_bytes else (MofNCompleteColumn(),)
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed or 0:,.0f} members/s")
+
+    columns = (DownloadColumn(), TransferSpeedColumn()) if is_bytes else (MofNCompleteColumn(), Rate())
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
@@ -138,10 +146,15 @@ def progress(what: str, total: int | None = None, is_bytes: bool = False, tape: 
                 return
             looked = now
             place = min(position, tape.total_size - 1)
-            passed, counted = passed + tape.count(counted, place + 1), max(counted, place + 1)
             member = tape.member_at(place)
             name = printable(member.arc_path) if member is not None else ""
-            note = f"{passed:,}/{tape.member_count:,} members  {name}"
+            if is_bytes:
+                passed, counted = passed + tape.count(counted, place + 1), max(counted, place + 1)
+                note = f"{passed:,}/{tape.member_count:,} members  {name}"
+            else:
+                note = f"{size_text(position)}/{size_text(tape.total_size)}  {name}"
+        if total is not None and done > total:
+            bar.update(task, total=None)
         bar.update(task, completed=done, note=note)
 
     try:

@@ -25,7 +25,7 @@ from itertools import chain
 import click
 
 from tartapefs import binding
-from tartapefs.cli.common import DRIFT, json_option, path, print_json
+from tartapefs.cli.common import DRIFT, json_option, path, print_json, progress
 from tartapefs.display import printable
 from tartapefs.errors import TapeError
 from tartapefs.player import CHUNK, TapePlayer
@@ -209,8 +209,9 @@ def _tartapefs(*arguments: str) -> str:
 
 def _read_with_tarfile(archive: str, tape: Tape, player: TapePlayer) -> str:
     """Compares what `tarfile` finds in the mounted archive with the recording, and all contents with the player's."""
-    with tarfile.open(archive) as tar:
+    with tarfile.open(archive) as tar, progress("reading it back", tape.total_size, True, tape) as update:
         for member in tape.members():
+            update(member.start, member.start)
             found = tar.next()
             if found is None or os.fsencode(found.name) != member.name.rstrip(b"/") or found.size != member.size:
                 raise ChildProcessError(f"{printable(member.name)} is not where it was recorded")
@@ -218,6 +219,7 @@ def _read_with_tarfile(archive: str, tape: Tape, player: TapePlayer) -> str:
             while contents and (data := contents.read(CHUNK)):
                 if data != player.read(found.offset_data + contents.tell() - len(data), len(data)):
                     raise ChildProcessError(f"{printable(member.name)} has other contents")
+                update(position := found.offset_data + contents.tell(), position)
         if tar.next() is not None:
             raise ChildProcessError("there are more members than recorded")
     return f"{tape.member_count:,} members, as recorded"

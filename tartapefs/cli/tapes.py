@@ -49,10 +49,11 @@ def record_folder(
     skip_unreadable: bool,
     skip_busy: bool,
     force: bool,
+    expected: int | None = None,  # members, about
 ) -> tuple[TapeRecorder, str]:
     if not os.path.isdir(directory):
         raise click.BadParameter(f"{printable(directory)} is not a folder", param_hint="DIR")
-    with progress(f"recording {directory}") as update:
+    with progress(f"recording {directory}", expected) as update:
         try:
             recorder = TapeRecorder(
                 directory,
@@ -62,7 +63,9 @@ def record_folder(
                 force,
                 skip_unreadable=skip_unreadable,
                 skip_busy=skip_busy,
-                on_progress=lambda members, size: update(members, note=size_text(size)),
+                on_progress=lambda members, size: update(
+                    members, note=f"{size_text(size)}  {printable(recorder.latest)}"
+                ),
             )
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--exclude") from None
@@ -114,10 +117,13 @@ def record(
     With --force it also tells how much of a copy of the archive before stays valid.
     """
     old = _replaced(directory, index) if force else None
-    recorder, fingerprint = record_folder(directory, index, exclude, keep_owners, skip_unreadable, skip_busy, force)
+    members = old.member_count if old is not None else None
+    recorder, fingerprint = record_folder(
+        directory, index, exclude, keep_owners, skip_unreadable, skip_busy, force, members
+    )
     prefix = None
     if old is not None:
-        with old, Tape.discover(directory, index) as new, progress("comparing", new.member_count) as update:
+        with old, Tape.discover(directory, index) as new, progress("comparing", new.member_count, tape=new) as update:
             prefix = Comparison(old, new).prefix(update)
         say(
             f"the first {prefix:,} bytes of a copy of the archive before, of {old.total_size:,}, stay valid"
@@ -279,7 +285,7 @@ def verify(directory: str, index: str | None, check: Check, as_json: bool) -> No
         if not tape.rows_are_sound():
             raise TapeFormatError(tape.index_path, "its rows fail their digest")
         found = []
-        with progress(f"verifying {directory}", tape.member_count) as update:
+        with progress(f"verifying {directory}", tape.member_count, tape=tape) as update:
             for error in find_drift(tape, player.source, player.at_home, update):
                 found.append(error)
                 if not as_json:

@@ -1,11 +1,13 @@
 """The commands on copies of an archive: check, resume, resume-hint, diff, digest."""
 
+import errno
 import fcntl
 import json
 import os
 import shlex
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO
 
 import click
@@ -127,6 +129,8 @@ def check(
         raise click.UsageError('there is no terminal to ask at; "--truncate" needs "--yes"')
     if no_source and (full or copy == "-"):
         raise click.UsageError('"--no-source" leaves nothing to compare every byte with')
+    if copy == "-" and sys.stdin is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard input")
     with Tape.discover(directory, index) as tape, ExitStack() as opened:
         player = None if no_source else TapePlayer(tape, directory, check)
         try:
@@ -235,7 +239,8 @@ def resume_hint(
         "dd": f"{cut} && dd if={source} of={target} bs=1M iflag=skip_bytes skip={have} oflag=append conv=notrunc",
         "rsync": f"{cut} && rsync --append {source} {target}",
         "rclone": f"{cut} && rclone cat --offset {have} {source} >> {target}",
-        "curl": f"{cut} && curl -f -r {have}- {address} >> {target}",
+        # It exits 0 on a file that fails to read (7.88, with file://), so the size has to tell.
+        "curl": f"{cut} && curl -f -r {have}- {address} >> {target} && test $(stat -c %s {target}) = {total}",
         "tartapefs": f"{cut} && {play} --start {have} >> {target}",
         "aws": f"for n in $(seq {first} {last}); do {play} --start $(((n - 1) * {size})) --length {size} -o part"
         f" && {upload} --part-number $n --body part || break; done",
@@ -292,8 +297,10 @@ def diff(old: str, new: str, check: Check, as_json: bool) -> None:
     counts = dict.fromkeys(_MARKS, 0)
     with _open_index(old) as one, _open_index(new) as other:
         comparison = Comparison(one, other, check)
-        with progress("comparing", max(one.member_count, other.member_count)) as update:
+        most = max(one.member_count, other.member_count)
+        with progress("comparing", most, tape=other) as update:
             prefix = comparison.prefix(update)
+        with progress("listing", most, tape=other) as update:
             for change in comparison.changes(update):
                 counts[change.kind] += 1
                 if as_json:
@@ -358,29 +365,38 @@ def digest(
         algorithms = ("sha256",)
     if sums == "-" and (algorithms or part_sizes or state or as_json):
         raise click.UsageError("sums on standard output cannot be mixed with anything else, nor kept in a state")
+    if sums is not None and state is not None and os.path.realpath(sums) == os.path.realpath(state):
+        raise click.UsageError("sums and state are two files")
     with Tape.discover(directory, index) as tape, ExitStack() as opened:
         player = TapePlayer(tape, directory, check)
         for output, option in ((sums, "--sums"), (state, "--state")):
-            if output not in (None, "-"):
+            if output is not None and output != "-":
                 check_output(output, player.source.root, tape.index_path, option)
+                if os.path.exists(output) and not os.path.isfile(output):  # it would be replaced by one
+                    raise click.BadParameter(f"{printable(output)} is not a regular file", param_hint=option)
         out: BinaryIO | None = None
         if sums == "-":
             out = sys.stdout.buffer
         elif sums is not None:
-            out = opened.enter_context(_locked(sums + ".new"))
+            target = os.path.realpath(sums)
+            opened.enter_context(_named_when_full(target + ".new"))
+            out = opened.enter_context(_locked(target + ".new"))
+            if state is None:  # then nothing can go on from it
+                opened.enter_context(_removed_on_failure(target + ".new"))
         digests = Digests(tape, algorithms, part_sizes, out, state)
         for size, parts in digests.parts.items():
             if parts.count > _MOST_PARTS:
                 say(f"parts of {size} bytes are {parts.count:,}; S3 takes {_MOST_PARTS:,}")
         if state is not None and digests.not_kept:
-            say(f"cannot be kept half way, and begins anew each time: {', '.join(digests.not_kept)}")
+            again = f"; {digests.read_again:,} bytes are read for that alone" if digests.read_again else ""
+            say(f"cannot be kept half way, and begins anew each time: {', '.join(digests.not_kept)}{again}")
         missing = sum(stop - start for start, stop in digests.missing())
         with progress(f"reading {directory}", missing, True, tape) as update:
             digests.complete(player, lambda position, done: update(done, position))
         if sums is not None and sums != "-" and out is not None:
             out.flush()
             os.fsync(out.fileno())
-            os.replace(sums + ".new", sums)
+            os.replace(target + ".new", target)
     whole = {algorithm: window.hexdigest() for algorithm, window in digests.whole.items()}
     etags = [
         {"part_size": size, "parts": parts.count, "etag": parts.hexdigest()} for size, parts in digests.parts.items()
@@ -393,6 +409,26 @@ def digest(
         click.echo(f"{algorithm.upper()} ({printable(name)}) = {value}")
     for etag in etags:
         click.echo(f"S3-ETAG-{etag['part_size']} ({printable(name)}) = {etag['etag']}")
+
+
+@contextmanager
+def _named_when_full(place: str) -> Iterator[None]:
+    """Names the file in the error of a disk that has no room for it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            error.filename = place
+        raise
+
+
+@contextmanager
+def _removed_on_failure(place: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        os.unlink(place)
+        raise
 
 
 def _locked(place: str) -> BinaryIO:

@@ -30,7 +30,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import chain, count, islice
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -40,7 +40,7 @@ from zlib import crc32
 from tartapefs import ustar
 from tartapefs.errors import TapeBusyError, TapeFormatError, TapeNotFoundError
 from tartapefs.layout import BLOCK, FOOTER, MAX_OFFSET, span
-from tartapefs.member import Member
+from tartapefs.member import Member, MemberFacts
 
 FORMAT = 1
 _APPLICATION = 0x54415045  # "TAPE", where file(1) looks for it
@@ -54,6 +54,7 @@ _SCHEMA = [
     ("tape", "CREATE TABLE tape (fact TEXT PRIMARY KEY, value) WITHOUT ROWID"),
 ]
 _COLUMNS = 13
+_AT_ONCE = 16  # rows in one INSERT
 _UNDER_WAY = ".new"  # what is added to the name of an index that is being written
 _NO_FOLDER = -1  # what the root has in place of its folder's start
 _PAGE = 256  # members that are fetched at once by a reader that goes on where it stopped
@@ -217,31 +218,40 @@ class IndexWriter:
         os.close(self._fd)
         self._fd = -1
 
-    def add(self, members: Iterable[tuple[Member, int]]) -> None:
+    def add(self, members: Iterable[tuple[MemberFacts, int]]) -> None:
         """Writes members, each with the start of its folder (-1 for the root), in the order of their starts."""
+        row = f"({','.join('?' * _COLUMNS)})"
+        several = f"INSERT INTO member VALUES {','.join([row] * _AT_ONCE)}"
+        rest: list[tuple[Any, ...]] = []
         with _disk_errors(self._path):
-            self._db.executemany(f"INSERT INTO member VALUES ({','.join('?' * _COLUMNS)})", self._rows(members))
+            self._db.executemany(several, self._several(self._rows(members), rest))
+            self._db.executemany(f"INSERT INTO member VALUES {row}", rest)
 
-    def _rows(self, members: Iterable[tuple[Member, int]]) -> Iterator[tuple[Any, ...]]:
+    @staticmethod
+    def _several(rows: Iterator[tuple[Any, ...]], rest: list[tuple[Any, ...]]) -> Iterator[list[Any]]:
+        """The values of `_AT_ONCE` rows in one list each; fewer are left in `rest`."""
+        while len(some := list(islice(rows, _AT_ONCE))) == _AT_ONCE:
+            yield list(chain.from_iterable(some))
+        rest += some
+
+    def _rows(self, members: Iterable[tuple[MemberFacts, int]]) -> Iterator[tuple[Any, ...]]:
         update = self._rows_digest.update
         for (start, name, mode, size, mtime_ns, ino, ctime_ns, target, owner), folder in members:
-            row = (
-                start,
-                folder,
-                name.rstrip(b"/").rpartition(b"/")[2],
-                mode,
-                size,
-                mtime_ns // _NS,
-                mtime_ns % _NS,
-                ino if ino < 1 << 63 else _signed(ino),
-                ctime_ns // _NS,
-                ctime_ns % _NS,
-                target,
-                b"" if owner is None else _owner_field(owner),
-            )
-            facts = _facts(row)
+            last = name[name.rfind(b"/", 0, -1) + 1 :].rstrip(b"/")
+            mtime, mtime_nsec = mtime_ns // _NS, mtime_ns % _NS
+            ctime, ctime_nsec = ctime_ns // _NS, ctime_ns % _NS
+            if ino >= 1 << 63:
+                ino = _signed(ino)
+            who = b"" if owner is None else _owner_field(owner)
+            # As `_facts`, without the calls.
+            lengths = len(last), len(target), len(who)
+            facts = _pack_facts(start, folder, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec, *lengths)
+            facts += last + target + who
             update(facts)
-            yield *row, crc32(facts)
+            yield (
+                *(start, folder, last, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec),
+                *(target, who, crc32(facts)),
+            )
 
     def commit(self, facts: dict[str, Any]) -> None:
         """Writes the tape's own facts, those of `TapeFacts` but the index's own, and puts the index in place."""

@@ -4,8 +4,9 @@ Rule: the concatenation of every event's `data` is the archive from the start of
 `data`, empty where there is none, so a loop that sends `event.data` and looks at nothing else is right.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
 
 from tartapefs.member import Member
 
@@ -60,3 +61,44 @@ class TapeCompleted:
 
 
 Event = FileStart | FileData | FileEnd | TapeCompleted
+
+
+# The same without a frozen dataclass's own constructor, for the three events of each member: 1.4 instead of 3.5
+# microseconds for all of them.
+
+
+def _setters(kind: type) -> tuple[Callable[[Any, Any], None], ...]:
+    return tuple(kind.__dict__[field.name].__set__ for field in fields(kind))
+
+
+_new = object.__new__
+_set_start_offset, _set_resumed = _setters(StartMetadata)
+_set_end_offset, _set_md5sum, _set_complete = _setters(EndMetadata)
+_set_started, _set_start_metadata = _setters(FileStart)
+(_set_data,) = _setters(FileData)
+_set_ended, _set_end_metadata = _setters(FileEnd)
+
+
+def file_start(entry: Member, resumed: bool) -> FileStart:
+    metadata, event = _new(StartMetadata), _new(FileStart)
+    _set_start_offset(metadata, entry.start)
+    _set_resumed(metadata, resumed)
+    _set_started(event, entry)
+    _set_start_metadata(event, metadata)
+    return event
+
+
+def file_data(data: bytes) -> FileData:
+    event = _new(FileData)
+    _set_data(event, data)
+    return event
+
+
+def file_end(entry: Member, end_offset: int, md5sum: str | None, is_complete: bool) -> FileEnd:
+    metadata, event = _new(EndMetadata), _new(FileEnd)
+    _set_end_offset(metadata, end_offset)
+    _set_md5sum(metadata, md5sum)
+    _set_complete(metadata, is_complete)
+    _set_ended(event, entry)
+    _set_end_metadata(event, metadata)
+    return event

@@ -27,20 +27,20 @@ import stat
 import struct
 import sys
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import chain, count, islice
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, NamedTuple
 from urllib.parse import quote
 from zlib import crc32
 
-from tartapefs import ustar
+from tartapefs import apart, ustar
 from tartapefs.errors import TapeBusyError, TapeFormatError, TapeNotFoundError
 from tartapefs.layout import BLOCK, FOOTER, MAX_OFFSET
-from tartapefs.member import Member
+from tartapefs.member import Member, MemberFacts
 
 FORMAT = 1
 _APPLICATION = 0x54415045  # "TAPE", where file(1) looks for it
@@ -54,6 +54,8 @@ _SCHEMA = [
     ("tape", "CREATE TABLE tape (fact TEXT PRIMARY KEY, value) WITHOUT ROWID"),
 ]
 _COLUMNS = 13
+_AT_ONCE = 16  # rows in one INSERT
+_MANY = 2048  # members, from which on a second process is worth the fork
 _UNDER_WAY = ".new"  # what is added to the name of an index that is being written
 _NO_FOLDER = -1  # what the root has in place of its folder's start
 _PAGE = 256  # members that are fetched at once by a reader that goes on where it stopped
@@ -165,19 +167,15 @@ class IndexWriter:
     def __init__(self, path: str) -> None:
         self._path = path
         self._under_way = path + _UNDER_WAY
-        self._rows_digest = hashlib.sha256()
+        self._rows_digest = hashlib.sha256().hexdigest()
         self._fd = self._lock()
         self.ino = os.fstat(self._fd).st_ino
         try:
-            with _disk_errors(path):
-                self._db = _connect(self._under_way, "mode=rw&nolock=1")
-                for pragma in ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE"):
-                    self._db.execute(f"PRAGMA {pragma}")
-                self._db.execute(f"PRAGMA application_id={_APPLICATION}")
-                self._db.execute(f"PRAGMA user_version={FORMAT}")
-                self._db.execute("BEGIN")
+            with self._written() as db:
+                db.execute(f"PRAGMA application_id={_APPLICATION}")
+                db.execute(f"PRAGMA user_version={FORMAT}")
                 for _, statement in _SCHEMA:
-                    self._db.execute(statement)
+                    db.execute(statement)
         except BaseException:
             self._discard()
             raise
@@ -211,47 +209,77 @@ class IndexWriter:
             self._discard()
 
     def _discard(self) -> None:
-        if hasattr(self, "_db"):
-            self._db.close()
         with suppress(FileNotFoundError):  # somebody removed the folder, and had the right to
             os.unlink(self._under_way)
         os.close(self._fd)
         self._fd = -1
 
-    def add(self, members: Iterable[tuple[Member, int]]) -> None:
-        """Writes members, each with the start of its folder (-1 for the root), in the order of their starts."""
-        with _disk_errors(self._path):
-            self._db.executemany(f"INSERT INTO member VALUES ({','.join('?' * _COLUMNS)})", self._rows(members))
+    @contextmanager
+    def _written(self) -> Iterator[sqlite3.Connection]:
+        """The file under way, to write to; no connection is kept, as two processes write it one after the other."""
+        with _disk_errors(self._path), closing(_connect(self._under_way, "mode=rw&nolock=1")) as db:
+            for pragma in ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE"):
+                db.execute(f"PRAGMA {pragma}")
+            db.execute("BEGIN")
+            yield db
+            db.execute("COMMIT")
 
-    def _rows(self, members: Iterable[tuple[Member, int]]) -> Iterator[tuple[Any, ...]]:
-        update = self._rows_digest.update
+    def add(self, members: Iterable[tuple[MemberFacts, int]]) -> None:
+        """Writes all members, each with the start of its folder (-1 for the root), in the order of their starts.
+
+        Where there are many, and that is possible, a second process writes what this one takes from `members`.
+        """
+        members = iter(members)
+        some = list(islice(members, _MANY))
+        is_apart = len(some) == _MANY and apart.is_possible()
+        members = chain(some, members)
+        self._rows_digest = apart.apart(self._add, members) if is_apart else self._add(members)
+
+    def _add(self, members: Iterator[tuple[MemberFacts, int]]) -> str:
+        """Writes them, and returns the digest of their rows."""
+        digest = hashlib.sha256()
+        row = f"({','.join('?' * _COLUMNS)})"
+        several = f"INSERT INTO member VALUES {','.join([row] * _AT_ONCE)}"
+        rest: list[tuple[Any, ...]] = []
+        with self._written() as db:
+            db.executemany(several, self._several(self._rows(members, digest.update), rest))
+            db.executemany(f"INSERT INTO member VALUES {row}", rest)
+        return digest.hexdigest()
+
+    @staticmethod
+    def _several(rows: Iterator[tuple[Any, ...]], rest: list[tuple[Any, ...]]) -> Iterator[list[Any]]:
+        """The values of `_AT_ONCE` rows in one list each; fewer are left in `rest`."""
+        while len(some := list(islice(rows, _AT_ONCE))) == _AT_ONCE:
+            yield list(chain.from_iterable(some))
+        rest += some
+
+    @staticmethod
+    def _rows(
+        members: Iterator[tuple[MemberFacts, int]], update: Callable[[bytes], object]
+    ) -> Iterator[tuple[Any, ...]]:
         for (start, name, mode, size, mtime_ns, ino, ctime_ns, target, owner), folder in members:
-            row = (
-                start,
-                folder,
-                name.rstrip(b"/").rpartition(b"/")[2],
-                mode,
-                size,
-                mtime_ns // _NS,
-                mtime_ns % _NS,
-                ino if ino < 1 << 63 else _signed(ino),
-                ctime_ns // _NS,
-                ctime_ns % _NS,
-                target,
-                b"" if owner is None else _owner_field(owner),
-            )
-            facts = _facts(row)
+            last = name[name.rfind(b"/", 0, -1) + 1 :].rstrip(b"/")
+            mtime, mtime_nsec = mtime_ns // _NS, mtime_ns % _NS
+            ctime, ctime_nsec = ctime_ns // _NS, ctime_ns % _NS
+            if ino >= 1 << 63:
+                ino = _signed(ino)
+            who = b"" if owner is None else _owner_field(owner)
+            # As `_facts`, without the calls.
+            lengths = len(last), len(target), len(who)
+            facts = _pack_facts(start, folder, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec, *lengths)
+            facts += last + target + who
             update(facts)
-            yield *row, crc32(facts)
+            yield (
+                *(start, folder, last, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec),
+                *(target, who, crc32(facts)),
+            )
 
     def commit(self, facts: dict[str, Any]) -> None:
         """Writes the tape's own facts, those of `TapeFacts` but the index's own, and puts the index in place."""
-        complete = facts | {"index_ino": _signed(self.ino), "rows_digest": self._rows_digest.hexdigest()}
+        complete = facts | {"index_ino": _signed(self.ino), "rows_digest": self._rows_digest}
         complete["facts_digest"] = _digest(complete)
-        with _disk_errors(self._path):
-            self._db.executemany("INSERT INTO tape VALUES (?, ?)", complete.items())
-            self._db.execute("COMMIT")
-            self._db.close()
+        with self._written() as db:
+            db.executemany("INSERT INTO tape VALUES (?, ?)", complete.items())
         os.fsync(self._fd)
         os.rename(self._under_way, self._path)
         os.close(self._fd)

@@ -9,6 +9,9 @@ from tartapefs import layout, ustar
 _NS = 10**9
 RECORDABLE = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK})  # kinds that have a place in an archive
 
+# A member's fields in their order, as a tuple that may be a Member.
+MemberFacts = tuple[int, bytes, int, int, int, int, int, bytes, ustar.Owner | None]
+
 
 class Member(NamedTuple):
     """One archived object, as recorded: what its header says, and the witness that drift is judged by.

@@ -32,8 +32,8 @@ from tartapefs.errors import (
 from tartapefs.index import Index, IndexWriter, is_index, remove_unfinished
 from tartapefs.integrity import inspect
 from tartapefs.layout import FOOTER, MAX_OFFSET, span
-from tartapefs.member import Member
-from tartapefs.scan import Exclude, Found, Scan, changed, exclusion
+from tartapefs.member import Member, MemberFacts
+from tartapefs.scan import Exclude, Found, IsLeftOut, Scan, changed, exclusion
 from tartapefs.source import TAPE_FOLDER, Folder, Source, default_index
 
 _RECENT_NS = 60 * 10**9  # a file changed since then may be in the middle of a change
@@ -43,6 +43,8 @@ _TICK_NS = 20 * 10**6  # the kernel stamps files from a clock that moves every 1
 _COARSE_TICK_NS = 2 * 10**9  # a stamp of whole seconds: of a file system that counts by seconds, or by two (FAT)
 _FRESH_AT_ONCE = 4096  # how many fresh members are remembered before waiting for the clock
 _PROGRESS_EVERY = 1024  # members
+_KIND = 0o170000  # of the mode: what `stat.S_IFMT` gives, without a call
+_NS = 10**9
 
 Progress = Callable[[int, int], None]
 
@@ -75,7 +77,10 @@ class TapeRecorder:
         self.root = os.path.realpath(root)
         self.index_path = os.path.abspath(index_path) if index_path else default_index(self.root)
         self._own_folder = index_path is None
-        self._exclude, self._excluded = exclusion(exclude)
+        self._exclude: IsLeftOut | None = None
+        self._excluded: list[str] = []
+        if exclude is not None:
+            self._exclude, self._excluded = exclusion(exclude)
         self._anonymize = anonymize
         self._overwrite = overwrite
         self._skip_unreadable = skip_unreadable
@@ -145,7 +150,7 @@ class TapeRecorder:
                 raise TapeExistsError(self.index_path)
             recorded_ns = time.time_ns()
             self._recent = recorded_ns - _RECENT_NS
-            scan = Scan(source, self._exclude, self._settled_stat)
+            scan = Scan(source, self._exclude, self._settled_stat, self._recent)
             writer.add(self._members(scan))
             self._settle()
             self._raise_problems(scan)
@@ -189,52 +194,51 @@ class TapeRecorder:
         if busy:
             raise SourceBusyError(busy)
 
-    def _members(self, scan: Iterable[Found]) -> Iterator[tuple[Member, int]]:
-        """Every member with the start of its folder, in order; what does not fit goes to `_problems`."""
+    def _members(self, scan: Iterable[Found]) -> Iterator[tuple[MemberFacts, int]]:
+        """Every member with the start of its folder, in order; what does not fit goes to `_problems`.
+
+        One loop of plain tuples, since it runs once for every member: see docs/performance.md, "Recording".
+        """
         root = os.fsencode(os.path.basename(self.root)) + b"/"
         starts: list[int] = []  # of the folders on the way down
-        position = 0
-        update = self._fingerprint.update
+        position = count = 0
+        update, header, recent, problems = self._fingerprint.update, ustar.header, self._recent, self._problems
+        owner = None
         for found in scan:
             path, seen, target, depth = found
-            mode = seen.st_mode
-            is_folder = stat.S_ISDIR(mode)
-            size = seen.st_size if stat.S_ISREG(mode) else 0
-            member = Member(
-                position,
-                root + path + b"/" if is_folder and path else root + path,
-                mode,
-                size,
-                seen.st_mtime_ns,
-                seen.st_ino,
-                seen.st_ctime_ns,
-                target,
-                None if self._anonymize else _owner(seen.st_uid, seen.st_gid),
-            )
-            if is_folder:
+            name = root + path
+            mode, mtime_ns, ctime_ns = seen.st_mode, seen.st_mtime_ns, seen.st_ctime_ns
+            kind = mode & _KIND
+            size = seen.st_size if kind == stat.S_IFREG else 0
+            if kind == stat.S_IFDIR:
+                if path:
+                    name += b"/"
                 del starts[depth:]
                 starts.append(position)
+            if not self._anonymize:
+                owner = _owner(seen.st_uid, seen.st_gid)
             try:
                 if target:
                     ustar.check_target(target)
-                update(member.header())
+                update(header(name, mode, size, mtime_ns // _NS, target, owner))
             except ValueError as error:
-                self._problems.append(Problem(os.fsdecode(path), str(error)))
+                problems.append(Problem(os.fsdecode(path), str(error)))
                 continue
-            if seen.st_ctime_ns > self._recent or seen.st_mtime_ns > self._recent:
+            if ctime_ns > recent or mtime_ns > recent:
                 self._note_if_fresh(found)
-            position += span(size)
-            self.member_count += 1
-            if not self._problems and position <= MAX_OFFSET:
-                yield member, starts[depth - 1] if depth else -1
-            if self.member_count % _PROGRESS_EVERY == 0:
+            start, position = position, position + span(size)
+            count += 1
+            if not problems and position <= MAX_OFFSET:
+                facts = start, name, mode, size, mtime_ns, seen.st_ino, ctime_ns, target, owner
+                yield facts, starts[depth - 1] if depth else -1
+            if count % _PROGRESS_EVERY == 0:
                 self.latest = path
-                self._on_progress(self.member_count, position)
-        self.total_size = position + FOOTER
+                self._on_progress(count, position)
+        self.member_count, self.total_size = count, position + FOOTER
 
     def _settled_stat(self, folder: Folder, name: bytes, path: bytes, seen: os.stat_result) -> os.stat_result | None:
-        """The `stat` to record of a file: if it changed lately, one taken while nobody writes it; else None."""
-        if seen.st_size and (seen.st_ctime_ns > self._recent or seen.st_mtime_ns > self._recent):
+        """The `stat` to record of a file that changed lately: one taken while nobody writes it, if there is one."""
+        if seen.st_size:
             settled = self._patiently(lambda: folder.settled(name))
             if settled is None:
                 self._busy.append(_busy(path))

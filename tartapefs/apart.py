@@ -1,0 +1,94 @@
+"""One function in a process of its own, fed with items: work that Python does one piece of at a time, on a second core.
+
+Rule: it is forked only where nothing can go wrong by that: from a process of a single thread, so that no lock is held
+by one that the copy does not have. It ends before the call returns, whatever happens, and with its parent at the
+latest: it then finds no more items, and no end of them either.
+"""
+
+import errno
+import os
+import pickle
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import islice
+from typing import Any, NoReturn, TypeVar
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+_BATCH = 256  # items in a message
+_MOST = 1 << 18  # bytes of a message; the kernel takes 208 KiB
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def is_possible() -> bool:
+    """Whether this process may be forked, and has a second core to gain by it."""
+    try:
+        return len(os.listdir("/proc/self/task")) == 1 and len(os.sched_getaffinity(0)) > 1
+    except OSError:
+        return False
+
+
+def apart(work: Callable[[Iterator[_Item]], _Result], items: Iterator[_Item]) -> _Result:
+    """What `work(items)` returns or raises, done by another process. 256 items are to be at most 200 KiB, pickled.
+
+    Raises what `items` raises, and OSError if the other process was killed.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        with theirs:
+            pid = os.fork()
+            if pid == 0:
+                ours.close()
+                _serve(work, theirs)
+        try:
+            while batch := list(islice(items, _BATCH)):
+                if not _send(ours, batch):  # it has failed, and says why
+                    break
+            else:
+                _send(ours, [])
+            answer = ours.recv(_MOST)
+        finally:
+            ours.close()
+            with suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+    if not answer:
+        raise OSError(errno.EIO, "the process for a part of the work was killed")
+    result, error = pickle.loads(answer)
+    if error is not None:
+        raise error
+    return result  # type: ignore[no-any-return]
+
+
+def _send(channel: socket.socket, message: Any) -> bool:
+    """Returns whether anybody is there to get it."""
+    try:
+        channel.send(pickle.dumps(message, 5), socket.MSG_NOSIGNAL)
+    except (BrokenPipeError, ConnectionResetError):
+        return False
+    return True
+
+
+def _received(channel: socket.socket) -> Iterator[Any]:
+    while message := channel.recv(_MOST):
+        batch = pickle.loads(message)
+        if not batch:
+            return
+        yield from batch
+    raise EOFError("the process that has the items ended")
+
+
+def _serve(work: Callable[[Iterator[Any]], Any], channel: socket.socket) -> NoReturn:
+    try:
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # it ends when its parent does
+        signal.set_wakeup_fd(-1)
+        try:
+            answer = work(_received(channel)), None
+        except Exception as error:
+            answer = None, error
+        _send(channel, answer)
+    finally:
+        os._exit(0)

@@ -19,6 +19,7 @@ from tartapefs.source import TAPE_FOLDER, Folder, Source
 Exclude = str | Iterable[str] | Callable[[str], bool]
 _KIND = 0o170000  # of the mode: what `stat.S_IFMT` gives, without a call
 _READABLE_FILE = stat.S_IFREG | stat.S_IRUSR
+_KIND_AND_READABLE = _KIND | stat.S_IRUSR
 IsLeftOut = Callable[[bytes, bool], bool]  # (path below the root, whether it is a directory)
 
 
@@ -73,7 +74,7 @@ class Scan:
                         continue
                     # The common case by itself, without a call: a file of this user's that has been at rest.
                     if (
-                        seen.st_mode & _READABLE_FILE == _READABLE_FILE
+                        seen.st_mode & _KIND_AND_READABLE == _READABLE_FILE
                         and seen.st_uid == euid
                         and seen.st_ctime_ns <= since
                         and seen.st_mtime_ns <= since

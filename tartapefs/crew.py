@@ -224,7 +224,7 @@ def _help(filler: Filler, channel: int, memory: memoryview) -> NoReturn:
         os.closerange(high + 1, os.sysconf("SC_OPEN_MAX"))
         tape = Tape.from_index(filler.tape.index_path)
         if tape.is_same(filler.tape):
-            own = Filler(tape, filler.source, filler.at_home)
+            own = Filler(tape, filler.source, filler.at_home, strict=filler.strict)
             last = 0
             while job := os.read(channel, _JOB.size):
                 start, stop = _JOB.unpack(job)

@@ -39,13 +39,21 @@ class TapePlayer:
     """Plays `tape` from the folder at `source_root`, by default the one that the tape was discovered in.
 
     `check`: "full" compares inode and change time too where the tape is at home; "mtime" never does, for a source whose
-    inodes or change times are not stable (hard-linked snapshots, network file systems).
+    inodes or change times are not stable (hard-linked snapshots, network file systems). On a sealed tape a file of which
+    only timestamps or inode are not as recorded is judged by its contents; `strict`: it is drift.
 
     Usable from many threads. `drift` is None, or the TapeIntegrityError that made the tape invalid. Raises TapeError
     where no source is known, and OSError where it cannot be opened.
     """
 
-    def __init__(self, tape: Tape, source_root: str | os.PathLike[str] | None = None, check: Check = "full") -> None:
+    def __init__(
+        self,
+        tape: Tape,
+        source_root: str | os.PathLike[str] | None = None,
+        check: Check = "full",
+        *,
+        strict: bool = False,
+    ) -> None:
         if check not in ("full", "mtime"):
             raise ValueError(f"{check!r} is no kind of check; there are 'full' and 'mtime'")
         root = source_root if source_root is not None else tape.directory
@@ -54,7 +62,7 @@ class TapePlayer:
         self.tape = tape
         self.source = Source(os.fspath(root))
         self.at_home = check == "full" and tape.is_at_home(self.source)
-        self._crew = Crew(Filler(tape, self.source, self.at_home))
+        self._crew = Crew(Filler(tape, self.source, self.at_home, strict=strict))
         self.drift: TapeIntegrityError | None = None
         self._end = tape.total_size - FOOTER
         self._end_reached = -math.inf  # when a read last came to the footer (monotonic, seconds)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tartapefs import layout
 from tartapefs.display import printable
@@ -40,6 +40,9 @@ class Tape:
         self.excluded = facts.excluded
         self.left_out = facts.left_out  # sockets, pipes, devices, and what could not be read
         self.owners_kept = facts.owners_kept
+        self.seal = facts.seal  # the second fingerprint, over contents too, 64 hex digits; "" if there are no digests
+        self.algorithm = facts.algorithm  # of the digests: "blake3" or "sha256", or "" for none
+        self.block_size = facts.block_size  # bytes of a body that have a digest of their own; 0 if there are none
 
     @classmethod
     def discover(cls, directory: str | os.PathLike[str], index_path: str | os.PathLike[str] | None = None) -> "Tape":
@@ -130,6 +133,14 @@ class Tape:
             else:
                 high = member.start
         raise KeyError(arc_path)
+
+    def facts_to_keep(self) -> dict[str, Any]:
+        """What the index that replaces this one says of the tape too, as `IndexWriter.commit` takes it."""
+        return self._index.facts_to_keep()
+
+    def block_digests(self, member: Member, first: int, stop: int) -> bytes:
+        """Of a sealed tape: the digests of the member's blocks `[first, stop)`, one after the other."""
+        return self._index.block_digests(member, first, stop)
 
     def is_same(self, other: "Tape") -> bool:
         """Whether both were read from one and the same index."""

@@ -7,6 +7,7 @@ recorded, whatever the disk holds by now; whether the file is still the one reco
 read.
 """
 
+import errno
 import os
 import threading
 from collections.abc import Callable
@@ -15,7 +16,6 @@ from queue import SimpleQueue
 
 from tartapefs import merkle
 from tartapefs.errors import Difference, TapeIntegrityError
-from tartapefs.layout import BLOCK
 from tartapefs.member import Member
 from tartapefs.tape import Tape
 
@@ -109,13 +109,17 @@ class Contents:
         return block
 
 
+class EndedEarlyError(OSError):
+    """A file has fewer bytes than were asked for."""
+
+
 def read_all(fd: int, view: memoryview, position: int) -> None:
-    """Fills `view` from `position` of the file on. Raises OSError, also where the file ends early."""
+    """Fills `view` from `position` of the file on. Raises OSError, EndedEarlyError among them."""
     got = 0
     while got < len(view):
         count = os.preadv(fd, (view[got:],), position + got)
         if count == 0:
-            raise OSError(5, "the file ended early")
+            raise EndedEarlyError(errno.EIO, "the file ended early")
         got += count
 
 
@@ -168,8 +172,3 @@ class _Second:
                 self._done.put(error)
             else:
                 self._done.put(None)
-
-
-def offset_of(member: Member, number: int, block_size: int) -> int:
-    """Where in the archive the block starts."""
-    return member.start + BLOCK + number * block_size

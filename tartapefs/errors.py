@@ -95,7 +95,9 @@ class TapeBusyError(TapeError, BlockingIOError):
     """Another recorder is writing the index at `path`."""
 
     def __init__(self, path: str) -> None:
-        super().__init__(f"{printable(path)}: another recording or sealing of this folder is running; wait for it to end")
+        super().__init__(
+            f"{printable(path)}: another recording or sealing of this folder is running; wait for it to end"
+        )
         self.errno = errno.EAGAIN
         self.path = path
 

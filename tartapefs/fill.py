@@ -26,19 +26,18 @@ _NOT_BELOW = (errno.ELOOP, errno.EXDEV, errno.ENOTDIR, errno.ENOENT)  # what `So
 class Filler:
     """Fills buffers with bytes of `tape`'s archive, from `source`. Usable from many threads.
 
-    `contents`: whether bodies of a sealed tape are held to their digests. Then files and links are as recorded if these
-    and their other facts are, though their timestamps or inodes are not; `strict`: not then either.
+    Of a sealed tape, files and links are as recorded if contents and all other facts are, though timestamps or inode
+    are not; `strict`: not then either. `contents`: whether bodies are held to their digests here. Else it is for the
+    caller to do.
     """
 
-    def __init__(
-        self, tape: Tape, source: Source, at_home: bool, contents: bool = True, strict: bool = False
-    ) -> None:
+    def __init__(self, tape: Tape, source: Source, at_home: bool, contents: bool = True, strict: bool = False) -> None:
         self.tape = tape
         self.source = source
         self.at_home = at_home
         self.strict = strict
         self._contents = Contents(tape) if contents and tape.seal else None
-        self._stamps_count = strict or self._contents is None
+        self._stamps_count = strict or not tape.seal
         self._end = tape.total_size - FOOTER
 
     def fill(self, view: memoryview, start: int, stop: int) -> int:

@@ -9,9 +9,9 @@ ours to the letter, so that no view, trigger or generated column can run; the ta
 checked at opening, each row a CRC-32 that is checked whenever the row is used, and all rows a digest that `verify`
 checks. (Of 3,000 random bit flips in such a file SQLite's `integrity_check` missed 343.) Rows must join without a gap.
 
-A sealed index also holds digests of all contents, and the tree of hashes that leads from them, and from the members, to
-the seal (`merkle`). Of such a one no member and no digest is given out whose way up to the seal has not been checked. It
-has a format of its own, since who does not know of digests must not pass them over.
+A sealed index also holds digests of all contents, and the tree of hashes that leads from them, and from the members,
+to the seal (`merkle`). Of such a one no member and no digest is given out whose way up to the seal has not been checked
+(but for folders that an audit asks for). It has a format of its own: who does not know of digests must not read it.
 
 Members are keyed by their start, so that finding an offset is one search of a b-tree at any scale. A row holds its own
 last name and its folder's start: half the size of whole paths. Members are in the order of their paths, so a search by
@@ -593,9 +593,11 @@ class Index:
             low, high = leaves[0][0], leaves[-1][1]
             if not position < high <= self.facts.total_size - FOOTER:
                 raise self._bad(f"the digests at {leaves[-1][0]} are malformed")
-            rows = iter(self._query(
-                f"SELECT * FROM member WHERE start >= ? AND start < ? ORDER BY start LIMIT {_PAGE}", (low, high)
-            ))
+            rows = iter(
+                self._query(
+                    f"SELECT * FROM member WHERE start >= ? AND start < ? ORDER BY start LIMIT {_PAGE}", (low, high)
+                )
+            )
             end = low
             for start, leaf_stop, digests, crc in leaves:
                 if start != end or _row_crc(start, leaf_stop, digests=digests) != crc:
@@ -615,8 +617,10 @@ class Index:
                         hashed.append(digest)
                         at += merkle.SIZE
                     end = member.stop
-                if end != leaf_stop or at != len(digests) or not checker.belongs(
-                    merkle.leaf_hash(checker.hash, start, leaf_stop, b"".join(hashed)), start
+                if (
+                    end != leaf_stop
+                    or at != len(digests)
+                    or not checker.belongs(merkle.leaf_hash(checker.hash, start, leaf_stop, b"".join(hashed)), start)
                 ):
                     raise self._bad(f"the members at {start} do not belong to its seal")
         except (TypeError, ValueError, AttributeError, OverflowError, struct.error) as error:

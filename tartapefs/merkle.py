@@ -10,9 +10,9 @@ so a tape of any size is held to its seal as it is read.
 - A leaf is a run of at most `RUN` members, `[start, stop)` of the archive; a member of several blocks ends it. Its hash
   is over "leaf", start, stop, and for each member its header of 512 bytes and its digest.
 - A piece is `FANOUT` blocks of a member that has several, the last one shorter: "piece", start, stop, their digests.
-- Leaves and pieces, in the order of their starts, are the children of the nodes of level 1, `FANOUT` in each, and those
-  of the nodes of level 2, and so on up to a level of one node. A node's hash is over "node", its level, the start of its
-  first child, and its children's hashes.
+- Leaves and pieces, in the order of their starts, are the children of the nodes of level 1, `FANOUT` in each, and
+  those of the nodes of level 2, and so on up to a level of one node. A node's hash is over "node", its level, the start
+  of its first child, and its children's hashes.
 - The seal is the hash over "seal", total size, number of members, block size, number of levels, and the top's hash.
 
 Numbers are of 8 bytes, big endian. All hashes are of one algorithm, which has 32 bytes. As start and stop are part of
@@ -163,10 +163,11 @@ class Builder:
         """Adds a hash to the node under way at `level`; full ones above level 1 wait for `finish`, few as they are."""
         if len(self._open) < level:
             self._open.append((start, []))
-        first, children = self._open[level - 1]
+        children = self._open[level - 1][1]
         if len(children) == FANOUT:
             yield from self._end_node(level)
-            first, children = self._open[level - 1] = start, []
+            children = []
+            self._open[level - 1] = start, children
         children.append(child)
 
     def _end_node(self, level: int) -> Iterator[Row]:
@@ -202,8 +203,8 @@ class Builder:
 class Checker:
     """Whether hashes of leaves and pieces belong to a seal. Usable from many threads.
 
-    `node(level, start)` gives the start and the children of the node at `level` that a child at `start` belongs to; what
-    it gives need not be right.
+    `node(level, start)` gives the start and the children of the node at `level` that a child at `start` belongs to;
+    what it gives need not be right.
     """
 
     _MOST_KNOWN = 1 << 15  # hashes of nodes, 32 bytes each and as much again to keep them
@@ -222,7 +223,7 @@ class Checker:
         self._node = node
         self._levels = levels
         self._seal = seal
-        self._seal_of = lambda top: seal_of(hash_, total_size, member_count, block_size, levels, top)
+        self._numbers = total_size, member_count, block_size
         self._known: set[bytes] = set()  # nodes whose way up to the seal has been checked
 
     def belongs(self, child: bytes, start: int) -> bool:
@@ -237,7 +238,7 @@ class Checker:
                 break
             passed.append(child)
         else:
-            if self._seal_of(child) != self._seal:
+            if seal_of(self.hash, *self._numbers, self._levels, child) != self._seal:
                 return False
         if len(self._known) + len(passed) > self._MOST_KNOWN:
             self._known = set()

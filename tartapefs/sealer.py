@@ -1,8 +1,8 @@
 """Sealing: reads all contents of a recorded tape once, and puts an index with their digests in the old one's place.
 
 Rule: at every instant there is the tape without digests or the tape with them, whole. What was read is kept in a state
-file beside the index, from which an interrupted sealing goes on; it belongs to one recording, and each piece of it has a
-checksum. Contents are read as a reader of the archive would read them, so a member that is not as recorded ends it.
+file beside the index, from which an interrupted sealing goes on; it belongs to one recording, and each piece of it has
+a checksum. Contents are read as a reader of the archive would read them, so a member that is not as recorded ends it.
 """
 
 import fcntl
@@ -43,10 +43,10 @@ def seal(
 ) -> str:
     """Seals `tape`, and returns the seal, 64 hex digits. `tape` itself stays as it is: discover it anew.
 
-    `on_progress` is called with how far in the archive contents have been read. Raises TapeSealedError if it has digests
-    already, TapeIntegrityError where the source is not as recorded, TapeBusyError while another program seals or records
-    it, TapeFormatError for a damaged index, and OSError where the source cannot be read or the disk is full. Then the
-    index is untouched, and what was read need not be read again.
+    `on_progress` is called with how far in the archive contents have been read. Raises TapeSealedError if it has
+    digests already, TapeIntegrityError where the source is not as recorded, TapeBusyError while another program seals
+    or records it, TapeFormatError for a damaged index, and OSError where the source cannot be read or the disk is full.
+    Then the index is untouched, and what was read need not be read again.
     """
     if tape.seal:
         raise TapeSealedError(tape.index_path)

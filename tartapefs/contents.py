@@ -2,9 +2,8 @@
 
 Rule: a byte leaves here only as part of a block that was hashed in this process's own memory and found equal to the
 digest that the index gives, whose way up to the seal has been checked. What was asked for of a block in part is read
-whole, and the block kept a while for the neighbouring reads. A kept block needs no second look, since it is what was
-recorded, whatever the disk holds by now; whether the file is still the one recorded is for the caller to see, at each
-read.
+whole, and the block kept for the neighbouring reads, as long as the file's timestamps stay as they were when it was
+read. Whether the file is still the one recorded is for the caller to see, at each read.
 """
 
 import errno
@@ -20,6 +19,7 @@ from tartapefs.member import Member
 from tartapefs.tape import Tape
 
 _KEPT_BYTES = 4 << 20  # of blocks that were asked for in part
+_UNSEEN = "another, which timestamps do not show"
 _SHARED = 1 << 18  # bytes of whole blocks, from which on a second thread is worth waking
 
 
@@ -30,7 +30,7 @@ class Contents:
         self._tape = tape
         self._block_size = tape.block_size
         self._hash = merkle.hasher(tape.algorithm)
-        self._kept: dict[tuple[int, int], bytearray] = {}
+        self._kept: dict[tuple[int, int], tuple[tuple[int, ...], bytearray]] = {}
         self._most_kept = max(4, _KEPT_BYTES // tape.block_size)
         self._second = _Second()
 
@@ -93,9 +93,10 @@ class Contents:
 
     def _block(self, fd: int, member: Member, number: int, size: int, digests: bytes) -> bytearray:
         """A whole block, checked: one that is kept, or else read and kept."""
-        key = member.start, number
-        if (kept := self._kept.get(key)) is not None:
-            return kept
+        key, now = (member.start, number), os.fstat(fd)
+        stamps = now.st_ino, now.st_mtime_ns, now.st_ctime_ns, now.st_size
+        if (kept := self._kept.get(key)) is not None and kept[0] == stamps:
+            return kept[1]
         block = bytearray(size)
         read_all(fd, memoryview(block), number * self._block_size)
         if self._hash(block) != digests[: merkle.SIZE]:
@@ -105,7 +106,7 @@ class Contents:
                 del self._kept[next(iter(self._kept))]
             except (KeyError, RuntimeError, StopIteration):
                 break  # another thread was at it
-        self._kept[key] = block
+        self._kept[key] = stamps, block
         return block
 
 
@@ -123,15 +124,23 @@ def read_all(fd: int, view: memoryview, position: int) -> None:
         got += count
 
 
-def damage(member: Member, number: int, block_size: int) -> TapeIntegrityError:
+def damage(member: Member, number: int, block_size: int, found: str = _UNSEEN) -> TapeIntegrityError:
     """What to raise for block `number` of a member, whose digest is another now."""
     start, stop = number * block_size, min((number + 1) * block_size, member.size)
     where = f"block {number} (bytes {start} to {stop} of its body)"
     return TapeIntegrityError(
         member.arc_path,
-        [Difference(f"the contents of {where}", "its digest", "another, which timestamps do not show")],
+        [Difference(f"the contents of {where}", "its digest", found)],
         'put the recorded contents back, or run "tartapefs record --force" to record again',
     )
+
+
+def as_shown(error: TapeIntegrityError, found: tuple[Difference, ...]) -> TapeIntegrityError:
+    """The same damage, of a file of which `found` is not as recorded either."""
+    if not found:
+        return error
+    damaged = [Difference(d.what, d.recorded, "another") for d in error.differences]
+    return TapeIntegrityError(error.member, [*damaged, *found], error.remedy)
 
 
 class _Second:

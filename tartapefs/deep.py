@@ -18,9 +18,10 @@ from queue import SimpleQueue
 from typing import NamedTuple, TypeVar
 
 from tartapefs import merkle
-from tartapefs.contents import damage
+from tartapefs.contents import as_shown, damage
 from tartapefs.errors import Difference, TapeIntegrityError
 from tartapefs.fill import Filler
+from tartapefs.integrity import inspect
 from tartapefs.layout import BLOCK
 from tartapefs.member import Member
 from tartapefs.tape import Tape
@@ -207,7 +208,7 @@ class Verifier:
     """
 
     def __init__(self, tape: Tape, filler: Filler) -> None:
-        self._tape = tape
+        self._tape, self._filler = tape, filler
         self._reader = Reader(filler, tape.algorithm, tape.block_size)
         self.blocks = 0
 
@@ -252,7 +253,8 @@ class Verifier:
                 for number in range(first, stop):
                     place = (number - first) * merkle.SIZE
                     if recorded[place : place + merkle.SIZE] != digests[at + place : at + place + merkle.SIZE]:
-                        found.append(damage(member, number, block_size))
+                        shown = inspect(member, self._filler.source, self._filler.at_home)
+                        found.append(as_shown(damage(member, number, block_size), shown))
             at += size
         return found
 

@@ -12,7 +12,7 @@ import errno
 import os
 
 from tartapefs import ustar
-from tartapefs.contents import Contents
+from tartapefs.contents import Contents, as_shown
 from tartapefs.errors import Difference, TapeIntegrityError
 from tartapefs.integrity import agrees, check_place, differences, drift, inspect, only_stamps
 from tartapefs.layout import BLOCK, FOOTER, span
@@ -99,7 +99,7 @@ class Filler:
                     finally:
                         os.close(fd)
                     if not agrees(member, found, at_home):
-                        self._raise(member, differences(member, found, b"", at_home))
+                        self._raise(member, differences(member, found, b"", at_home), failure)
                     if failure is not None:
                         raise failure
                 else:
@@ -133,7 +133,9 @@ class Filler:
             result = (Difference("the path", "folders all the way", failure.strerror or ""),)
         self._raise(member, result)
 
-    def _raise(self, member: Member, found: tuple[Difference, ...]) -> None:
-        """Raises drift if anything was found that counts."""
+    def _raise(self, member: Member, found: tuple[Difference, ...], failure: Exception | None = None) -> None:
+        """Raises drift if anything was found that counts, or contents are the `failure`."""
+        if isinstance(failure, TapeIntegrityError):
+            raise as_shown(failure, found)
         if found and (self._stamps_count or member.is_directory or not only_stamps(found)):
             raise drift(member, found)

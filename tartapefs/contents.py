@@ -4,23 +4,50 @@ Rule: a byte leaves here only as part of a block that was hashed in this process
 digest that the index gives, whose way up to the seal has been checked. What was asked for of a block in part is read
 whole, and the block kept for the neighbouring reads, as long as the file's timestamps stay as they were when it was
 read. Whether the file is still the one recorded is for the caller to see, at each read.
+
+Hashing takes longer than reading what the system has in memory. So while a reader that goes on takes what it asked for,
+a second thread reads and hashes the blocks that follow. (Without digests nothing is read ahead: a change after the
+look would be missed. Here the bytes themselves are known to be the recorded ones, and the file is looked at when they
+are asked for.) Whoever needs a block that nobody has begun with yet takes it up himself.
 """
 
+import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable
-from functools import partial
 from queue import SimpleQueue
+from typing import NamedTuple
 
 from tartapefs import merkle
 from tartapefs.errors import Difference, TapeIntegrityError
 from tartapefs.member import Member
 from tartapefs.tape import Tape
 
-_KEPT_BYTES = 4 << 20  # of blocks that were asked for in part
+_KEPT_BYTES = 6 << 20  # of blocks that were asked for in part, or will be
+_AHEAD = 1 << 20  # bytes that are read ahead
+_READERS = 64  # places are remembered at which so many may go on
 _UNSEEN = "another, which timestamps do not show"
-_SHARED = 1 << 18  # bytes of whole blocks, from which on a second thread is worth waking
+
+_Stamps = tuple[int, int, int, int]
+
+
+class _Block:
+    """A block that is kept, or about to be. Who holds `lock` may fill it; `data` is there once its digest was right."""
+
+    __slots__ = ("data", "lock", "stamps")
+
+    def __init__(self, stamps: _Stamps) -> None:
+        self.stamps = stamps
+        self.lock = threading.Lock()
+        self.data: bytearray | None = None
+
+
+class _Work(NamedTuple):
+    """Blocks to be read ahead, from a descriptor of their own."""
+
+    fd: int
+    member: Member
+    blocks: list[tuple[int, _Block]]
 
 
 class Contents:
@@ -30,13 +57,16 @@ class Contents:
         self._tape = tape
         self._block_size = tape.block_size
         self._hash = merkle.hasher(tape.algorithm)
-        self._kept: dict[tuple[int, int], tuple[tuple[int, ...], bytearray]] = {}
-        self._most_kept = max(4, _KEPT_BYTES // tape.block_size)
-        self._second = _Second()
+        self._kept: dict[tuple[int, int], _Block] = {}
+        self._most_kept = max(8, _KEPT_BYTES // tape.block_size)
+        self._ends: dict[int, int] = {}  # where in the body of a member the last request for it ended
+        self._ahead = _AHEAD if len(os.sched_getaffinity(0)) > 1 else 0
+        self._work: SimpleQueue[_Work | None] = SimpleQueue()
+        self._is_started = False
 
     def __del__(self) -> None:
-        if hasattr(self, "_second"):
-            self._second.close()
+        if hasattr(self, "_work"):
+            self._work.put(None)  # ends the thread
 
     def read(self, fd: int, member: Member, part: memoryview, position: int) -> None:
         """Fills `part` from `position` of the member's body on, out of the file `fd`.
@@ -45,69 +75,107 @@ class Contents:
         """
         size, block_size = member.size, self._block_size
         stop = position + len(part)
+        if size <= block_size and len(part) == size:  # most small files
+            read_all(fd, part, 0)
+            if self._hash(part) != self._tape.block_digests(member, 0, 1):
+                raise damage(member, 0, block_size)
+            return
+        now = os.fstat(fd)
+        stamps = now.st_ino, now.st_mtime_ns, now.st_ctime_ns, now.st_size
         first, end = position // block_size, -(-stop // block_size)
         digests = self._tape.block_digests(member, first, end)
-        # Of these blocks only the first and the last can be wanted in part.
-        whole_first = first if position == first * block_size else first + 1
-        whole_end = end if stop == min(end * block_size, size) else end - 1
-        for number in {first, end - 1}:
-            if not whole_first <= number < whole_end:
-                low, high = number * block_size, min((number + 1) * block_size, size)
-                block = self._block(fd, member, number, high - low, digests[(number - first) * merkle.SIZE :])
-                a, b = max(low, position), min(high, stop)
-                part[a - position : b - position] = memoryview(block)[a - low : b - low]
-        if whole_first >= whole_end:
-            return
-        read = partial(self._read_whole, fd, member, part, position, digests, first)
-        middle = (whole_first + whole_end + 1) // 2
-        if (whole_end - whole_first) * block_size > _SHARED and self._second.begin(partial(read, middle, whole_end)):
-            try:
-                read(whole_first, middle)
-            finally:
-                failure = self._second.end()
-            if failure is not None:
-                raise failure
-        else:
-            read(whole_first, whole_end)
+        others_have: list[tuple[int, _Block, bytes]] = []
+        for number in range(first, end):
+            low = number * block_size
+            high = min(low + block_size, size)
+            at = (number - first) * merkle.SIZE
+            digest = digests[at : at + merkle.SIZE]
+            block = self._kept.get((member.start, number))
+            if block is None or block.stamps != stamps:
+                if position <= low and high <= stop:
+                    view = part[low - position : high - position]
+                    read_all(fd, view, low)
+                    if self._hash(view) != digest:
+                        raise damage(member, number, block_size)
+                    continue
+                block = self._keep(member, number, stamps)
+            if block.data is None:
+                if not block.lock.acquire(blocking=False):
+                    others_have.append((number, block, digest))
+                    continue
+                _fill(fd, member, number, block, digest, self._hash, block_size)
+            _copy(block, low, part, position)
+        for number, block, digest in others_have:
+            block.lock.acquire()
+            _fill(fd, member, number, block, digest, self._hash, block_size)  # if the other one could not
+            _copy(block, number * block_size, part, position)
+        if stop < size and self._ahead and self._ends.get(member.start) == position:
+            self._read_ahead(fd, member, end, stamps)
+        if len(self._ends) >= _READERS:
+            self._ends = {}
+        self._ends[member.start] = stop
 
-    def _read_whole(
-        self,
-        fd: int,
-        member: Member,
-        part: memoryview,
-        position: int,
-        digests: bytes,
-        first: int,
-        low: int,
-        high: int,
-    ) -> None:
-        """Blocks `[low, high)`, all of which lie in `part`, each read into it and hashed there."""
-        block_size, hash_, size = self._block_size, self._hash, merkle.SIZE
-        for number in range(low, high):
-            at = number * block_size
-            view = part[at - position : min(at + block_size, member.size) - position]
-            read_all(fd, view, at)
-            which = (number - first) * size
-            if hash_(view) != digests[which : which + size]:
-                raise damage(member, number, block_size)
-
-    def _block(self, fd: int, member: Member, number: int, size: int, digests: bytes) -> bytearray:
-        """A whole block, checked: one that is kept, or else read and kept."""
-        key, now = (member.start, number), os.fstat(fd)
-        stamps = now.st_ino, now.st_mtime_ns, now.st_ctime_ns, now.st_size
-        if (kept := self._kept.get(key)) is not None and kept[0] == stamps:
-            return kept[1]
-        block = bytearray(size)
-        read_all(fd, memoryview(block), number * self._block_size)
-        if self._hash(block) != digests[: merkle.SIZE]:
-            raise damage(member, number, self._block_size)
+    def _keep(self, member: Member, number: int, stamps: _Stamps) -> _Block:
+        """A new block, to be filled; another one goes for it."""
         while len(self._kept) >= self._most_kept:
             try:
                 del self._kept[next(iter(self._kept))]
             except (KeyError, RuntimeError, StopIteration):
                 break  # another thread was at it
-        self._kept[key] = stamps, block
+        block = self._kept[member.start, number] = _Block(stamps)
         return block
+
+    def _read_ahead(self, fd: int, member: Member, first: int, stamps: _Stamps) -> None:
+        """Has the blocks from `first` on read that are not being read yet."""
+        blocks = []
+        end = merkle.blocks(min(first * self._block_size + self._ahead, member.size), self._block_size)
+        for number in range(first, end):
+            block = self._kept.get((member.start, number))
+            if block is None or block.stamps != stamps:
+                blocks.append((number, self._keep(member, number, stamps)))
+        if not blocks:
+            return
+        if not self._is_started:
+            self._is_started = True
+            threading.Thread(target=_serve, args=(self._work, self._tape, self._hash), daemon=True).start()
+        self._work.put(_Work(os.dup(fd), member, blocks))
+
+
+def _fill(
+    fd: int, member: Member, number: int, block: _Block, digest: bytes, hash_: merkle.Hash, block_size: int
+) -> None:
+    """Reads and checks a block whose lock is held, unless it is there by now, and lets it go."""
+    try:
+        if block.data is None:
+            low = number * block_size
+            data = bytearray(min(block_size, member.size - low))
+            read_all(fd, memoryview(data), low)
+            if hash_(data) != digest:
+                raise damage(member, number, block_size)
+            block.data = data
+    finally:
+        block.lock.release()
+
+
+def _copy(block: _Block, low: int, part: memoryview, position: int) -> None:
+    """What `part`, which begins at `position` of a body, wants of a block, which begins at `low` of it."""
+    assert block.data is not None  # or an error was raised
+    a, b = max(low, position), min(low + len(block.data), position + len(part))
+    part[a - position : b - position] = memoryview(block.data)[a - low : b - low]
+
+
+def _serve(queue: "SimpleQueue[_Work | None]", tape: Tape, hash_: merkle.Hash) -> None:
+    """The second thread's life. What it cannot do is left to whoever asks for the block, and meets the same."""
+    while (work := queue.get()) is not None:
+        try:
+            for number, block in work.blocks:
+                with contextlib.suppress(Exception):
+                    digest = tape.block_digests(work.member, number, number + 1)
+                    if block.data is None and block.lock.acquire(blocking=False):
+                        _fill(work.fd, work.member, number, block, digest, hash_, tape.block_size)
+        finally:
+            os.close(work.fd)
+        del work
 
 
 class EndedEarlyError(OSError):
@@ -141,43 +209,3 @@ def as_shown(error: TapeIntegrityError, found: tuple[Difference, ...]) -> TapeIn
         return error
     damaged = [Difference(d.what, d.recorded, "another") for d in error.differences]
     return TapeIntegrityError(error.member, [*damaged, *found], error.remedy)
-
-
-class _Second:
-    """A second thread, for one piece of work at a time; hashing and reading let both run."""
-
-    def __init__(self) -> None:
-        self._free = threading.Lock()
-        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._done: SimpleQueue[BaseException | None] = SimpleQueue()
-        self._started = False
-
-    def begin(self, work: Callable[[], None]) -> bool:
-        """Has the work begun, unless the thread has other work; then `end` is to be called, whatever happens."""
-        if not self._free.acquire(blocking=False):
-            return False
-        if not self._started:
-            self._started = True
-            threading.Thread(target=self._serve, daemon=True).start()
-        self._work.put(work)
-        return True
-
-    def end(self) -> BaseException | None:
-        """Waits until it is done, and gives what it raised."""
-        try:
-            return self._done.get()
-        finally:
-            self._free.release()
-
-    def close(self) -> None:
-        """Ends the thread, once it has nothing to do."""
-        self._work.put(None)
-
-    def _serve(self) -> None:
-        while (work := self._work.get()) is not None:
-            try:
-                work()
-            except BaseException as error:
-                self._done.put(error)
-            else:
-                self._done.put(None)

@@ -25,6 +25,7 @@ from tartapefs.tape import Tape
 
 _KEPT_BYTES = 6 << 20  # of blocks that were asked for in part, or will be
 _AHEAD = 1 << 20  # bytes that are read ahead
+_BUFFERS_KEPT = 16
 _READERS = 64  # places are remembered at which so many may go on
 _UNSEEN = "another, which timestamps do not show"
 
@@ -32,14 +33,34 @@ _Stamps = tuple[int, int, int, int]
 
 
 class _Block:
-    """A block that is kept, or about to be. Who holds `lock` may fill it; `data` is there once its digest was right."""
+    """A block that is kept, or about to be. Who holds `lock` may fill it; `data` is there once its digest was right.
 
-    __slots__ = ("data", "lock", "stamps")
+    Buffers go from one block to the next: memory that is given back to the system and taken again costs more than what
+    is done with it.
+    """
 
-    def __init__(self, stamps: _Stamps) -> None:
+    __slots__ = ("_buffer", "_free", "data", "lock", "stamps")
+
+    def __init__(self, stamps: _Stamps, free: list[bytearray]) -> None:
         self.stamps = stamps
         self.lock = threading.Lock()
-        self.data: bytearray | None = None
+        self.data: memoryview | None = None
+        self._free = free
+        self._buffer: bytearray | None = None
+
+    def buffer(self, size: int) -> memoryview:
+        if self._buffer is None:
+            try:
+                self._buffer = self._free.pop()
+            except IndexError:
+                self._buffer = bytearray(size)
+        if len(self._buffer) < size:
+            self._buffer = bytearray(size)
+        return memoryview(self._buffer)[:size]
+
+    def __del__(self) -> None:  # nobody copies from it any more
+        if self._buffer is not None and len(self._free) < _BUFFERS_KEPT:
+            self._free.append(self._buffer)
 
 
 class _Work(NamedTuple):
@@ -58,6 +79,7 @@ class Contents:
         self._block_size = tape.block_size
         self._hash = merkle.hasher(tape.algorithm)
         self._kept: dict[tuple[int, int], _Block] = {}
+        self._free: list[bytearray] = []
         self._most_kept = max(8, _KEPT_BYTES // tape.block_size)
         self._ends: dict[int, int] = {}  # where in the body of a member the last request for it ended
         self._ahead = _AHEAD if len(os.sched_getaffinity(0)) > 1 else 0
@@ -122,7 +144,7 @@ class Contents:
                 del self._kept[next(iter(self._kept))]
             except (KeyError, RuntimeError, StopIteration):
                 break  # another thread was at it
-        block = self._kept[member.start, number] = _Block(stamps)
+        block = self._kept[member.start, number] = _Block(stamps, self._free)
         return block
 
     def _read_ahead(self, fd: int, member: Member, first: int, stamps: _Stamps) -> None:
@@ -148,8 +170,8 @@ def _fill(
     try:
         if block.data is None:
             low = number * block_size
-            data = bytearray(min(block_size, member.size - low))
-            read_all(fd, memoryview(data), low)
+            data = block.buffer(min(block_size, member.size - low))
+            read_all(fd, data, low)
             if hash_(data) != digest:
                 raise damage(member, number, block_size)
             block.data = data
@@ -161,7 +183,7 @@ def _copy(block: _Block, low: int, part: memoryview, position: int) -> None:
     """What `part`, which begins at `position` of a body, wants of a block, which begins at `low` of it."""
     assert block.data is not None  # or an error was raised
     a, b = max(low, position), min(low + len(block.data), position + len(part))
-    part[a - position : b - position] = memoryview(block.data)[a - low : b - low]
+    part[a - position : b - position] = block.data[a - low : b - low]
 
 
 def _serve(queue: "SimpleQueue[_Work | None]", tape: Tape, hash_: merkle.Hash) -> None:

@@ -5,18 +5,16 @@ digest that the index gives, whose way up to the seal has been checked. What was
 whole, and the block kept for the neighbouring reads, as long as the file's timestamps stay as they were when it was
 read. Whether the file is still the one recorded is for the caller to see, at each read.
 
-Hashing takes longer than reading what the system has in memory. So while a reader that goes on takes what it asked for,
-a second thread reads and hashes the blocks that follow. (Without digests nothing is read ahead: a change after the
-look would be missed. Here the bytes themselves are known to be the recorded ones, and the file is looked at when they
-are asked for.) Whoever needs a block that nobody has begun with yet takes it up himself.
+Hashing takes longer than reading what the system has in memory. So the helper process (`crew`) takes a part of each
+request and, while a reader that goes on takes what it asked for, reads and hashes the blocks that come next. (Without
+digests nothing is read ahead: a change after the look would be missed. Here the bytes themselves are known to be the
+recorded ones, and the file is looked at when they are asked for.) Threads would wait for each other: one of Python's
+runs at a time, and each block has it change hands some times.
 """
 
-import contextlib
 import errno
 import os
 import threading
-from queue import SimpleQueue
-from typing import NamedTuple
 
 from tartapefs import merkle
 from tartapefs.errors import Difference, TapeIntegrityError
@@ -24,9 +22,7 @@ from tartapefs.member import Member
 from tartapefs.tape import Tape
 
 _KEPT_BYTES = 6 << 20  # of blocks that were asked for in part, or will be
-_AHEAD = 1 << 20  # bytes that are read ahead
 _BUFFERS_KEPT = 16
-_READERS = 64  # places are remembered at which so many may go on
 _UNSEEN = "another, which timestamps do not show"
 
 _Stamps = tuple[int, int, int, int]
@@ -63,14 +59,6 @@ class _Block:
             self._free.append(self._buffer)
 
 
-class _Work(NamedTuple):
-    """Blocks to be read ahead, from a descriptor of their own."""
-
-    fd: int
-    member: Member
-    blocks: list[tuple[int, _Block]]
-
-
 class Contents:
     """Reads bodies of `tape`, which is sealed. Usable from many threads."""
 
@@ -81,14 +69,7 @@ class Contents:
         self._kept: dict[tuple[int, int], _Block] = {}
         self._free: list[bytearray] = []
         self._most_kept = max(8, _KEPT_BYTES // tape.block_size)
-        self._ends: dict[int, int] = {}  # where in the body of a member the last request for it ended
-        self._ahead = _AHEAD if len(os.sched_getaffinity(0)) > 1 else 0
-        self._work: SimpleQueue[_Work | None] = SimpleQueue()
-        self._is_started = False
-
-    def __del__(self) -> None:
-        if hasattr(self, "_work"):
-            self._work.put(None)  # ends the thread
+        self.keeps_all = False  # and not only blocks that are wanted in part
 
     def read(self, fd: int, member: Member, part: memoryview, position: int) -> None:
         """Fills `part` from `position` of the member's body on, out of the file `fd`.
@@ -114,7 +95,7 @@ class Contents:
             digest = digests[at : at + merkle.SIZE]
             block = self._kept.get((member.start, number))
             if block is None or block.stamps != stamps:
-                if position <= low and high <= stop:
+                if position <= low and high <= stop and not self.keeps_all:
                     view = part[low - position : high - position]
                     read_all(fd, view, low)
                     if self._hash(view) != digest:
@@ -131,11 +112,6 @@ class Contents:
             block.lock.acquire()
             _fill(fd, member, number, block, digest, self._hash, block_size)  # if the other one could not
             _copy(block, number * block_size, part, position)
-        if stop < size and self._ahead and self._ends.get(member.start) == position:
-            self._read_ahead(fd, member, end, stamps)
-        if len(self._ends) >= _READERS:
-            self._ends = {}
-        self._ends[member.start] = stop
 
     def _keep(self, member: Member, number: int, stamps: _Stamps) -> _Block:
         """A new block, to be filled; another one goes for it."""
@@ -146,21 +122,6 @@ class Contents:
                 break  # another thread was at it
         block = self._kept[member.start, number] = _Block(stamps, self._free)
         return block
-
-    def _read_ahead(self, fd: int, member: Member, first: int, stamps: _Stamps) -> None:
-        """Has the blocks from `first` on read that are not being read yet."""
-        blocks = []
-        end = merkle.blocks(min(first * self._block_size + self._ahead, member.size), self._block_size)
-        for number in range(first, end):
-            block = self._kept.get((member.start, number))
-            if block is None or block.stamps != stamps:
-                blocks.append((number, self._keep(member, number, stamps)))
-        if not blocks:
-            return
-        if not self._is_started:
-            self._is_started = True
-            threading.Thread(target=_serve, args=(self._work, self._tape, self._hash), daemon=True).start()
-        self._work.put(_Work(os.dup(fd), member, blocks))
 
 
 def _fill(
@@ -184,20 +145,6 @@ def _copy(block: _Block, low: int, part: memoryview, position: int) -> None:
     assert block.data is not None  # or an error was raised
     a, b = max(low, position), min(low + len(block.data), position + len(part))
     part[a - position : b - position] = block.data[a - low : b - low]
-
-
-def _serve(queue: "SimpleQueue[_Work | None]", tape: Tape, hash_: merkle.Hash) -> None:
-    """The second thread's life. What it cannot do is left to whoever asks for the block, and meets the same."""
-    while (work := queue.get()) is not None:
-        try:
-            for number, block in work.blocks:
-                with contextlib.suppress(Exception):
-                    digest = tape.block_digests(work.member, number, number + 1)
-                    if block.data is None and block.lock.acquire(blocking=False):
-                        _fill(work.fd, work.member, number, block, digest, hash_, tape.block_size)
-        finally:
-            os.close(work.fd)
-        del work
 
 
 class EndedEarlyError(OSError):

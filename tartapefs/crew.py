@@ -15,6 +15,7 @@ import contextlib
 import mmap
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -33,6 +34,7 @@ from tartapefs.tape import Tape
 _HELPED = 16  # members in a request, from which on a helper is worth two wake-ups
 _HELPER_BYTES = 1 << 20  # the most that it fills at once
 _LEAST, _STEP, _LATE = 0.2, 0.01, 30e-6  # of a request, for each side; how it is moved; seconds waited for the helper
+_BLOCKS_SHARED, _BLOCK_STEP = 4, 0.02  # in a request of a sealed tape; how the helper's part is moved
 _THREADS = 16  # that wait for a slow source at once
 _PART = 1 << 13  # bytes, the smallest part for one of them
 _SLOW_MEMBER, _SLOW_BYTE = 150e-6, 2e-9  # seconds; a source that takes longer than both together is slow
@@ -56,6 +58,8 @@ class Crew:
         self._suspected = False  # whether the last of those took long
         self._slow_requests = 0  # still to be divided among threads
         self._threads = _Threads(_THREADS)
+        self._block_size = filler.tape.block_size
+        self._our_blocks = 0.5  # of the whole blocks in a request, how many are hashed here
 
     def fork_helper(self) -> None:
         """Forks the helper, while this process has one thread alone: call it before any other thread is started."""
@@ -70,6 +74,8 @@ class Crew:
     def fill(self, view: memoryview, start: int, stop: int) -> None:
         """Fills `view` with the bytes `[start, stop)` of the archive; raises what `Filler.fill` raises."""
         size, helper = stop - start, self._helper
+        if self._block_size and size >= _BLOCKS_SHARED * self._block_size and self._hashes_much(view, start, stop):
+            return
         if self._slow_requests > 0 and size >= 2 * _PART:
             self._slow_requests -= 1
             self._divide(view, start, stop)
@@ -101,7 +107,7 @@ class Crew:
         count, size = self._filler.fill(view, start, stop), stop - start
         takes_long = time.monotonic() - begun > _SLOW_MEMBER * count + _SLOW_BYTE * size
         self._density = count / size
-        if takes_long and self._suspected and _waits() - waits >= count / 2:
+        if takes_long and self._suspected and _waits() - waits >= count / 2 and (count > 1 or not self._block_size):
             self._slow_requests = _SLOW_REQUESTS
         self._suspected = takes_long
 
@@ -120,6 +126,41 @@ class Crew:
             view[middle - start :] = helper.memory[: stop - middle]
         else:
             self._filler.fill(view[middle - start :], middle, stop)
+
+    def _hashes_much(self, view: memoryview, start: int, stop: int) -> bool:
+        """Of a sealed tape, a request for several blocks of one member, with the helper; whether that is what it is.
+
+        The helper takes whole blocks in the middle. Of those at the ends the neighbouring requests want a part as well:
+        they are kept here.
+        """
+        helper, block_size = self._helper, self._block_size
+        first, last = self._filler.whole_blocks(start, stop)
+        if helper is None or last - first < (_BLOCKS_SHARED - 2) * block_size:
+            return False
+        cut = first + round((last - first) // block_size * self._our_blocks) * block_size
+        cut = max(cut, last - _HELPER_BYTES // block_size * block_size)
+        if cut >= last or not helper.free.acquire(blocking=False):
+            return False
+        try:
+            helper.begin(cut, last)
+            try:
+                if start < cut:
+                    self._filler.fill(view[: cut - start], start, cut)
+                if last < stop:
+                    self._filler.fill(view[last - start :], last, stop)
+                begun = time.monotonic()
+            finally:
+                filled = helper.end()
+            step = _BLOCK_STEP if time.monotonic() - begun > _LATE else -_BLOCK_STEP
+            self._our_blocks = min(max(self._our_blocks + step, 0), 1 - _LEAST)
+            if filled:
+                view[cut - start : last - start] = helper.memory[: last - cut]
+            else:
+                self._filler.fill(view[cut - start : last - start], cut, last)
+            self._expected, self._suspected = stop, False
+            return True
+        finally:
+            helper.free.release()
 
     def _divide(self, view: memoryview, start: int, stop: int) -> None:
         """In equal parts, by threads; of what they raise, the first part's."""
@@ -225,7 +266,7 @@ def _help(filler: Filler, channel: int, memory: memoryview) -> NoReturn:
         tape = Tape.from_index(filler.tape.index_path)
         if tape.is_same(filler.tape):
             own = Filler(tape, filler.source, filler.at_home, strict=filler.strict)
-            last = 0
+            last, last_stop, stride = 0, 0, -1
             while job := os.read(channel, _JOB.size):
                 start, stop = _JOB.unpack(job)
                 try:
@@ -233,6 +274,9 @@ def _help(filler: Filler, channel: int, memory: memoryview) -> NoReturn:
                     os.write(channel, _DONE)
                 except (TapeError, OSError):
                     os.write(channel, _FAILED)
+                if tape.seal and stop - last_stop == stride:  # twice as far: a reader that goes on
+                    _hash_ahead(own, channel, start + stride, stop + stride)
+                stride, last_stop = stop - last_stop, stop
                 # A reader that goes on will ask for as much, as far ahead: its rows, at least, can be at hand.
                 ahead, margin = start - last, (stop - start) // 16
                 for _ in tape.members(start + ahead - margin, stop + ahead + margin):
@@ -240,3 +284,15 @@ def _help(filler: Filler, channel: int, memory: memoryview) -> NoReturn:
                 last = start
     finally:
         os._exit(0)
+
+
+def _hash_ahead(filler: Filler, channel: int, start: int, stop: int) -> None:
+    """Reads and hashes the blocks that are likely to be asked for next, until something is asked for."""
+    start, stop = filler.whole_blocks(start, stop) if 0 <= start < stop <= filler.tape.total_size else (0, 0)
+    block_size = filler.tape.block_size
+    scratch = memoryview(bytearray(block_size))
+    with contextlib.suppress(TapeError, OSError):  # whoever asks for it meets the same
+        for at in range(start, stop, block_size):
+            if select.select([channel], [], [], 0)[0]:
+                return
+            filler.read_ahead(scratch, at, at + block_size)

@@ -116,6 +116,25 @@ class Filler:
             view[low - start : stop - start] = bytes(stop - low)
         return count
 
+    def whole_blocks(self, start: int, stop: int) -> tuple[int, int]:
+        """Of `[start, stop)`, the whole blocks of the member at `start`, which are hashed; none if it is not sealed."""
+        member = next(self.tape.members(start, start + 1), None) if self._contents is not None else None
+        if member is None:
+            return start, start
+        body, block_size = member.start + BLOCK, self.tape.block_size
+        first = body + -(-max(start - body, 0) // block_size) * block_size
+        last = body + (min(stop - body, member.size) // block_size) * block_size
+        return first, max(first, last)
+
+    def read_ahead(self, view: memoryview, start: int, stop: int) -> None:
+        """As `fill`, of a sealed tape, so that the blocks are at hand when they are asked for. By one thread alone."""
+        assert self._contents is not None  # or a change after this would be missed
+        self._contents.keeps_all = True
+        try:
+            self.fill(view, start, stop)
+        finally:
+            self._contents.keeps_all = False
+
     @staticmethod
     def _read_rest(fd: int, part: memoryview, position: int) -> None:
         """Reads once more, now to the end, what one system call read only in part."""

@@ -22,7 +22,7 @@ def _kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sealed(root)
     (place / "copy.tar").write_bytes(whole(root))
     shutil.move(index_of(root), place / "index.db")
-    (place / "original").symlink_to(shutil.move(root, place / "moved"))
+    shutil.move(root, place / "moved")
     return place
 
 
@@ -137,7 +137,6 @@ def same(one: Path, other: Path) -> bool:
 
 def test_members_and_folders_are_restored(kept: Path) -> None:
     original, out = kept / "moved", kept / "out" / "data"
-    shutil.copytree(os.path.realpath(kept / "original"), original, symlinks=True, dirs_exist_ok=True)
     result = extract(kept, "data/folder 000/00010", "data/link", "--json")
     assert result.returncode == 0, result.stderr
     assert [json.loads(line)["path"] for line in result.stdout.splitlines()] == ["data/folder 000/00010", "data/link"]

@@ -694,6 +694,7 @@ class Index:
             if not self._checker.belongs(merkle.piece_hash(self._checker.hash, start, stop, digests), start):
                 raise self._bad(f"the digests at {start} do not belong to its seal")
         except (TypeError, ValueError, OverflowError) as error:
+            self._check_open()
             raise self._bad(f"the digests at {start} are malformed: {error}") from error
         if len(self._pieces) >= _PIECES_KEPT:
             self._pieces = {}

@@ -152,7 +152,7 @@ def record(
     print_json(
         {
             "fingerprint": fingerprint,
-            "seal": seal or None,
+            **({"seal": seal} if seal else {}),
             "total_size": recorder.total_size,
             "member_count": recorder.member_count,
             "index": recorder.index_path,

@@ -168,9 +168,11 @@ class Target:
                 fact = SEAL_FACTS[fuzz.ConsumeIntInRange(0, len(SEAL_FACTS) - 1)]
                 database.execute("UPDATE tape SET value = ? WHERE fact = ?", (self.value(fuzz), fact))
             case 2:
-                (row,) = database.execute(f"SELECT digests FROM {table} WHERE {key} = ?", (where,))
+                row = database.execute(f"SELECT digests FROM {table} WHERE {key} = ?", (where,)).fetchone()
+                if row is None or not isinstance(row[0], bytes) or not row[0]:
+                    return
                 digests = bytearray(row[0])
-                digests[fuzz.ConsumeIntInRange(0, max(0, len(digests) - 1))] ^= 1 << fuzz.ConsumeIntInRange(0, 7)
+                digests[fuzz.ConsumeIntInRange(0, len(digests) - 1)] ^= 1 << fuzz.ConsumeIntInRange(0, 7)
                 database.execute(f"UPDATE {table} SET digests = ? WHERE {key} = ?", (bytes(digests), where))
             case _:
                 column = columns[fuzz.ConsumeIntInRange(0, len(columns) - 1)]

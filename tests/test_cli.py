@@ -939,8 +939,8 @@ def test_info_in_words(data: Path, reference: Reference) -> None:
     assert result.stderr == ""
     facts = {line[:14].strip(): line[14:] for line in lines}
     assert list(facts) == [
-        "source", "index", "fingerprint", "seal", "digests", "total size", "member count", "recorded", "excluded", "left out", "owners",
-        "at home", "checks",
+        "source", "index", "fingerprint", "seal", "digests", "total size", "member count", "recorded",
+        "excluded", "left out", "owners", "at home", "checks",
     ]  # fmt: skip
     assert facts["source"] == str(data)
     assert facts["fingerprint"] == fingerprint(reference)

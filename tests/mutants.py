@@ -163,10 +163,30 @@ MUTANTS = [
         "if False:",
         SEALS + " -k every_byte",
     ),
-    Mutant("a whole block has its digest", "contents.py", "if self._hash(view) != digest:", "if False:", SEALS),
-    Mutant("a block that is kept has its digest", "contents.py", "if hash_(data) != digest:", "if False:", SEALS),
-    Mutant("what is kept is of the file as it is", "contents.py", " or block.stamps != stamps:", ":", SEALS),
-    Mutant("folders are judged by their times", "fill.py", " or member.is_directory or", " or", AUDIT + " " + PLAYER),
+    Mutant(
+        "a whole block has its digest",
+        "contents.py",
+        "if self._hash(view) != digest:",
+        "if False:",
+        SEALS + " -k random_flips",
+    ),
+    Mutant(
+        "a block that is kept has its digest",
+        "contents.py",
+        "if hash_(data) != digest:",
+        "if False:",
+        SEALS + " -k random_flips",
+    ),
+    Mutant(
+        "what is kept is of the file as it is",
+        "contents.py",
+        " or block.stamps != stamps:",
+        ":",
+        SEALS + " -k block_is_kept",
+    ),
+    Mutant(
+        "folders are judged by their times", "fill.py", " or member.is_directory or", " or", SEALS + " -k folder_that"
+    ),
     Mutant(
         "contents mend nothing but stamps",
         "fill.py",
@@ -174,16 +194,56 @@ MUTANTS = [
         "):",
         SEALS + " -k cannot_mend",
     ),
-    Mutant("strict is strict", "fill.py", "self._stamps_count = strict or", "self._stamps_count =", SEALS),
-    Mutant("a leaf belongs to the seal", "index.py", "or not checker.belongs(", "or None is (", SEALS),
+    Mutant(
+        "strict is strict", "fill.py", "self._stamps_count = strict or", "self._stamps_count =", SEALS + " -k touched"
+    ),
+    Mutant(
+        "a leaf belongs to the seal",
+        "index.py",
+        "or not checker.belongs(",
+        "or None is (",
+        SEALS + " -k another_digest",
+    ),
     Mutant("a leaf has no digests too many", "index.py", "or at != len(digests)", "", SEALS + " -k no_sense"),
-    Mutant("a piece belongs to the seal", "index.py", "if not self._checker.belongs(", "if None is (", SEALS),
-    Mutant("a child is among its parent's", "merkle.py", "if not _is_among(child, children):", "if False:", SEALS),
-    Mutant("the way up ends at the seal", "merkle.py", "child) != self._seal:", "child) is None:", SEALS),
-    Mutant("a hash is no part of two others", "merkle.py", "while at % SIZE and at >= 0:", "while False:", SEALS),
-    Mutant("verify counts digests", "index.py", "return counted == [pieces, nodes]", "return True", SEALS),
-    Mutant("the seal is the expected one", "tape.py", "if value == self.seal:", "if value:", SEALS),
-    Mutant("headers have the fingerprint", "player.py", "                check_headers(self.tape, share)\n", "", SEALS),
+    Mutant(
+        "a piece belongs to the seal",
+        "index.py",
+        "if not self._checker.belongs(",
+        "if None is (",
+        SEALS + " -k another_digest",
+    ),
+    Mutant(
+        "a child is among its parent's",
+        "merkle.py",
+        "if not _is_among(child, children):",
+        "if False:",
+        SEALS + " -k another_digest",
+    ),
+    Mutant(
+        "the way up ends at the seal",
+        "merkle.py",
+        "child) != self._seal:",
+        "child) is None:",
+        SEALS + " -k facts_of_a_seal",
+    ),
+    Mutant(
+        "a hash is no part of two others",
+        "merkle.py",
+        "while at % SIZE and at >= 0:",
+        "while False:",
+        SEALS + " -k across",
+    ),
+    Mutant(
+        "verify counts digests", "index.py", "return counted == [pieces, nodes]", "return True", SEALS + " -k no_sense"
+    ),
+    Mutant("the seal is the expected one", "tape.py", "if value == self.seal:", "if value:", SEALS + " -k forger"),
+    Mutant(
+        "headers have the fingerprint",
+        "player.py",
+        "                check_headers(self.tape, share)\n",
+        "",
+        SEALS + " -k first_fingerprint",
+    ),
     Mutant(
         "the helper is held to contents",
         "crew.py",
@@ -192,9 +252,19 @@ MUTANTS = [
         SEALED_MOUNT + " -k helper",
     ),
     Mutant("a torn state is not believed", "sealer.py", "or _checksum(stop, digests) != crc:", ":", SEALS + " -k torn"),
-    Mutant("another recording is not sealed over", "sealer.py", "if not now.is_same(tape):", "if False:", SEALS),
     Mutant(
-        "a copy stays away from home", "index.py", "_signed(self.ino) if at_home else 0", "_signed(self.ino)", SEALS
+        "another recording is not sealed over",
+        "sealer.py",
+        "if not now.is_same(tape):",
+        "if False:",
+        SEALS + " -k recorded_again",
+    ),
+    Mutant(
+        "a copy stays away from home",
+        "index.py",
+        "_signed(self.ino) if at_home else 0",
+        "_signed(self.ino)",
+        SEALS + " -k not_at_home",
     ),
     Mutant(
         "a member out of a copy has its digests",

@@ -524,6 +524,15 @@ def test_what_contents_cannot_mend(mixed: Path, change: str) -> None:
                 player.read(offset, 100)
 
 
+def test_a_folder_that_was_touched(mixed: Path) -> None:
+    """Its times tell of names that were added, so they count, whatever contents say."""
+    with playing(mixed) as player:
+        os.utime(mixed / "folder 001")
+        start = player.get_offset_of("data/folder 001")
+        with pytest.raises(TapeIntegrityError, match="folder 001: mtime changed"):
+            player.read(start, 512)
+
+
 def test_a_change_of_a_file_of_which_a_block_is_kept(tmp_path: Path) -> None:
     """What is kept for the neighbouring reads hides no change that the file's times show."""
     root = make(tmp_path / "data", [300_000])

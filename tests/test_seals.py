@@ -228,7 +228,7 @@ def test_a_tape_that_is_not_at_home_stays_so(mixed: Path) -> None:
 
 def test_what_an_index_without_digests_costs_and_says(tmp_path: Path) -> None:
     """It is of the format that it always was, and no table is there for what it has not."""
-    root = make(tmp_path / "data", [100] * 5000)
+    root = make(tmp_path / "data", [100] * 2000)
     TapeRecorder(root).commit()
     with closing(sqlite3.connect(index_of(root))) as database:
         assert [name for (name,) in database.execute("SELECT name FROM sqlite_master ORDER BY 1")] == ["member", "tape"]
@@ -237,11 +237,12 @@ def test_what_an_index_without_digests_costs_and_says(tmp_path: Path) -> None:
     seal_again(root)
     with closing(sqlite3.connect(index_of(root))) as database:
         assert database.execute("PRAGMA user_version").fetchone() == (2,)  # which a reader of 1 refuses
-    assert 32 <= (index_of(root).stat().st_size - bare) / 5000 <= 46, "bytes a member"
+    assert 32 <= (index_of(root).stat().st_size - bare) / 2000 <= 48, "bytes a member"
 
 
 def test_what_a_large_file_costs(tmp_path: Path) -> None:
-    root = make(tmp_path / "data", [BLOCK * 4000])
+    root = make(tmp_path / "data", [1])
+    os.truncate(root / "folder 000" / "00000", BLOCK * 4000)
     TapeRecorder(root).commit()
     bare = index_of(root).stat().st_size
     seal_again(root)
@@ -344,7 +345,7 @@ def test_a_seal_killed_at_each_change(tmp_path: Path, call: str) -> None:
     expected = sealed(root)
     TapeRecorder(root, overwrite=True).commit()
     bare = index_of(root).read_bytes()
-    for at in range(1, 6):
+    for at in range(1, 9 if os.environ.get("TARTAPEFS_LONG") == "1" else 4):
         inject = f"inject={call}:signal=KILL:when={at}"
         command = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject, *TARTAPEFS]
         killed = subprocess.run([*command, "seal", root, "--block-size", "64K"], capture_output=True, timeout=60)
@@ -833,10 +834,10 @@ def test_verify_sees_a_touched_file_that_changed_without_reading_the_others(mixe
 
 
 def test_a_sample_reads_about_as_much_as_it_says(tmp_path: Path) -> None:
-    root = make(tmp_path / "data", [BLOCK * 200, *[10] * 800])
+    root = make(tmp_path / "data", [BLOCK * 200, *[10] * 300])
     sealed(root)
     counts = [json.loads(run("verify", root, "--sample", "10", "--json").stdout)["blocks"] for _ in range(3)]
-    assert all(50 < count < 160 for count in counts), counts
+    assert all(25 < count < 90 for count in counts), counts
     for share in ("0", "101%", "x"):
         assert run("verify", root, "--sample", share).returncode == 2
 

@@ -129,6 +129,8 @@ def record(
 
     With --force it also tells how much of a copy of the archive before stays valid.
     """
+    if algorithm is not None:
+        merkle.hasher(algorithm)  # or it is not installed, and nothing is recorded
     old = _replaced(directory, index) if force else None
     recorder, fingerprint = record_folder(directory, index, exclude, keep_owners, skip_unreadable, skip_busy, force)
     prefix = None

@@ -79,7 +79,8 @@ class Contents:
         size, block_size = member.size, self._block_size
         stop = position + len(part)
         if size <= block_size and len(part) == size:  # most small files
-            read_all(fd, part, 0)
+            if os.preadv(fd, (part,), 0) < size:
+                read_all(fd, part, 0)
             if self._hash(part) != self._tape.block_digests(member, 0, 1):
                 raise damage(member, 0, block_size)
             return

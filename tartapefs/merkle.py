@@ -224,15 +224,19 @@ class Checker:
         self._levels = levels
         self._seal = seal
         self._numbers = total_size, member_count, block_size
+        self._last = b""  # the children of the last node of level 1 that was found to belong
         self._known: set[bytes] = set()  # nodes whose way up to the seal has been checked
 
     def belongs(self, child: bytes, start: int) -> bool:
         """Whether the leaf or piece at `start` with the hash `child` is one of those that the seal stands for."""
-        passed = []
+        if _is_among(child, self._last):  # as most are for who reads on
+            return True
+        passed, lowest = [], b""
         for level in range(1, self._levels + 1):
             start, children = self._node(level, start)
             if not _is_among(child, children):
                 return False
+            lowest = lowest or children
             child = node_hash(self.hash, level, start, children)
             if child in self._known:
                 break
@@ -243,6 +247,7 @@ class Checker:
         if len(self._known) + len(passed) > self._MOST_KNOWN:
             self._known = set()
         self._known.update(passed)
+        self._last = lowest
         return True
 
 

@@ -14,6 +14,8 @@ from tartapefs.errors import (
     TapeFormatError,
     TapeIntegrityError,
     TapeNotFoundError,
+    TapeSealedError,
+    UnexpectedTapeError,
 )
 from tartapefs.events import Event, FileData, FileEnd, FileStart, TapeCompleted
 from tartapefs.layout import Kind, Segment
@@ -50,5 +52,7 @@ __all__ = [
     "TapeNotFoundError",
     "TapePlayer",
     "TapeRecorder",
+    "TapeSealedError",
+    "UnexpectedTapeError",
     "Window",
 ]

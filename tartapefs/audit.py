@@ -8,11 +8,11 @@ seen when it is read. `verify` looks at everything, and lists what it finds.
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from tartapefs.display import file_type
 from tartapefs.errors import Difference, TapeIntegrityError
-from tartapefs.integrity import check_place, drift, inspect
+from tartapefs.integrity import check_place, drift, inspect, only_stamps
 from tartapefs.member import RECORDABLE, Member
 from tartapefs.scan import exclusion
 from tartapefs.source import TAPE_FOLDER, Source
@@ -29,15 +29,33 @@ def audit(tape: Tape, source: Source, at_home: bool, share: float = 1.0) -> None
     cannot be read, and TapeFormatError for a damaged index.
     """
     check_place(source, tape.root_name)
-    begun = time.thread_time()
+    rest = Rest(share)
     for folder in tape.folders():
         found = inspect(folder, source, at_home)
         if found:
             raise drift(folder, found)
-        spent = time.thread_time() - begun
-        if spent > _STRETCH and share < 1:
-            time.sleep(spent / share - spent)
-            begun = time.thread_time()
+        rest()
+
+
+def check_headers(tape: Tape, share: float = 1.0) -> None:
+    """Raises TapeIntegrityError unless the headers of all members have the tape's fingerprint together."""
+    if not tape.has_fingerprint(Rest(share)):
+        recorded, found = f"the fingerprint {tape.fingerprint}", "headers that have another"
+        raise TapeIntegrityError(tape.root_name, [Difference("the index", recorded, found)])
+
+
+class Rest:
+    """Called now and then by a thread that may take `share` of one core, above 0, at most 1: it rests accordingly."""
+
+    def __init__(self, share: float, pause: Callable[[float], object] = time.sleep) -> None:
+        self._share, self._pause = share, pause
+        self._begun = time.thread_time()
+
+    def __call__(self) -> None:
+        spent = time.thread_time() - self._begun
+        if spent > _STRETCH and self._share < 1:
+            self._pause(spent / self._share - spent)
+            self._begun = time.thread_time()
 
 
 def verify(
@@ -45,15 +63,19 @@ def verify(
     source: Source,
     at_home: bool,
     on_progress: Callable[[int, int], None] = lambda members, position: None,
+    look_into: Callable[[Member], Iterable[TapeIntegrityError]] | None = None,
 ) -> Iterator[TapeIntegrityError]:
     """All drift of `source`, in the archive's order. Raises TapeFormatError for a damaged index.
 
-    Only a directory that differs is listed, to name what was added. `on_progress` is called now and then with the
-    number of members seen, and the start of the last of them.
+    `look_into` is asked about a file or link of which only timestamps or inode are not as recorded, in place of that;
+    by default it is drift. Only a directory that differs is listed, to name what was added. `on_progress` is called now
+    and then with the number of members seen, and the start of the last of them.
     """
     for count, member in enumerate(tape.members(), 1):
         found = _differences(member, source, at_home)
-        if found:
+        if found and look_into is not None and not member.is_directory and only_stamps(found):
+            yield from look_into(member)
+        elif found:
             yield drift(member, found)
             if member.is_directory and found[0].what not in ("type", "access"):
                 yield from _added(tape, source, member)

@@ -7,7 +7,7 @@ Of the modules we use the C structures and the conversion of arguments. Their `F
 whose threads Python does not know, so that each callback makes and unmakes a thread state. `Session` stops short of
 that: it only mounts, and threads of Python's take the requests from the kernel. Reads, which are nearly all, they
 answer themselves, from the memory that the player filled; every other request they hand to libfuse
-(`docs/decisions/0009-reads-past-libfuse.md`). The kernel is told to ask for 1 MiB at a time where libfuse 2 would have
+(`docs/decisions/0010-reads-past-libfuse.md`). The kernel is told to ask for 1 MiB at a time where libfuse 2 would have
 it ask for 128 KiB.
 """
 

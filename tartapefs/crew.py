@@ -19,6 +19,7 @@ import ctypes
 import mmap
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -39,6 +40,7 @@ from tartapefs.tape import Tape
 _HELPED = 16  # members in a request, from which on a helper is worth two wake-ups
 _TRIAL = 32  # requests, one of which is filled in the way that was slower, with a helper or without
 _LEAST, _STEP, _LATE = 0.2, 0.01, 30e-6  # of a request, for each side; how it is moved; seconds waited for the helper
+_BLOCKS_SHARED, _BLOCK_STEP = 4, 0.02  # in a request of a sealed tape; how the helper's part is moved
 _THREADS = 16  # that wait for a slow source at once
 _PART = 1 << 13  # bytes, the smallest part for one of them
 _SLOW_MEMBER, _SLOW_BYTE = 150e-6, 2e-9  # seconds; a source that takes longer than both together is slow
@@ -73,6 +75,8 @@ class Crew:
         self._loaded = 0  # how far that has been done
         self._read = 0  # blocks from disks, by all threads
         self._threads = _Threads(_THREADS)
+        self._block_size = filler.tape.block_size  # 0 if it is not sealed
+        self._our_blocks = 0.5  # of the whole blocks in a request, how many are hashed here
 
     def fork_helper(self, memory: mmap.mmap) -> None:
         """Forks the helper, which can fill buffers that lie in `memory`.
@@ -100,6 +104,10 @@ class Crew:
 
     def _fill(self, view: memoryview, start: int, stop: int) -> None:
         size, helper = stop - start, self._helper
+        if helper is not None and self._block_size and size >= _BLOCKS_SHARED * self._block_size:
+            place = helper.place_of(view)
+            if place >= 0 and self._share_blocks(helper, place, view, start, stop):
+                return
         if self._cold_requests > 0 and start == self._expected:
             self._load(start, stop + _AHEAD)
         if self._slow_requests > 0:
@@ -179,6 +187,33 @@ class Crew:
         self._our_share = min(max(self._our_share + (_STEP if is_late else -_STEP), _LEAST), 1 - _LEAST)
         if not filled:
             self._filler.fill(view[own:], start + own, stop)
+
+    def _share_blocks(self, helper: "_Helper", place: int, view: memoryview, start: int, stop: int) -> bool:
+        """Of a sealed tape, a request for several blocks of one member, with the helper; whether that is what it is.
+
+        The helper takes whole blocks in the middle. Of those at the ends the neighbouring requests want a part as well:
+        they are kept here.
+        """
+        block_size = self._block_size
+        first, last = self._filler.whole_blocks(start, stop)
+        cut = first + round((last - first) // block_size * self._our_blocks) * block_size
+        if last - first < (_BLOCKS_SHARED - 2) * block_size or cut >= last:
+            return False
+        helper.begin(place + cut - start, cut, last)
+        try:
+            if start < cut:
+                self._filler.fill(view[: cut - start], start, cut)
+            if last < stop:
+                self._filler.fill(view[last - start :], last, stop)
+            begun = time.monotonic()
+        finally:
+            filled = helper.end()
+        step = _BLOCK_STEP if time.monotonic() - begun > _LATE else -_BLOCK_STEP
+        self._our_blocks = min(max(self._our_blocks + step, 0), 1 - _LEAST)
+        if not filled:
+            self._filler.fill(view[cut - start : last - start], cut, last)
+        self._suspected = False
+        return True
 
     def _divide(self, view: memoryview, start: int, stop: int) -> None:
         """In equal parts, by threads; of what they raise, the first part's."""
@@ -290,8 +325,8 @@ def _help(filler: Filler, channel: int, memory: memoryview) -> NoReturn:
         os.closerange(high + 1, os.sysconf("SC_OPEN_MAX"))
         tape = Tape.from_index(filler.tape.index_path)
         if tape.is_same(filler.tape):
-            own = Filler(tape, filler.source, filler.at_home)
-            last = 0
+            own = Filler(tape, filler.source, filler.at_home, strict=filler.strict)
+            last, last_stop, stride = 0, 0, -1
             while job := os.read(channel, _JOB.size):
                 place, start, stop = _JOB.unpack(job)
                 try:
@@ -299,6 +334,9 @@ def _help(filler: Filler, channel: int, memory: memoryview) -> NoReturn:
                     os.write(channel, _DONE)
                 except (TapeError, OSError):
                     os.write(channel, _FAILED)
+                if tape.seal and stop - last_stop == stride:  # twice as far: a reader that goes on
+                    _hash_ahead(own, channel, start + stride, stop + stride)
+                stride, last_stop = stop - last_stop, stop
                 # A reader that goes on will ask for as much, as far ahead: its rows, at least, can be at hand.
                 ahead, margin = start - last, (stop - start) // 16
                 for _ in tape.members(start + ahead - margin, stop + ahead + margin):
@@ -306,3 +344,15 @@ def _help(filler: Filler, channel: int, memory: memoryview) -> NoReturn:
                 last = start
     finally:
         os._exit(0)
+
+
+def _hash_ahead(filler: Filler, channel: int, start: int, stop: int) -> None:
+    """Reads and hashes the blocks that are likely to be asked for next, until something is asked for."""
+    start, stop = filler.whole_blocks(start, stop) if 0 <= start < stop <= filler.tape.total_size else (0, 0)
+    block_size = filler.tape.block_size
+    scratch = memoryview(bytearray(block_size))
+    with contextlib.suppress(TapeError, OSError):  # whoever asks for it meets the same
+        for at in range(start, stop, block_size):
+            if select.select([channel], [], [], 0)[0]:
+                return
+            filler.read_ahead(scratch, at, at + block_size)

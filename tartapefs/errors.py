@@ -69,11 +69,35 @@ class TapeExistsError(TapeError, FileExistsError):
         self.path = path
 
 
+class TapeSealedError(TapeError, FileExistsError):
+    """The index at `path` holds digests already."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{printable(path)}: has digests already; {RECORD_AGAIN} if the folder changed")
+        self.errno = errno.EEXIST
+        self.path = path
+
+
+class UnexpectedTapeError(TapeError):
+    """The tape is not the one that has the fingerprint or seal `expected`."""
+
+    def __init__(self, path: str, expected: str, fingerprint: str, seal: str) -> None:
+        sealed = f"its seal {seal}" if seal else "it has no seal"
+        super().__init__(
+            f"{printable(path)}: not the tape that was expected: {printable(expected)};"
+            f" its fingerprint is {fingerprint}, {sealed}; find out who recorded it anew, or changed it"
+        )
+        self.path = path
+        self.expected = expected
+
+
 class TapeBusyError(TapeError, BlockingIOError):
     """Another recorder is writing the index at `path`."""
 
     def __init__(self, path: str) -> None:
-        super().__init__(f"{printable(path)}: another recording of this folder is running; wait for it to end")
+        super().__init__(
+            f"{printable(path)}: another recording or sealing of this folder is running; wait for it to end"
+        )
         self.errno = errno.EAGAIN
         self.path = path
 

@@ -42,6 +42,7 @@ class MountOptions:
     audit_share: float = 0.05  # of one core that they may take
     uid: int | None = None  # the owner that is shown; None for who mounts
     gid: int | None = None
+    scrub_share: float = 0  # of one core that reading all contents again and again may take
 
 
 class Refusal(OSError):

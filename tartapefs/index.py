@@ -9,6 +9,10 @@ ours to the letter, so that no view, trigger or generated column can run; the ta
 checked at opening, each row a CRC-32 that is checked whenever the row is used, and all rows a digest that `verify`
 checks. (Of 3,000 random bit flips in such a file SQLite's `integrity_check` missed 343.) Rows must join without a gap.
 
+A sealed index also holds digests of all contents, and the tree of hashes that leads from them, and from the members,
+to the seal (`merkle`). Of such a one no member and no digest is given out whose way up to the seal has not been checked
+(but for folders that an audit asks for). It has a format of its own: who does not know of digests must not read it.
+
 Members are keyed by their start, so that finding an offset is one search of a b-tree at any scale. A row holds its own
 last name and its folder's start: half the size of whole paths. Members are in the order of their paths, so a search by
 name is a binary search by start, and no second b-tree is needed.
@@ -37,12 +41,12 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 from zlib import crc32
 
-from tartapefs import apart, ustar
+from tartapefs import apart, merkle, ustar
 from tartapefs.errors import TapeBusyError, TapeFormatError, TapeNotFoundError
 from tartapefs.layout import BLOCK, FOOTER, MAX_OFFSET
 from tartapefs.member import Member, MemberFacts
 
-FORMAT = 1
+FORMAT, SEALED_FORMAT = 1, 2
 _APPLICATION = 0x54415045  # "TAPE", where file(1) looks for it
 _SCHEMA = [
     (
@@ -53,13 +57,25 @@ _SCHEMA = [
     ),
     ("tape", "CREATE TABLE tape (fact TEXT PRIMARY KEY, value) WITHOUT ROWID"),
 ]
+# Of a node, `place` is its level and its start in blocks: see `_node_place`. `stop` is where a leaf's last member ends.
+_SEALED_SCHEMA = sorted(
+    [
+        *_SCHEMA,
+        ("leaf", "CREATE TABLE leaf (start INTEGER PRIMARY KEY, stop INTEGER, digests BLOB, crc INTEGER)"),
+        ("node", "CREATE TABLE node (place INTEGER PRIMARY KEY, digests BLOB, crc INTEGER)"),
+        ("piece", "CREATE TABLE piece (start INTEGER PRIMARY KEY, digests BLOB, crc INTEGER)"),
+    ]
+)
+_SCHEMA_OF = {FORMAT: _SCHEMA, SEALED_FORMAT: _SEALED_SCHEMA}
 _COLUMNS = 13
 _AT_ONCE = 16  # rows in one INSERT
 _MANY = 2048  # members, from which on a second process is worth the fork
+_LEVEL_BITS = 54  # below them, the start of a node in blocks
 _UNDER_WAY = ".new"  # what is added to the name of an index that is being written
 _NO_FOLDER = -1  # what the root has in place of its folder's start
 _PAGE = 256  # members that are fetched at once by a reader that goes on where it stopped
 _PAGES_KEPT = 8  # of as many readers
+_PIECES_KEPT = 64  # rows of digests of large members, 2 KiB each
 _CONNECTIONS = 4  # more readers at once than there are cores to run them gain nothing
 _LONGEST_VALUE = 1 << 20
 _LONGEST_ROW = 1 << 12  # bytes; names, target and owner have at most 500
@@ -86,6 +102,11 @@ class TapeFacts:
     root_ino: int  # of the source folder when recorded
     index_ino: int  # of the index file itself
     rows_digest: str  # SHA-256 over the facts of all rows, 64 hex digits
+    # Of a sealed tape; of another one there are no such facts.
+    seal: str = ""  # the second fingerprint: 64 hex digits
+    algorithm: str = ""  # of `merkle.ALGORITHMS`
+    block_size: int = 0  # bytes
+    levels: int = 0  # of nodes
 
 
 # In the order of the columns, without the name, target and owner, whose lengths stand at the end.
@@ -117,6 +138,14 @@ def _parse_owner(field: bytes) -> ustar.Owner:
     if match is None:
         raise ValueError("no owner")
     return ustar.Owner(int(match[1]), int(match[2]), match[3], match[4])
+
+
+def _node_place(level: int, start: int) -> int:
+    return level << _LEVEL_BITS | start // BLOCK
+
+
+def _row_crc(*numbers: int, digests: bytes) -> int:
+    return crc32(digests + b"".join(number.to_bytes(8, "little") for number in numbers))
 
 
 def _digest(facts: dict[str, Any]) -> str:
@@ -164,7 +193,7 @@ class IndexWriter:
     (ENOSPC and the like) where the disk refuses.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, sealed: bool = False) -> None:
         self._path = path
         self._under_way = path + _UNDER_WAY
         self._rows_digest = hashlib.sha256().hexdigest()
@@ -173,8 +202,8 @@ class IndexWriter:
         try:
             with self._written() as db:
                 db.execute(f"PRAGMA application_id={_APPLICATION}")
-                db.execute(f"PRAGMA user_version={FORMAT}")
-                for _, statement in _SCHEMA:
+                db.execute(f"PRAGMA user_version={SEALED_FORMAT if sealed else FORMAT}")
+                for _, statement in _SEALED_SCHEMA if sealed else _SCHEMA:
                     db.execute(statement)
         except BaseException:
             self._discard()
@@ -274,9 +303,25 @@ class IndexWriter:
                 *(target, who, crc32(facts)),
             )
 
-    def commit(self, facts: dict[str, Any]) -> None:
-        """Writes the tape's own facts, those of `TapeFacts` but the index's own, and puts the index in place."""
-        complete = facts | {"index_ino": _signed(self.ino), "rows_digest": self._rows_digest}
+    def add_digests(self, rows: Iterable[merkle.Row]) -> None:
+        """Writes rows of the tree of hashes, those of each kind in the order of their keys."""
+        with self._written() as db:
+            execute = db.execute
+            for kind, level, start, stop, digests in rows:
+                if kind == "leaf":
+                    crc = _row_crc(start, stop, digests=digests)
+                    execute("INSERT INTO leaf VALUES (?, ?, ?, ?)", (start, stop, digests, crc))
+                else:
+                    place = _node_place(level, start) if kind == "node" else start
+                    execute(f"INSERT INTO {kind} VALUES (?, ?, ?)", (place, digests, _row_crc(place, digests=digests)))
+
+    def commit(self, facts: dict[str, Any], at_home: bool = True) -> None:
+        """Writes the tape's own facts, those of `TapeFacts` but the index's own, and puts the index in place.
+
+        `at_home`: whether the witnesses are of where the index now lies, and not of a place that it was copied from.
+        """
+        ino = _signed(self.ino) if at_home else 0
+        complete = facts | {"index_ino": ino, "rows_digest": self._rows_digest}
         complete["facts_digest"] = _digest(complete)
         with self._written() as db:
             db.executemany("INSERT INTO tape VALUES (?, ?)", complete.items())
@@ -317,6 +362,7 @@ class _Page(NamedTuple):
     stop: int
     starts: list[int]
     members: list[Member]
+    digests: dict[int, bytes]  # of a sealed tape, by the starts of the members that have a body
 
 
 class Index:
@@ -330,6 +376,8 @@ class Index:
         self.stat = self._check_file()
         self._folders: dict[int, bytes] = {}
         self._pages: tuple[_Page, ...] = ()
+        self._pieces: dict[int, bytes] = {}
+        self._checker: merkle.Checker | None = None
         try:
             with self._refusing():
                 for _ in range(_CONNECTIONS):  # all at once: later the path may lead to a newer index
@@ -337,6 +385,8 @@ class Index:
                     self._open_connections += 1
             self.facts = self._read_facts()
             self._limit_rows()
+            if self.facts.seal:
+                self._checker = self._make_checker(self.facts)
             self._check_ends()
         except BaseException:
             self.close()
@@ -385,12 +435,13 @@ class Index:
         version = int.from_bytes(head[60:64], "big")
         if not _has_our_mark(head):
             raise self._bad("it is not an index of tartapefs")
-        if version != FORMAT:
-            raise self._bad(f"its format is {version}, this tartapefs reads {FORMAT}")
+        if version not in _SCHEMA_OF:
+            raise self._bad(f"its format is {version}, this tartapefs reads {FORMAT} and {SEALED_FORMAT}")
+        self._schema = _SCHEMA_OF[version]
         if head[18:20] != b"\1\1":
             raise self._bad("it is in a journal mode that an index never has")
-        # The schema's own b-tree: one leaf of two rows. SQLite reads all of it before any query, however much it is.
-        if head[100:101] != b"\x0d" or int.from_bytes(head[103:105], "big") != len(_SCHEMA):
+        # The schema's own b-tree: one leaf of a few rows. SQLite reads all of it before any query, however much it is.
+        if head[100:101] != b"\x0d" or int.from_bytes(head[103:105], "big") != len(self._schema):
             raise self._bad("its tables are not those of an index")
         for suffix in ("-wal", "-journal"):
             if os.path.lexists(self.path + suffix):
@@ -413,7 +464,7 @@ class Index:
         connection.text_factory = bytes
         # The schema is read once for the connection, here; that it is ours is what all later queries rely on.
         schema = connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
-        if schema != [(name.encode(), sql.encode()) for name, sql in _SCHEMA]:
+        if schema != [(name.encode(), sql.encode()) for name, sql in self._schema]:
             raise self._bad("its tables are not those of an index")
 
     @contextmanager
@@ -457,8 +508,13 @@ class Index:
                     "index_ino": facts["index_ino"] % (1 << 64),
                 }
             )
-            if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in (tape.fingerprint, tape.rows_digest)):
+            digests = (tape.fingerprint, tape.rows_digest, *([tape.seal] if self._schema is _SEALED_SCHEMA else []))
+            if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests):
                 raise ValueError("a digest has 64 hex digits")
+            if self._schema is _SEALED_SCHEMA:
+                self._check_seal_facts(tape)
+            elif any((tape.seal, tape.algorithm, tape.block_size, tape.levels)):
+                raise ValueError("a seal, and no digests")
         except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
             raise self._bad(f"a fact of the tape is missing or malformed: {error}") from error
         integers = (tape.total_size, tape.member_count, tape.recorded_ns, tape.left_out, tape.root_ino)
@@ -469,6 +525,21 @@ class Index:
         if not isinstance(tape.root_name, bytes) or not _is_name(tape.root_name):
             raise self._bad("the root's name is malformed")
         return tape
+
+    @staticmethod
+    def _check_seal_facts(tape: TapeFacts) -> None:
+        """Raises ValueError and TypeError."""
+        if tape.algorithm not in merkle.ALGORITHMS:
+            raise ValueError(f"no such algorithm: {tape.algorithm!r}")
+        if not merkle.SMALLEST_BLOCK <= tape.block_size <= merkle.LARGEST_BLOCK or tape.block_size % BLOCK:
+            raise ValueError("the size of blocks is out of range")
+        if not 0 < tape.levels <= merkle.MOST_LEVELS:
+            raise ValueError("the number of levels is out of range")
+
+    def _make_checker(self, facts: TapeFacts) -> merkle.Checker:
+        hash_ = merkle.hasher(facts.algorithm)
+        numbers = facts.total_size, facts.member_count, facts.block_size, facts.levels
+        return merkle.Checker(hash_, *numbers, facts.seal, self._node)
 
     def _limit_rows(self) -> None:
         """From here on no value is longer than a row may be: a page of rows at its longest is a megabyte."""
@@ -517,6 +588,8 @@ class Index:
         return page
 
     def _fetch(self, position: int, stop: int) -> "_Page":
+        if self._checker is not None:
+            return self._fetch_checked(position, stop, self._checker)
         rows = self._query(
             "SELECT * FROM member WHERE start >= (SELECT max(start) FROM member WHERE start <= ?)"
             f" AND start < ? ORDER BY start LIMIT {_PAGE}",
@@ -532,7 +605,127 @@ class Index:
             end += BLOCK + (member[3] + BLOCK - 1) // BLOCK * BLOCK  # `span` of its size, without the call
         if end <= position or end > self.facts.total_size - FOOTER:
             raise self._bad(f"no member covers offset {position}")
-        return _Page(starts[0], end, starts, members)
+        return _Page(starts[0], end, starts, members, {})
+
+    def _fetch_checked(self, position: int, stop: int, checker: merkle.Checker) -> "_Page":
+        """As `_fetch`, of a sealed tape: whole leaves, each of which belongs to the seal."""
+        leaves = self._query(
+            "SELECT * FROM leaf WHERE start >= (SELECT max(start) FROM leaf WHERE start <= ?)"
+            f" AND start < ? ORDER BY start LIMIT {_PAGE // merkle.RUN}",
+            (position, stop),
+        )
+        if not leaves or not leaves[0][0] <= position:
+            raise self._bad(f"no digests cover offset {position}")
+        page = _Page(leaves[0][0], 0, [], [], {})
+        try:
+            low, high = leaves[0][0], leaves[-1][1]
+            if not position < high <= self.facts.total_size - FOOTER:
+                raise self._bad(f"the digests at {leaves[-1][0]} are malformed")
+            rows = self._query(
+                f"SELECT * FROM member WHERE start >= ? AND start < ? ORDER BY start LIMIT {_PAGE}", (low, high)
+            )
+            members = iter(self._members(rows))
+            end = low
+            for start, leaf_stop, digests, crc in leaves:
+                if start != end or _row_crc(start, leaf_stop, digests=digests) != crc:
+                    raise self._bad(f"the digests at {start} fail their checksum")
+                hashed, at = [], 0
+                while end < leaf_stop:
+                    member = next(members, None)
+                    if member is None or member.start != end:
+                        raise self._bad(f"its members do not join at offset {end}")
+                    page.starts.append(end)
+                    page.members.append(member)
+                    hashed.append(member.header())
+                    if member.size:
+                        digest = digests[at : at + merkle.SIZE]
+                        page.digests[end] = digest
+                        hashed.append(digest)
+                        at += merkle.SIZE
+                    end = member.stop
+                if (
+                    end != leaf_stop
+                    or at != len(digests)
+                    or not checker.belongs(merkle.leaf_hash(checker.hash, start, leaf_stop, b"".join(hashed)), start)
+                ):
+                    raise self._bad(f"the members at {start} do not belong to its seal")
+        except (TypeError, ValueError, AttributeError, OverflowError, struct.error) as error:
+            self._check_open()
+            raise self._bad(f"the digests at {leaves[0][0]} are malformed: {error}") from error
+        return page._replace(stop=end)
+
+    def _node(self, level: int, start: int) -> tuple[int, bytes]:
+        """The start and the digests of the node at `level` that a child at `start` belongs to, if to any."""
+        rows = self._query(
+            "SELECT * FROM node WHERE place <= ? ORDER BY place DESC LIMIT 1", (_node_place(level, start),)
+        )
+        try:
+            ((place, digests, crc),) = rows
+            if place >> _LEVEL_BITS != level or _row_crc(place, digests=digests) != crc:
+                raise ValueError("a node fails its checksum")
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise self._bad(f"the digests above {start} are malformed: {error}") from error
+        return (place & ((1 << _LEVEL_BITS) - 1)) * BLOCK, digests
+
+    def facts_to_keep(self) -> dict[str, Any]:
+        """The tape's own facts, as `IndexWriter.commit` takes them."""
+        facts = self.facts
+        return {
+            "root_name": facts.root_name,
+            "fingerprint": facts.fingerprint,
+            "total_size": facts.total_size,
+            "member_count": facts.member_count,
+            "recorded_ns": facts.recorded_ns,
+            "excluded": json.dumps(facts.excluded),
+            "left_out": facts.left_out,
+            "owners_kept": int(facts.owners_kept),
+            "root_ino": _signed(facts.root_ino),
+        }
+
+    def digest_of(self, member: Member) -> bytes:
+        """The digest of a member of a sealed tape that has a body: of its block, or of its blocks' digests."""
+        for page in self._pages:
+            if found := page.digests.get(member.start):
+                return found
+        page = self._page(member.start, member.start + 1)
+        return page.digests[member.start]
+
+    def block_digests(self, member: Member, first: int, stop: int) -> bytes:
+        """The digests of the blocks `[first, stop)` of a member of a sealed tape, one after the other."""
+        if member.size <= self.facts.block_size:
+            return self.digest_of(member)
+        found, number = b"", first
+        while number < stop:
+            low = number % merkle.FANOUT
+            piece = self._piece(member, number // merkle.FANOUT)
+            found += piece[low * merkle.SIZE : (low + stop - number) * merkle.SIZE]
+            number += merkle.FANOUT - low
+        return found
+
+    def _piece(self, member: Member, number: int) -> bytes:
+        """The digests of the `FANOUT` blocks, or less, of which `number` times as many lie before."""
+        block_size = self.facts.block_size
+        start = member.start + BLOCK + number * merkle.FANOUT * block_size
+        if (found := self._pieces.get(start)) is not None:
+            return found
+        stop = min(start + merkle.FANOUT * block_size, member.start + BLOCK + member.size)
+        rows = self._query("SELECT * FROM piece WHERE start = ?", (start,))
+        try:
+            ((_, digests, crc),) = rows
+            if _row_crc(start, digests=digests) != crc:
+                raise ValueError("they fail their checksum")
+            if len(digests) != merkle.blocks(stop - start, block_size) * merkle.SIZE:
+                raise ValueError("they are not as many as the blocks")
+            assert self._checker is not None  # or the tape has no pieces
+            if not self._checker.belongs(merkle.piece_hash(self._checker.hash, start, stop, digests), start):
+                raise self._bad(f"the digests at {start} do not belong to its seal")
+        except (TypeError, ValueError, OverflowError) as error:
+            self._check_open()
+            raise self._bad(f"the digests at {start} are malformed: {error}") from error
+        if len(self._pieces) >= _PIECES_KEPT:
+            self._pieces = {}
+        self._pieces[start] = digests
+        return bytes(digests)
 
     def count(self, start: int, stop: int) -> int:
         """How many members start in `[start, stop)`."""
@@ -638,7 +831,28 @@ class Index:
                 except (struct.error, TypeError) as error:
                     raise self._bad(f"the row at {row[0]} is malformed: {error}") from error
             rows_seen += len(rows)
-        return rows_seen == self.facts.member_count and digest.hexdigest() == self.facts.rows_digest
+        sound = rows_seen == self.facts.member_count and digest.hexdigest() == self.facts.rows_digest
+        return sound and (self._checker is None or self._has_all_digests(self._checker))
+
+    def _has_all_digests(self, checker: merkle.Checker) -> bool:
+        """Whether every member, digest and piece belongs to the seal, and nothing else lies in the tables."""
+        children, pieces = 0, 0
+        for member in self.between(0, self.facts.total_size):
+            count = merkle.blocks(member.size, self.facts.block_size)
+            if count > 1:
+                whole = merkle.running(self.facts.algorithm)
+                for number in range(0, count, merkle.FANOUT):
+                    whole.update(self._piece(member, number // merkle.FANOUT))
+                    pieces += 1
+                if whole.digest() != self.digest_of(member):
+                    return False
+        children = pieces + self._query("SELECT count(*) FROM leaf")[0][0]
+        nodes = 0
+        for _ in range(self.facts.levels):
+            children = -(-children // merkle.FANOUT)
+            nodes += children
+        counted = [self._query(f"SELECT count(*) FROM {table}")[0][0] for table in ("piece", "node")]
+        return counted == [pieces, nodes]
 
 
 def _strings(value: Any) -> tuple[str, ...]:

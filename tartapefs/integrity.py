@@ -67,6 +67,11 @@ def inspect(member: Member, source: Source, at_home: bool) -> tuple[Difference, 
     return differences(member, found, target, at_home)
 
 
+def only_stamps(found: tuple[Difference, ...]) -> bool:
+    """Whether no difference says anything of what is in the archive: contents decide then, where they have digests."""
+    return all(difference.what in ("mtime", "ctime", "inode") for difference in found)
+
+
 def check_place(source: Source, root_name: str) -> None:
     """Raises TapeIntegrityError if the path of the source folder leads elsewhere by now."""
     if not source.is_in_place():

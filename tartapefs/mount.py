@@ -35,6 +35,7 @@ _THREADS = 4  # requests served at once; most of their time is the system's, whi
 _ENDS_WITHIN = 5.0  # seconds that a daemon gets to end, once it is unmounted
 _SWITCH = 0.0005  # seconds that a thread of Python's may keep a request waiting, where the default is ten times as long
 _GRACE = 1.0  # seconds that requests under way get to end after the unmount
+_SCRUB_PAUSE = 60.0  # seconds between two scrubs
 _STATE_INTERVAL = 2.0  # seconds between two looks at what the service manager should be told
 _READY, _ENDED = b"R", b"E"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -300,6 +301,8 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
             server = _report_server(ours, lambda: reports.document(player, archive.activity))
             on_ready()
             _start(_audit, player, archive, options, ended)
+            if options.scrub_share:
+                _start(_scrub, player, archive, options.scrub_share, ended)
             if notify.is_heard():
                 _start(_tell_state, player, archive.activity, ended)
                 _start(_tell_watchdog, where, ended)
@@ -346,6 +349,16 @@ def _audit(player: TapePlayer, archive: ArchiveFS, options: MountOptions, ended:
                 return
             if archive.is_open:
                 break
+
+
+def _scrub(player: TapePlayer, archive: ArchiveFS, share: float, ended: threading.Event) -> None:
+    """Reads all contents, again and again, until something is not as recorded; rests a minute after each time."""
+    while not ended.is_set() and player.drift is None:
+        try:
+            player.scrub(share, ended.wait)
+        except (TapeError, OSError) as error:
+            archive.errno_of(error)
+        ended.wait(_SCRUB_PAUSE)
 
 
 def _state(player: TapePlayer, activity: Activity) -> str:

@@ -17,11 +17,11 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tartapefs import events
-from tartapefs.audit import audit
+from tartapefs.audit import Rest, audit, check_headers
 from tartapefs.crew import Crew
 from tartapefs.errors import OffsetError, TapeError, TapeIntegrityError
 from tartapefs.fill import Filler
@@ -35,21 +35,42 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20
 Check = Literal["full", "mtime"]
+_SCRUBBED_AT_ONCE = 1 << 18  # bytes: what one thread hashes alone
 _FOOTER_AUDIT_AGE = 1.0  # seconds
 _LARGE = 1 << 18  # bytes; MD5 takes 0.4 ms for so many, several times what a thread costs
+
+
+class Scrubbed(NamedTuple):
+    """How far the reading of all contents is: at `position` of the archive, after `passes` through all of it."""
+
+    position: int
+    passes: int
 
 
 class TapePlayer:
     """Plays `tape` from the folder at `source_root`, by default the one that the tape was discovered in.
 
     `check`: "full" compares inode and change time too where the tape is at home; "mtime" never does, for a source whose
-    inodes or change times are not stable (hard-linked snapshots, network file systems).
+    inodes or change times are not stable (hard-linked snapshots, network file systems). On a sealed tape a file of
+    which only timestamps or inode are not as recorded is judged by its contents; `strict`: it is drift.
+
+    `expect`: the fingerprint or the seal that the tape must have; raises UnexpectedTapeError. Held to its seal, every
+    byte that is read belongs to it. Held to its fingerprint, all headers are compared by the first audit, so before the
+    footer.
 
     Usable from many threads. `drift` is None, or the TapeIntegrityError that made the tape invalid. Raises TapeError
     where no source is known, and OSError where it cannot be opened.
     """
 
-    def __init__(self, tape: Tape, source_root: str | os.PathLike[str] | None = None, check: Check = "full") -> None:
+    def __init__(
+        self,
+        tape: Tape,
+        source_root: str | os.PathLike[str] | None = None,
+        check: Check = "full",
+        *,
+        strict: bool = False,
+        expect: str | None = None,
+    ) -> None:
         if check not in ("full", "mtime"):
             raise ValueError(f"{check!r} is no kind of check; there are 'full' and 'mtime'")
         root = source_root if source_root is not None else tape.directory
@@ -58,8 +79,12 @@ class TapePlayer:
         self.tape = tape
         self.source = Source(os.fspath(root))
         self.at_home = check == "full" and tape.is_at_home(self.source)
-        self._crew = Crew(Filler(tape, self.source, self.at_home))
+        self.strict = strict
+        self._headers_due = expect is not None and tape.expect(expect) == "fingerprint"
+        self._filler = Filler(tape, self.source, self.at_home, strict=strict)
+        self._crew = Crew(self._filler)
         self.drift: TapeIntegrityError | None = None
+        self.scrubbed = Scrubbed(0, 0)
         self._end = tape.total_size - FOOTER
         self._end_reached = -math.inf  # when a read last came to the footer (monotonic, seconds)
         self._audited = -math.inf  # when the last complete audit began
@@ -125,10 +150,30 @@ class TapePlayer:
         """
         begun = time.monotonic()
         try:
+            if self._headers_due:
+                check_headers(self.tape, share)
+                self._headers_due = False
             audit(self.tape, self.source, self.at_home, share)
         except TapeIntegrityError as error:
             raise self._invalidated(error) from None
         self._audited = max(self._audited, begun)
+
+    def scrub(self, share: float, pause: Callable[[float], bool]) -> None:
+        """Reads the whole archive for its own sake, with at most `share` (above 0, at most 1) of one core.
+
+        It rests with `pause(seconds)`, and ends if that is true. `scrubbed` tells how far it is. Raises as `read` does.
+        """
+        buffer, rest = memoryview(bytearray(_SCRUBBED_AT_ONCE)), Rest(share, pause)
+        position = 0
+        while position < self._end and self.drift is None and not pause(0):
+            stop = min(position + len(buffer), self._end)
+            try:
+                self._filler.fill(buffer[: stop - position], position, stop)
+            except TapeIntegrityError as error:
+                raise self._invalidated(error) from None
+            position = stop
+            self.scrubbed = Scrubbed(position, self.scrubbed.passes + (position == self._end))
+            rest()
 
     def _invalidated(self, error: TapeIntegrityError) -> TapeIntegrityError:
         """Makes the tape invalid; what to raise is the first drift, whichever thread found it."""

@@ -45,6 +45,7 @@ def facts(player: TapePlayer) -> dict[str, str | int]:
         "state": "valid" if player.drift is None else f"invalid: {player.drift}",
         "source": printable(player.source.root),
         "fingerprint": player.tape.fingerprint,
+        **({"seal": player.tape.seal} if player.tape.seal else {}),
         "members": player.tape.member_count,
         "recorded": moment(player.tape.recorded_ns),
     }
@@ -77,6 +78,7 @@ def document(player: TapePlayer, activity: Activity) -> dict[str, Any]:
         "position": _latest(readers).last.position if readers else None,
         "member": _member_at(tape, _latest(readers).last.position) if readers else None,
         "rate": round(sum(reader.rate(now) for reader in readers)),
+        **({"scrub": player.scrubbed._asdict()} if player.scrubbed != (0, 0) else {}),
         "readers": [_reader(reader, tape, now) for reader in readers[-_MAX_READERS:]],
     }
 

@@ -1,13 +1,14 @@
 """The tape: a recorded folder, as its index describes it. Nothing here looks at the source."""
 
+import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from tartapefs import layout
 from tartapefs.display import printable
-from tartapefs.errors import OffsetError, TapeNotFoundError
+from tartapefs.errors import OffsetError, TapeNotFoundError, UnexpectedTapeError
 from tartapefs.index import Index
 from tartapefs.layout import Segment
 from tartapefs.member import Member
@@ -40,6 +41,9 @@ class Tape:
         self.excluded = facts.excluded
         self.left_out = facts.left_out  # sockets, pipes, devices, and what could not be read
         self.owners_kept = facts.owners_kept
+        self.seal = facts.seal  # the second fingerprint, over contents too, 64 hex digits; "" if there are no digests
+        self.algorithm = facts.algorithm  # of the digests: "blake3" or "sha256", or "" for none
+        self.block_size = facts.block_size  # bytes of a body that have a digest of their own; 0 if there are none
 
     @classmethod
     def discover(cls, directory: str | os.PathLike[str], index_path: str | os.PathLike[str] | None = None) -> "Tape":
@@ -131,6 +135,34 @@ class Tape:
             else:
                 high = member.start
         raise KeyError(arc_path)
+
+    def expect(self, value: str) -> Literal["fingerprint", "seal"]:
+        """Which of the two digests of this tape `value` is; raises UnexpectedTapeError if neither.
+
+        Where it is the seal, every member and every byte that is read from now on belongs to it, whatever becomes of
+        the index. Where it is the fingerprint, what is read was not compared with it: `has_fingerprint` does that.
+        """
+        if value == self.seal:
+            return "seal"
+        if value == self.fingerprint:
+            return "fingerprint"
+        raise UnexpectedTapeError(self.index_path, value, self.fingerprint, self.seal)
+
+    def has_fingerprint(self, on_member: Callable[[], None] = lambda: None) -> bool:
+        """Whether the headers of all members have the fingerprint together. Reads the whole index."""
+        digest = hashlib.sha256()
+        for member in self.members():
+            digest.update(member.header())
+            on_member()
+        return digest.hexdigest() == self.fingerprint
+
+    def facts_to_keep(self) -> dict[str, Any]:
+        """What the index that replaces this one says of the tape too, as `IndexWriter.commit` takes it."""
+        return self._index.facts_to_keep()
+
+    def block_digests(self, member: Member, first: int, stop: int) -> bytes:
+        """Of a sealed tape: the digests of the member's blocks `[first, stop)`, one after the other."""
+        return self._index.block_digests(member, first, stop)
 
     def is_same(self, other: "Tape") -> bool:
         """Whether both were read from one and the same index."""

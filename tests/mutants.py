@@ -1,5 +1,7 @@
 """Takes each integrity check out of the package in turn, and sees that a test then fails: `make mutants`.
 
+    python tests/mutants.py [MODULE ...]
+
 A check that no test misses is a check that the next change may lose. Every mutant is one textual change to a copy of
 the package; the tests run against that copy. Exits 1 if a mutant survives, or if its text is no longer there.
 """
@@ -34,6 +36,9 @@ ESCAPE = "test_escape.py"
 BUSY = "test_busy.py"
 FS = "test_fs.py"
 CREW = "test_crew.py"
+SEALS = "test_seals.py"
+SEALED_MOUNT = "test_sealed_mount.py"
+EXTRACTED = "test_extracted.py"
 
 MUTANTS = [
     Mutant("type and mode are compared", "integrity.py", "found.st_mode == member.mode", "True", INTEGRITY),
@@ -153,6 +158,131 @@ MUTANTS = [
         "    def _check_valid(self) -> None:\n        if False and",
         FS,
     ),
+    Mutant(
+        "a small body has its digest",
+        "contents.py",
+        "if self._hash(part) != self._tape.block_digests(member, 0, 1):",
+        "if False:",
+        SEALS + " -k every_byte",
+    ),
+    Mutant(
+        "a whole block has its digest",
+        "contents.py",
+        "if self._hash(view) != digest:",
+        "if False:",
+        SEALS + " -k random_flips",
+    ),
+    Mutant(
+        "a block that is kept has its digest",
+        "contents.py",
+        "if hash_(data) != digest:",
+        "if False:",
+        SEALS + " -k random_flips",
+    ),
+    Mutant(
+        "what is kept is of the file as it is",
+        "contents.py",
+        " or block.stamps != stamps:",
+        ":",
+        SEALS + " -k block_is_kept",
+    ),
+    Mutant(
+        "folders are judged by their times", "fill.py", " or member.is_directory or", " or", SEALS + " -k folder_that"
+    ),
+    Mutant(
+        "contents mend nothing but stamps",
+        "fill.py",
+        " or not only_stamps(found)):",
+        "):",
+        SEALS + " -k cannot_mend",
+    ),
+    Mutant(
+        "strict is strict", "fill.py", "self._stamps_count = strict or", "self._stamps_count =", SEALS + " -k touched"
+    ),
+    Mutant(
+        "a leaf belongs to the seal",
+        "index.py",
+        "or not checker.belongs(",
+        "or None is (",
+        SEALS + " -k another_digest",
+    ),
+    Mutant("a leaf has no digests too many", "index.py", "or at != len(digests)", "", SEALS + " -k no_sense"),
+    Mutant(
+        "a piece belongs to the seal",
+        "index.py",
+        "if not self._checker.belongs(",
+        "if None is (",
+        SEALS + " -k another_digest",
+    ),
+    Mutant(
+        "a child is among its parent's",
+        "merkle.py",
+        "if not _is_among(child, children):",
+        "if False:",
+        SEALS + " -k another_digest",
+    ),
+    Mutant(
+        "the way up ends at the seal",
+        "merkle.py",
+        "child) != self._seal:",
+        "child) is None:",
+        SEALS + " -k facts_of_a_seal",
+    ),
+    Mutant(
+        "a hash is no part of two others",
+        "merkle.py",
+        "while at % SIZE and at >= 0:",
+        "while False:",
+        SEALS + " -k across",
+    ),
+    Mutant(
+        "verify counts digests", "index.py", "return counted == [pieces, nodes]", "return True", SEALS + " -k no_sense"
+    ),
+    Mutant("the seal is the expected one", "tape.py", "if value == self.seal:", "if value:", SEALS + " -k forger"),
+    Mutant(
+        "headers have the fingerprint",
+        "player.py",
+        "                check_headers(self.tape, share)\n",
+        "",
+        SEALS + " -k first_fingerprint",
+    ),
+    Mutant(
+        "the helper is held to contents",
+        "crew.py",
+        "filler.at_home, strict=filler.strict)",
+        "filler.at_home, contents=False)",
+        SEALED_MOUNT + " -k helper",
+    ),
+    Mutant("a torn state is not believed", "sealer.py", "or _checksum(stop, digests) != crc:", ":", SEALS + " -k torn"),
+    Mutant(
+        "another recording is not sealed over",
+        "sealer.py",
+        "if not now.is_same(tape):",
+        "if False:",
+        SEALS + " -k recorded_again",
+    ),
+    Mutant(
+        "a copy stays away from home",
+        "index.py",
+        "_signed(self.ino) if at_home else 0",
+        "_signed(self.ino)",
+        SEALS + " -k not_at_home",
+    ),
+    Mutant(
+        "a member out of a copy has its digests",
+        "restore.py",
+        "if self._hash(block) != self",
+        "if b'' == self",
+        EXTRACTED,
+    ),
+    Mutant("and its header", "restore.py", "if header != member.header():", "if False:", EXTRACTED),
+    Mutant(
+        "extracted contents are compared",
+        "extracted.py",
+        "if self._hash(block) != recorded",
+        "if b'' == recorded",
+        EXTRACTED,
+    ),
 ]
 
 
@@ -177,13 +307,14 @@ def fails(mutant: Mutant, work: Path) -> bool:
 
 
 def main() -> None:
+    mutants = [mutant for mutant in MUTANTS if mutant.module in (sys.argv[1:] or [mutant.module])]
     survivors = 0
-    for mutant in MUTANTS:
+    for mutant in mutants:
         with tempfile.TemporaryDirectory(prefix="tartapefs-mutant-") as work:
             killed = fails(mutant, Path(work))
         survivors += not killed
         print(f"{'killed' if killed else 'SURVIVED':9} {mutant.module:13} without: {mutant.says}", flush=True)
-    print(f"{len(MUTANTS) - survivors} of {len(MUTANTS)} mutants killed")
+    print(f"{len(mutants) - survivors} of {len(mutants)} mutants killed")
     raise SystemExit(1 if survivors else 0)
 
 

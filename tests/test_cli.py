@@ -763,7 +763,7 @@ def test_an_odd_name_of_the_folder(tmp_path: Path, kind: str) -> None:
     assert len(done(run("ls", root)).splitlines()) == 2
     assert done(run("verify", root)) == ""
     facts = done(run("info", root)).splitlines()
-    assert len(facts) == 11
+    assert len(facts) == 13
     (root / "file").unlink()
     for command in ("verify", "play"):
         result = run(command, root, errors="backslashreplace")
@@ -939,8 +939,8 @@ def test_info_in_words(data: Path, reference: Reference) -> None:
     assert result.stderr == ""
     facts = {line[:14].strip(): line[14:] for line in lines}
     assert list(facts) == [
-        "source", "index", "fingerprint", "total size", "member count", "recorded", "excluded", "left out", "owners",
-        "at home", "checks",
+        "source", "index", "fingerprint", "seal", "digests", "total size", "member count", "recorded",
+        "excluded", "left out", "owners", "at home", "checks",
     ]  # fmt: skip
     assert facts["source"] == str(data)
     assert facts["fingerprint"] == fingerprint(reference)

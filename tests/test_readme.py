@@ -103,6 +103,11 @@ def test_everything_on_the_page_on_copies_works(scratch: Scratch) -> None:
     assert scratch.run >= 15
 
 
+def test_everything_on_the_page_on_verified_tapes_works(scratch: Scratch) -> None:
+    scratch.run_all((README.parent / "docs" / "verified.md").read_text())
+    assert scratch.run >= 15
+
+
 def test_the_set_up_is_two_commands() -> None:
     assert make_commands(README.read_text()) == {"make demo", "make test"}
 

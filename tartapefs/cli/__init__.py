@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 
 from tartapefs import __version__
-from tartapefs.cli import completion, doctor, mount8, mounts, status, systemd, tapes, transfer
+from tartapefs.cli import completion, doctor, mount8, mounts, seals, status, systemd, tapes, transfer
 from tartapefs.cli.common import (
     DRIFT,
     INTERRUPTED,
@@ -39,6 +39,8 @@ from tartapefs.errors import (
     TapeFormatError,
     TapeIntegrityError,
     TapeNotFoundError,
+    TapeSealedError,
+    UnexpectedTapeError,
 )
 
 
@@ -64,6 +66,9 @@ for command in (
     tapes.locate,
     tapes.verify,
     tapes.play,
+    seals.seal,
+    seals.verify_extracted,
+    seals.extract,
     transfer.check,
     transfer.resume,
     transfer.resume_hint,
@@ -83,13 +88,13 @@ def _exit_code(error: TapeError) -> int:
     match error:
         case TapeNotFoundError() | TapeFormatError():
             return NO_TAPE
-        case TapeExistsError() | TapeBusyError():
+        case TapeExistsError() | TapeBusyError() | TapeSealedError():
             return REFUSED
         case TapeConstraintError() | SourceUnreadableError() | SourceBusyError():
             return REFUSED
         case MountError():
             return NO_MOUNT
-        case TapeIntegrityError():
+        case TapeIntegrityError() | UnexpectedTapeError():
             return DRIFT
         case _:
             return USAGE

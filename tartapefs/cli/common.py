@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem
 
 from tartapefs import notify
 from tartapefs.display import printable
+from tartapefs.errors import TapeFormatError
 from tartapefs.tape import Tape
 
 DRIFT, USAGE, NO_TAPE, REFUSED, NO_MOUNT, INTERRUPTED = 1, 2, 3, 4, 5, 130
@@ -180,6 +181,35 @@ def check_option(function: Callable[..., Any]) -> Callable[..., Any]:
         show_default=True,
         help="What is compared: everything, or not inode and change time.",
     )(function)
+
+
+def strict_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--strict",
+        is_flag=True,
+        help="Of a tape with digests: a file is not as recorded either if only its timestamps or inode changed.",
+    )(function)
+
+
+def expect_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--expect",
+        metavar="FINGERPRINT",
+        help="The seal that the tape must have, or its fingerprint, which says nothing of contents.",
+    )(function)
+
+
+def expected(tape: Tape, value: str | None, complete: bool = False) -> None:
+    """Holds the tape to its seal or fingerprint, and says which it is; `complete`: all headers, now."""
+    if value is None:
+        return
+    value = value.strip().lower()
+    if tape.expect(value) == "seal":
+        say("the seal is the expected one: it covers contents")
+        return
+    if complete and not tape.has_fingerprint():
+        raise TapeFormatError(tape.index_path, "its headers have another fingerprint than it says")
+    say("the fingerprint is the expected one: it covers names, sizes, modes and times, but no contents")
 
 
 def json_option(function: Callable[..., Any]) -> Callable[..., Any]:

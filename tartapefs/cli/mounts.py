@@ -11,12 +11,15 @@ import click
 
 from tartapefs.cli.common import (
     check_option,
+    expect_option,
+    expected,
     fail,
     folder_argument,
     index_option,
     octal_mode,
     path,
     recording_options,
+    strict_option,
 )
 from tartapefs.cli.tapes import record_folder
 from tartapefs.display import printable
@@ -44,6 +47,8 @@ def _id_of(find: Callable[[str], int]) -> Callable[[str], int]:
 @click.argument("mountpoint", metavar="MNT", type=path)
 @index_option
 @check_option
+@strict_option
+@expect_option
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground until it is unmounted.")
 @click.option("--name", default="archive.tar", show_default=True, help="The name of the file that is shown.")
 @click.option(
@@ -71,6 +76,14 @@ def _id_of(find: Callable[[str], int]) -> Callable[[str], int]:
     show_default=True,
     help="How much of one core that may take.",
 )
+@click.option(
+    "--scrub-share",
+    metavar="PERCENT",
+    type=click.FloatRange(min=0, max=100),
+    default=0,
+    show_default=True,
+    help="Of a tape with digests: read all contents again and again, with so much of one core.",
+)
 @click.option("--log", "log_file", metavar="FILE", type=path, help="Where the daemon logs, if not to syslog.")
 @click.option("--record", "record_first", is_flag=True, help="Record DIR first if it has no recording.")
 @recording_options
@@ -79,6 +92,8 @@ def mount(
     mountpoint: str,
     index: str | None,
     check: Check,
+    strict: bool,
+    expect: str | None,
     foreground: bool,
     name: str,
     mode: int,
@@ -88,6 +103,7 @@ def mount(
     cached: bool,
     audit_interval: float,
     audit_share: float,
+    scrub_share: float,
     log_file: str | None,
     record_first: bool,
     exclude: tuple[str, ...],
@@ -112,9 +128,15 @@ def mount(
         record_folder(directory, index, exclude, keep_owners, skip_unreadable, skip_busy, force=False)
         tape = Tape.discover(directory, index)
     with tape:
-        options = MountOptions(name, mode, cached, allow_other, audit_interval, audit_share / 100, uid, gid)
+        if scrub_share and not tape.seal:
+            raise click.UsageError('the tape has no digests to scrub by; run "tartapefs seal" first')
+        expected(tape, expect)
+        options = MountOptions(
+            name, mode, cached, allow_other, audit_interval, audit_share / 100, uid, gid, scrub_share / 100
+        )
         log = os.path.abspath(log_file) if log_file else None
-        code = mounting.mount(TapePlayer(tape, directory, check), mountpoint, options, foreground, log)
+        player = TapePlayer(tape, directory, check, strict=strict, expect=expect and expect.strip().lower())
+        code = mounting.mount(player, mountpoint, options, foreground, log)
     if code:
         fail("the folder is no longer as recorded", code)
 

@@ -74,6 +74,11 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
             case "coverage":
                 yield key, f"{bar(value['ranges'], size)} {_share(value['size'], size)}"
                 yield "ranges", _ranges(value)
+            case "scrub":
+                yield (
+                    key,
+                    f"at {value['position']} ({_share(value['position'], size)}), {value['passes']} times to the end",
+                )
             case "rate":
                 yield key, f"{size_text(value)}/s"
             case "readers" if isinstance(value, list):

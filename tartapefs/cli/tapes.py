@@ -3,14 +3,16 @@
 import errno
 import json
 import os
+import random
 import re
 import stat
 import sys
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import click
 
-from tartapefs import layout
+from tartapefs import layout, merkle
 from tartapefs.audit import verify as find_drift
 from tartapefs.cli.common import (
     DRIFT,
@@ -19,6 +21,8 @@ from tartapefs.cli.common import (
     byte_count,
     check_option,
     check_output,
+    expect_option,
+    expected,
     fail,
     folder_argument,
     index_option,
@@ -29,14 +33,19 @@ from tartapefs.cli.common import (
     recording_options,
     say,
     size_text,
+    strict_option,
 )
+from tartapefs.cli.seals import digest_facts, seal_folder
 from tartapefs.compare import Comparison
+from tartapefs.deep import DeepState, Verifier, sampled, stretches
 from tartapefs.display import moment, printable
 from tartapefs.errors import OffsetError, TapeError, TapeFormatError, TapeIntegrityError
 from tartapefs.events import Event, FileData, FileEnd, FileStart, TapeCompleted
+from tartapefs.fill import Filler
 from tartapefs.member import Member
 from tartapefs.player import CHUNK, Check, TapePlayer
 from tartapefs.recorder import TapeRecorder
+from tartapefs.sealer import BLOCK_SIZE
 from tartapefs.source import Source
 from tartapefs.tape import Tape
 
@@ -101,6 +110,12 @@ def _replaced(directory: str, index: str | None) -> Tape | None:
 @index_option
 @recording_options
 @click.option("--force", is_flag=True, help="Replace an existing recording.")
+@click.option(
+    "--digest",
+    "algorithm",
+    type=click.Choice(merkle.ALGORITHMS),
+    help="Read all contents too, and seal the tape with their digests.",
+)
 @json_option
 def record(
     directory: str,
@@ -110,12 +125,15 @@ def record(
     skip_unreadable: bool,
     skip_busy: bool,
     force: bool,
+    algorithm: merkle.SealAlgorithm | None,
     as_json: bool,
 ) -> None:
-    """Record DIR, and print the fingerprint of its archive.
+    """Record DIR, and print the fingerprint of its archive; with --digest also its seal, in a second line.
 
     With --force it also tells how much of a copy of the archive before stays valid.
     """
+    if algorithm is not None:
+        merkle.hasher(algorithm)  # or it is not installed, and nothing is recorded
     old = _replaced(directory, index) if force else None
     members = old.member_count if old is not None else None
     recorder, fingerprint = record_folder(
@@ -130,12 +148,19 @@ def record(
             if prefix < old.total_size
             else "the archive is the same as before: every copy stays valid"
         )
+    seal = ""
     if not as_json:
         click.echo(fingerprint)
+    if algorithm is not None:
+        seal = seal_folder(directory, index, algorithm, BLOCK_SIZE)
+    if not as_json:
+        if seal:
+            click.echo(seal)
         return
     print_json(
         {
             "fingerprint": fingerprint,
+            **({"seal": seal} if seal else {}),
             "total_size": recorder.total_size,
             "member_count": recorder.member_count,
             "index": recorder.index_path,
@@ -166,10 +191,14 @@ def info(directory: str, index: str | None, as_json: bool) -> None:
     """What is known of the tape of DIR."""
     with Tape.discover(directory, index) as tape:
         at_home, checks = _checks(tape, directory)
+        if tape.seal and at_home is not None:
+            checks += "; contents, which decide where only mtime, inode or ctime changed"
         facts = {
             "source": os.path.realpath(directory),
             "index": tape.index_path,
             "fingerprint": tape.fingerprint,
+            "seal": tape.seal or None,
+            "digests": f"{tape.algorithm}, of blocks of {tape.block_size} bytes" if tape.seal else None,
             "total_size": tape.total_size,
             "member_count": tape.member_count,
             "recorded": moment(tape.recorded_ns),
@@ -184,6 +213,8 @@ def info(directory: str, index: str | None, as_json: bool) -> None:
         return
     facts["total_size"] = f"{tape.total_size} ({size_text(tape.total_size)})"
     facts["excluded"] = " ".join(tape.excluded) or "nothing"
+    facts["seal"] = tape.seal or "none"
+    facts["digests"] = facts["digests"] or 'none; "tartapefs seal" adds them'
     facts["at_home"] = {True: "yes", False: "no", None: "unknown"}[at_home]
     for key, value in facts.items():
         click.echo(f"{key.replace('_', ' '):14}{printable(str(value))}")
@@ -266,36 +297,100 @@ def locate(directory: str, where: str, index: str | None, as_json: bool) -> None
         click.echo(line)
 
 
-def _drift_facts(error: TapeIntegrityError) -> dict[str, Any]:
-    return {
-        "member": error.member,
-        "differences": [{"what": d.what, "recorded": d.recorded, "found": d.found} for d in error.differences],
-    }
+def _percent(text: str) -> float:
+    try:
+        share = float(text.removesuffix("%")) / 100
+    except ValueError:
+        share = 0
+    if not 0 < share <= 1:
+        raise click.BadParameter(f"{text!r} is no share of all contents, such as 1%")
+    return share
 
 
 @click.command()
 @folder_argument
 @index_option
 @check_option
+@strict_option
+@expect_option
+@click.option("--deep", is_flag=True, help="Read all contents, and compare them with the digests.")
+@click.option("--sample", type=_percent, metavar="PERCENT", help="As --deep, of so many blocks, chosen by chance.")
+@click.option("--state", type=path, metavar="FILE", help="Keep there how far --deep has come, and go on from it.")
 @json_option
-def verify(directory: str, index: str | None, check: Check, as_json: bool) -> None:
-    """Compare DIR with its recording, and list all drift."""
+def verify(
+    directory: str,
+    index: str | None,
+    check: Check,
+    strict: bool,
+    expect: str | None,
+    deep: bool,
+    sample: float | None,
+    state: str | None,
+    as_json: bool,
+) -> None:
+    """Compare DIR with its recording, and list all drift.
+
+    The index is checked as a whole, and each member's size, timestamps and so on; contents with --deep. With --state
+    that may be interrupted and run again: it goes on where it stopped.
+    """
+    if state is not None and not deep:
+        raise click.UsageError('"--state" is of use with "--deep" alone')
+    if sample is not None and deep:
+        raise click.UsageError('"--deep" reads all, "--sample" a part: choose')
     with Tape.discover(directory, index) as tape:
-        player = TapePlayer(tape, directory, check)
+        if (deep or sample is not None) and not tape.seal:
+            raise click.UsageError('the tape has no digests of contents; run "tartapefs seal" first')
+        expected(tape, expect, complete=True)
+        player = TapePlayer(tape, directory, check, strict=strict)
         if not tape.rows_are_sound():
             raise TapeFormatError(tape.index_path, "its rows fail their digest")
+        verifier, look_into = None, None
+        if tape.seal:
+            verifier = Verifier(tape, Filler(tape, player.source, player.at_home, contents=False, strict=strict))
+            look_into = None if strict else verifier.member
         found = []
+
+        def note(error: TapeIntegrityError) -> None:
+            found.append(error)
+            if not as_json:
+                click.echo(str(error))
+
         with progress(f"verifying {directory}", tape.member_count, tape=tape) as update:
-            for error in find_drift(tape, player.source, player.at_home, update):
-                found.append(error)
-                if not as_json:
-                    click.echo(str(error))
+            for error in find_drift(tape, player.source, player.at_home, update, look_into):
+                note(error)
+        if verifier is not None and (deep or sample is not None):
+            known = {error.member for error in found}
+            for error in _wrong_contents(tape, verifier, sample, state):
+                if error.member not in known:
+                    note(error)
+        blocks = verifier.blocks if verifier is not None else 0
         if as_json:
-            print_json({"valid": not found, "members": tape.member_count, "drift": list(map(_drift_facts, found))})
+            facts = {"blocks": blocks} if deep or sample is not None else {}
+            drift = list(map(digest_facts, found))
+            print_json({"valid": not found, "members": tape.member_count, **facts, "drift": drift})
         elif not found:
-            say(f"{tape.member_count:,} members agree with the recording")
+            contents = f", {blocks:,} blocks of contents" if deep or sample is not None else ""
+            say(f"{tape.member_count:,} members{contents} agree with the recording")
     if found:
         fail(f"{len(found):,} differences from the recording", DRIFT)
+
+
+def _wrong_contents(
+    tape: Tape, verifier: Verifier, sample: float | None, state_file: str | None
+) -> Iterator[TapeIntegrityError]:
+    state = DeepState(tape, state_file)
+    yield from state.found
+    some = random.Random()
+    them = stretches(tape, tape.block_size, state.position) if sample is None else sampled(tape, sample, some)
+    with progress("reading contents", tape.total_size, True, tape) as update:
+        try:
+            for stretch, wrong in verifier.all(them):
+                state.passed(stretch.stop, wrong)
+                yield from wrong
+                update(stretch.stop, stretch.stop)
+        finally:
+            state.save()
+    state.remove()
 
 
 def _event_facts(event: Event, position: int) -> dict[str, Any]:
@@ -344,6 +439,8 @@ def _play_bytes(player: TapePlayer, start: int, stop: int, out: BinaryIO, update
 @folder_argument
 @index_option
 @check_option
+@strict_option
+@expect_option
 @click.option(
     "--start",
     type=byte_count,
@@ -356,14 +453,23 @@ def _play_bytes(player: TapePlayer, start: int, stop: int, out: BinaryIO, update
 @click.option("-o", "--output", type=path, help="Write the archive to this file instead of stdout.")
 @click.option("--events", is_flag=True, help="Print events as JSON lines; the archive goes to --output, if given.")
 def play(
-    directory: str, index: str | None, check: Check, start: int, length: int | None, output: str | None, events: bool
+    directory: str,
+    index: str | None,
+    check: Check,
+    strict: bool,
+    expect: str | None,
+    start: int,
+    length: int | None,
+    output: str | None,
+    events: bool,
 ) -> None:
     """Write the archive of DIR to stdout or a file, from any byte on."""
     with Tape.discover(directory, index) as tape:
         if start > tape.total_size:
             raise OffsetError(start, tape.total_size)
         stop = tape.total_size if length is None else min(start + length, tape.total_size)
-        player = TapePlayer(tape, directory, check)
+        expected(tape, expect, complete=True)
+        player = TapePlayer(tape, directory, check, strict=strict)
         if sys.stdout is None and (events or output is None):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
         if output is not None:

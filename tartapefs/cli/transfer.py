@@ -17,6 +17,8 @@ from tartapefs.cli.common import (
     byte_count,
     check_option,
     check_output,
+    expect_option,
+    expected,
     fail,
     folder_argument,
     index_option,
@@ -101,6 +103,7 @@ def _refuse_other_files(copy: str, found: Agreement) -> None:
 @click.argument("copy", metavar="COPY", type=path)
 @index_option
 @check_option
+@expect_option
 @click.option("--full", is_flag=True, help="Compare every byte, not only places.")
 @click.option("--no-source", is_flag=True, help="Look at headers and footer alone, which need no DIR, just its index.")
 @click.option("--truncate", is_flag=True, help="Cut COPY to its good prefix, after asking.")
@@ -111,6 +114,7 @@ def check(
     copy: str,
     index: str | None,
     check: Check,
+    expect: str | None,
     full: bool,
     no_source: bool,
     truncate: bool,
@@ -132,6 +136,7 @@ def check(
     if copy == "-" and sys.stdin is None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard input")
     with Tape.discover(directory, index) as tape, ExitStack() as opened:
+        expected(tape, expect, complete=True)
         player = None if no_source else TapePlayer(tape, directory, check)
         try:
             file = opened.enter_context(Copy(sys.stdin.fileno() if copy == "-" else copy, writable=truncate))

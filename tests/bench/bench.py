@@ -25,6 +25,7 @@ from synthetic import SIZE, Synthetic
 
 from tartapefs import Tape, TapePlayer, TapeRecorder
 from tartapefs.layout import BLOCK
+from tartapefs.sealer import seal
 
 MIB = 1 << 20
 TAPEFS = [sys.executable, "-m", "tartapefs"]
@@ -75,6 +76,10 @@ def served(command: list[object], mountpoint: Path) -> Iterator[int]:
 def index_of(source: Path) -> Path:
     """Beside the folder and not in it: the peers shall not read it."""
     return source.with_suffix(".db")
+
+
+def sealed_index_of(source: Path) -> Path:
+    return source.with_suffix(".sealed.db")
 
 
 def record(source: Path) -> None:
@@ -161,6 +166,37 @@ class Bench:
             taken = pairs(partial(read_at_random, archive), partial(read_at_random, bound), self.rounds)
             yield duration("4 KiB at random", "bindfs", taken, 0.8)
 
+    def sealed(self) -> Iterator[Result]:
+        """With digests of contents beside without, of the same folder, both mounted."""
+        with self._beside_sealed(self.large_file) as (sealed, bare):
+            taken = pairs(read(sealed), read(bare), self.rounds)
+            yield speed("read one sealed file of 1 GiB", "one without digests", taken, 0.7)
+            some = partial(read_at_random, count=1000)
+            taken = pairs(partial(some, sealed), partial(some, bare), self.rounds)
+            yield duration("4 KiB at random of a sealed file", "one without digests", taken, 3)
+        with self._beside_sealed(self.small_files) as (sealed, bare):
+            taken = pairs(read(sealed), read(bare), self.rounds)
+            yield speed("read 20,000 sealed files of 4 KiB", "ones without digests", taken, 0.7)
+        for name, source, unit, most in (
+            ("20,000 files of 4 KiB", self.small_files, "bytes a member", 46),
+            ("1 GiB in one file", self.large_file, "bytes a block", 36),
+        ):
+            with Tape.discover(source, sealed_index_of(source)) as tape:
+                count = tape.member_count if unit == "bytes a member" else tape.total_size // tape.block_size
+                more = os.stat(tape.index_path).st_size - os.stat(index_of(source)).st_size
+            yield Result(f"what digests of {name} add", unit, (more / count,), "at most", most)
+
+    @contextlib.contextmanager
+    def _beside_sealed(self, source: Path) -> Iterator[tuple[Path, Path]]:
+        shutil.copy(index_of(source), sealed_index_of(source))
+        with Tape.discover(source, sealed_index_of(source)) as tape, closing(TapePlayer(tape, source)) as player:
+            seal(tape, player.source, player.at_home)
+        with (
+            mounted(source, self.mnt, sealed_index_of(source)) as sealed,
+            mounted(source, self.data / "bare") as bare,
+        ):
+            yield sealed, bare
+
     def slow(self) -> Iterator[Result]:
         if not (self.data / "origin").exists():
             make_small(self.data / "origin" / "slowed", count=2000)
@@ -242,6 +278,7 @@ PEERS = {
     "bindfs": ("bindfs", "dd"),
     "readers": ("dd",),
     "random": ("bindfs",),
+    "sealed": ("dd",),
     "slow": ("tar", "dd"),
     "record": ("find",),
     "md5": ("md5sum", "find", "xargs"),

@@ -2,12 +2,12 @@
 
     python tests/fuzz/fuzz_index.py -runs=100000 -timeout=20 -rss_limit_mb=512
 
-Each input of the fuzzer is a list of changes to a real index: bytes and pages of the file, facts of the tape, and rows,
-with the checksums made right again, as a forger would.
+Each input of the fuzzer is a list of changes to a real index, with digests or without: bytes and pages of the file,
+facts of the tape, and rows, with the checksums made right again, as a forger would.
 
 Invariant: whatever the file holds, it is refused with a TapeError, or read to its end. No other exception comes out. If
-the file was changed without new checksums, or still lists the members that were recorded, then whatever is read of it
-equals the recorded archive.
+the file was changed without new checksums, or still lists the members that were recorded, or has digests, then whatever
+is read of it equals the recorded archive.
 """
 
 import os
@@ -26,6 +26,7 @@ sys.path.insert(0, os.fspath(Path(__file__).parent.parent))
 with atheris.instrument_imports(include=["tartapefs"]):
     from tartapefs import Tape, TapeError, TapePlayer, TapeRecorder
     from tartapefs import index as index_module
+    from tartapefs.sealer import seal
 from reference import Reference
 
 Fuzz = atheris.FuzzedDataProvider
@@ -33,6 +34,9 @@ COLUMNS = ["start", "folder", "name", "mode", "size", "mtime", "mtime_nsec", "in
            "owner", "crc"]  # fmt: skip
 FACTS = ["root_name", "fingerprint", "total_size", "member_count", "recorded_ns", "excluded", "left_out", "owners_kept",
          "root_ino", "index_ino", "rows_digest", "facts_digest"]  # fmt: skip
+SEAL_FACTS = ["seal", "algorithm", "block_size", "levels"]
+TABLES = {"leaf": ["start", "stop", "digests", "crc"], "piece": ["start", "digests", "crc"],
+          "node": ["place", "digests", "crc"]}  # fmt: skip
 NUMBERS = (0, -1, 1, 511, 512, 2**31, 2**32, 2**62, 2**63 - 1, -(2**63), 0o040755, 0o100644, 0o120777, 10**9)
 NAMES = (b"", b".", b"..", b"/", b"a/b", b"/etc/passwd", b"\0", b"x" * 256, b"\xff\n", b".tartape", b"a", b"0:0:a:b")
 REPORT_EVERY = 1000  # inputs
@@ -46,6 +50,7 @@ def grow(root: Path) -> None:
         for number in range(20):
             (root / f"folder {at}" / "deeper" / f"{number:03}").write_bytes(b"%d" % number * (at + 1))
         (root / f"folder {at}" / "deeper" / "still" / "last").write_bytes(b"z" * 600)
+    (root / "large").write_bytes(b"large" * 40_000)
     (root / "link").symlink_to("folder 1/deeper")
 
 
@@ -58,7 +63,13 @@ class Target:
         grow(self.root)
         TapeRecorder(self.root).commit()
         self.path = self.root / ".tartape" / "index.db"
-        self.good = self.path.read_bytes()
+        self.bare = self.path.read_bytes()
+        with Tape.from_index(self.path) as tape:
+            player = TapePlayer(tape, self.root)
+            seal(tape, player.source, player.at_home, "sha256", 1 << 16)
+            player.close()
+        self.with_digests = self.path.read_bytes()
+        self.good, self.has_digests = self.bare, False
         reference = Reference(self.root)
         self.expected = reference.read(0, reference.size)
         with Tape.from_index(self.path) as tape:
@@ -68,6 +79,8 @@ class Target:
     def one(self, data: bytes) -> None:
         """One input of the fuzzer."""
         fuzz = Fuzz(data)
+        self.has_digests = fuzz.ConsumeBool()
+        self.good = self.with_digests if self.has_digests else self.bare
         sealed = fuzz.ConsumeBool()
         whole = self.changed_rows(fuzz) if sealed else self.good
         self.path.write_bytes(self.changed_bytes(fuzz, whole) if not sealed or fuzz.ConsumeBool() else whole)
@@ -75,7 +88,7 @@ class Target:
         try:
             with Tape.from_index(self.path) as tape:
                 outcome = "refused later"
-                outcome = self.read(tape, trusted=not sealed)
+                outcome = self.read(tape, trusted=not sealed or self.has_digests)
         except TapeError:
             pass
         self.outcomes[outcome] += 1
@@ -122,6 +135,9 @@ class Target:
             database.close()
 
     def change(self, fuzz: Fuzz, database: sqlite3.Connection) -> None:
+        if self.has_digests and fuzz.ConsumeBool():
+            self.change_digests(fuzz, database)
+            return
         start = self.members[fuzz.ConsumeIntInRange(0, len(self.members) - 1)].start
         match fuzz.ConsumeIntInRange(0, 4):
             case 0:
@@ -139,6 +155,28 @@ class Target:
             case _:
                 column = COLUMNS[fuzz.ConsumeIntInRange(0, len(COLUMNS) - 1)]
                 database.execute(f"UPDATE member SET {column} = ? WHERE start = ?", (self.value(fuzz), start))
+
+    def change_digests(self, fuzz: Fuzz, database: sqlite3.Connection) -> None:
+        table = list(TABLES)[fuzz.ConsumeIntInRange(0, 2)]
+        key, columns = TABLES[table][0], TABLES[table]
+        keys = [where for (where,) in database.execute(f"SELECT {key} FROM {table}")]
+        where = keys[fuzz.ConsumeIntInRange(0, len(keys) - 1)] if keys else 0
+        match fuzz.ConsumeIntInRange(0, 3):
+            case 0:
+                database.execute(f"DELETE FROM {table} WHERE {key} = ?", (where,))
+            case 1:
+                fact = SEAL_FACTS[fuzz.ConsumeIntInRange(0, len(SEAL_FACTS) - 1)]
+                database.execute("UPDATE tape SET value = ? WHERE fact = ?", (self.value(fuzz), fact))
+            case 2:
+                row = database.execute(f"SELECT digests FROM {table} WHERE {key} = ?", (where,)).fetchone()
+                if row is None or not isinstance(row[0], bytes) or not row[0]:
+                    return
+                digests = bytearray(row[0])
+                digests[fuzz.ConsumeIntInRange(0, len(digests) - 1)] ^= 1 << fuzz.ConsumeIntInRange(0, 7)
+                database.execute(f"UPDATE {table} SET digests = ? WHERE {key} = ?", (bytes(digests), where))
+            case _:
+                column = columns[fuzz.ConsumeIntInRange(0, len(columns) - 1)]
+                database.execute(f"UPDATE {table} SET {column} = ? WHERE {key} = ?", (self.value(fuzz), where))
 
     def value(self, fuzz: Fuzz) -> Any:
         makers: tuple[Callable[[], Any], ...] = (
@@ -161,6 +199,15 @@ class Target:
                 continue  # of types that have no checksum
             if checksum != row[-1]:
                 database.execute("UPDATE member SET crc = ? WHERE start = ?", (checksum, row[0]))
+        for table in TABLES if self.has_digests else ():
+            for *numbers, digests, crc in database.execute(f"SELECT * FROM {table}").fetchall():
+                try:
+                    checksum = index_module._row_crc(*numbers, digests=digests)
+                except Exception:
+                    continue
+                if checksum != crc:
+                    key = TABLES[table][0]
+                    database.execute(f"UPDATE {table} SET crc = ? WHERE {key} = ?", (checksum, numbers[0]))
         facts = dict(database.execute("SELECT fact, value FROM tape WHERE fact != 'facts_digest'"))
         digest = index_module._digest(facts)
         database.execute("UPDATE tape SET value = ? WHERE fact = 'facts_digest'", (digest,))
@@ -178,6 +225,8 @@ class Target:
             except KeyError:
                 assert not trusted  # names in no order
         as_recorded = members == self.members and tape.total_size == len(self.expected)
+        if self.has_digests:  # which cover what the archive shows of a member
+            as_recorded = [m.header() for m in members] == [m.header() for m in self.members]
         assert as_recorded or not trusted, "believed without the checksums of a forger"
         player = TapePlayer(tape, self.root)
         try:

@@ -193,17 +193,19 @@ def is_in_cache(path: Path) -> bool:
 def test_a_cold_disk_is_read_ahead_by_the_kernel(many: Path) -> None:
     """Not by the player: what changes after that is seen when it is asked for."""
     os.sync()
-    files = [path for path in sorted(many.rglob("*.bin")) if path.stat().st_size]
+    files = [path for path in many.rglob("*.bin") if path.stat().st_size]
     for path in files:
         fd = os.open(path, os.O_RDONLY)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(fd)
-    if is_in_cache(files[-1]):
+    cold = {path for path in files if not is_in_cache(path)}  # all but a few, which the kernel was busy with
+    if len(cold) < len(files) / 2:
         pytest.skip("files of this file system always lie in memory")
     reference = Reference(many)
     with Tape.discover(many) as tape:
-        next_one = next(member for member in tape.members(MIB + 50_000) if member.size)
-        far_away = next(member for member in tape.members(4 * MIB) if member.size)
+        members = [member for member in tape.members() if many / os.fsdecode(member.path) in cold]
+        next_one = next(member for member in members if member.start > MIB + 50_000)
+        far_away = next(member for member in members if member.start > 4 * MIB)
         player = TapePlayer(tape)
         data = player.read(0, MIB)
         wait_until(lambda: is_in_cache(many / os.fsdecode(next_one.path)))

@@ -85,6 +85,7 @@ def _serve(work: Callable[[Iterator[Any]], Any], channel: socket.socket) -> NoRe
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # it ends when its parent does
         signal.set_wakeup_fd(-1)
+        answer: tuple[Any, Exception | None]
         try:
             answer = work(_received(channel)), None
         except Exception as error:

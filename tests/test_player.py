@@ -8,9 +8,12 @@ import hashlib
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from reference import Reference
@@ -322,6 +325,83 @@ def test_play_that_nobody_finishes(small: Path) -> None:
             for _ in range(4):
                 next(play)
         player.close()
+
+
+def hashing_threads() -> int:
+    return sum("_hash" in thread.name for thread in threading.enumerate())
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """Bodies that are hashed by a thread, of whole chunks and not, between small ones."""
+    root = tmp_path / "data"
+    root.mkdir()
+    for name, size in (("a", 3), ("b", 3 << 20), ("c", 0), ("d", (2 << 20) + 777), ("e", 1 << 18), ("f", 10)):
+        (root / name).write_bytes(os.urandom(size))
+    TapeRecorder(root).commit()
+    return root
+
+
+@pytest.mark.parametrize("chunk_size", [1 << 17, 1 << 18, 400_000, 1 << 20, 5 << 20])
+def test_play_of_large_members(large: Path, chunk_size: int) -> None:
+    """The sums are those of the files, from the start, from a body's first byte, and none from its second."""
+    content = bodies(large)
+    with Tape.discover(large) as tape, closing(TapePlayer(tape)) as player:
+        archive = player.read(0, tape.total_size)
+        b, d = tape.find("data/b"), tape.find("data/d")
+        for offset in (0, b.start + 512, b.start + 513, b.stop - 1, d.start):
+            events = list(player.play(offset, chunk_size))
+            assert b"".join(event.data for event in events) == archive[offset:]
+            assert all(len(event.data) <= chunk_size for event in events)
+            for event in events:
+                if event.type == "file_end":
+                    body = content[event.entry.arc_path]
+                    whole = body is not None and offset <= event.entry.start + 512
+                    assert event.metadata.md5sum == (hashlib.md5(body or b"").hexdigest() if whole else None)
+    assert hashing_threads() == 0
+
+
+def test_play_of_a_large_member_that_nobody_finishes(large: Path) -> None:
+    """Its thread ends with it: when it is closed, and when drift ends it."""
+    with Tape.discover(large) as tape, closing(TapePlayer(tape)) as player:
+        play = player.play(tape.find("data/b").start)
+        for _ in range(3):
+            next(play)
+        assert hashing_threads() == 1
+        play.close()
+        assert hashing_threads() == 0
+        play = player.play(tape.find("data/b").start)
+        with pytest.raises(TapeIntegrityError):
+            for event in play:
+                if event.type == "file_data":
+                    os.utime(large / "b", ns=(0, 0))
+        assert hashing_threads() == 0
+
+
+def test_members_that_a_chunk_holds_are_one_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of 300 members by itself takes three times as long. None is divided that need not be."""
+    root = tmp_path / "data"
+    root.mkdir()
+    for number in range(300):
+        (root / f"{number:03}").write_bytes(os.urandom(4096))
+    TapeRecorder(root).commit()
+    with Tape.discover(root) as tape, closing(TapePlayer(tape)) as player:
+        requests = []
+        readinto = player.readinto
+
+        def counted(buffer: Any, offset: int) -> int:
+            requests.append((offset, len(buffer)))
+            return readinto(buffer, offset)
+
+        monkeypatch.setattr(player, "readinto", counted)
+        for chunk_size in (1 << 20, 10_000, 1 << 30):
+            requests.clear()
+            sent = [len(event.data) for event in player.play(chunk_size=chunk_size) if event.type == "file_data"]
+            assert sent == [512] + 300 * [512 + 4096] + [1024]
+            starts = {member.start for member in tape.members()} | {tape.total_size - 1024}
+            assert {offset for offset, _ in requests} <= starts
+            assert max(size for _, size in requests) <= min(chunk_size, 1 << 20)
+            assert len(requests) <= 2 * tape.total_size / min(chunk_size, 1 << 20) + 2
 
 
 # The programs that must run as they are printed

@@ -21,8 +21,8 @@ from tartapefs.errors import Difference, TapeIntegrityError
 from tartapefs.member import Member
 from tartapefs.tape import Tape
 
-_KEPT_BYTES = 4 << 20  # of blocks that were asked for in part, or will be
-_BUFFERS_KEPT = 16
+_KEPT_BYTES = 3 << 20  # of blocks that were asked for in part, or will be
+_BUFFERS_KEPT = 4
 _UNSEEN = "another, which timestamps do not show"
 
 _Stamps = tuple[int, int, int, int]

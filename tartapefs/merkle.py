@@ -207,7 +207,7 @@ class Checker:
     what it gives need not be right.
     """
 
-    _MOST_KNOWN = 1 << 15  # hashes of nodes, 32 bytes each and as much again to keep them
+    _MOST_KNOWN = 1 << 14  # hashes, 100 bytes each with what it takes to keep them
 
     def __init__(
         self,
@@ -224,30 +224,29 @@ class Checker:
         self._levels = levels
         self._seal = seal
         self._numbers = total_size, member_count, block_size
-        self._last = b""  # the children of the last node of level 1 that was found to belong
-        self._known: set[bytes] = set()  # nodes whose way up to the seal has been checked
+        self._known: set[bytes] = set()  # hashes of which it is known
 
     def belongs(self, child: bytes, start: int) -> bool:
         """Whether the leaf or piece at `start` with the hash `child` is one of those that the seal stands for."""
-        if _is_among(child, self._last):  # as most are for who reads on
+        if child in self._known:  # as most are for who reads on
             return True
-        passed, lowest = [], b""
+        found: list[bytes] = []
         for level in range(1, self._levels + 1):
             start, children = self._node(level, start)
             if not _is_among(child, children):
                 return False
-            lowest = lowest or children
+            if level == 1:
+                found += (children[at : at + SIZE] for at in range(0, len(children), SIZE))
             child = node_hash(self.hash, level, start, children)
             if child in self._known:
                 break
-            passed.append(child)
+            found.append(child)
         else:
             if seal_of(self.hash, *self._numbers, self._levels, child) != self._seal:
                 return False
-        if len(self._known) + len(passed) > self._MOST_KNOWN:
+        if len(self._known) + len(found) > self._MOST_KNOWN:
             self._known = set()
-        self._known.update(passed)
-        self._last = lowest
+        self._known.update(found)
         return True
 
 

@@ -206,7 +206,7 @@ MUTANTS = [
         "or None is (",
         SEALS + " -k another_digest",
     ),
-    Mutant("a leaf has no digests too many", "index.py", "or at != len(digests)", "", SEALS + " -k no_sense"),
+    Mutant("a leaf has no digests too many", "index.py", "or at != len(digests)", "", SEALS + " -k too_many"),
     Mutant(
         "a piece belongs to the seal",
         "index.py",

@@ -622,6 +622,13 @@ def test_another_digest_in_the_index(mixed: Path, table: str) -> None:
             index_of(mixed).write_bytes(good)
 
 
+@pytest.mark.parametrize("table", ["leaf", "piece", "node"])
+def test_digests_too_many(mixed: Path, table: str) -> None:
+    forge(index_of(mixed), f"UPDATE {table} SET digests = CAST(digests || zeroblob(32) AS BLOB)")
+    with pytest.raises(TapeFormatError), playing(mixed) as player:
+        player.read(0, player.tape.total_size)
+
+
 @pytest.mark.parametrize(
     "sql",
     [

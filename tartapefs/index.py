@@ -253,27 +253,29 @@ class IndexWriter:
             yield db
             db.execute("COMMIT")
 
-    def add(self, members: Iterable[tuple[MemberFacts, int]]) -> None:
+    def add(self, members: Iterable[tuple[MemberFacts, int]]) -> str:
         """Writes all members, each with the start of its folder (-1 for the root), in the order of their starts.
 
-        Where there are many, and that is possible, a second process writes what this one takes from `members`.
+        Returns their fingerprint: SHA-256 over all headers, 64 hex digits. Names and targets are to fit into one. Where
+        there are many, and that is possible, a second process writes what this one takes from `members`.
         """
         members = iter(members)
         some = list(islice(members, _MANY))
         is_apart = len(some) == _MANY and apart.is_possible()
         members = chain(some, members)
-        self._rows_digest = apart.apart(self._add, members) if is_apart else self._add(members)
+        self._rows_digest, fingerprint = apart.apart(self._add, members) if is_apart else self._add(members)
+        return fingerprint
 
-    def _add(self, members: Iterator[tuple[MemberFacts, int]]) -> str:
-        """Writes them, and returns the digest of their rows."""
-        digest = hashlib.sha256()
+    def _add(self, members: Iterator[tuple[MemberFacts, int]]) -> tuple[str, str]:
+        """Writes them, and returns the digests of their rows and of their headers."""
+        digest, fingerprint = hashlib.sha256(), hashlib.sha256()
         row = f"({','.join('?' * _COLUMNS)})"
         several = f"INSERT INTO member VALUES {','.join([row] * _AT_ONCE)}"
         rest: list[tuple[Any, ...]] = []
         with self._written() as db:
-            db.executemany(several, self._several(self._rows(members, digest.update), rest))
+            db.executemany(several, self._several(self._rows(members, digest.update, fingerprint.update), rest))
             db.executemany(f"INSERT INTO member VALUES {row}", rest)
-        return digest.hexdigest()
+        return digest.hexdigest(), fingerprint.hexdigest()
 
     @staticmethod
     def _several(rows: Iterator[tuple[Any, ...]], rest: list[tuple[Any, ...]]) -> Iterator[list[Any]]:
@@ -284,8 +286,11 @@ class IndexWriter:
 
     @staticmethod
     def _rows(
-        members: Iterator[tuple[MemberFacts, int]], update: Callable[[bytes], object]
+        members: Iterator[tuple[MemberFacts, int]],
+        add_row: Callable[[bytes], object],
+        add_header: Callable[[bytes], object],
     ) -> Iterator[tuple[Any, ...]]:
+        header = ustar.header
         for (start, name, mode, size, mtime_ns, ino, ctime_ns, target, owner), folder in members:
             last = name[name.rfind(b"/", 0, -1) + 1 :].rstrip(b"/")
             mtime, mtime_nsec = mtime_ns // _NS, mtime_ns % _NS
@@ -297,7 +302,8 @@ class IndexWriter:
             lengths = len(last), len(target), len(who)
             facts = _pack_facts(start, folder, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec, *lengths)
             facts += last + target + who
-            update(facts)
+            add_row(facts)
+            add_header(header(name, mode, size, mtime, target, owner))
             yield (
                 *(start, folder, last, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec),
                 *(target, who, crc32(facts)),

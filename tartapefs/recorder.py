@@ -10,7 +10,6 @@ changed within the last minute the witness is taken while the kernel grants that
 """
 
 import grp
-import hashlib
 import json
 import os
 import pwd
@@ -86,7 +85,6 @@ class TapeRecorder:
         self._skip_unreadable = skip_unreadable
         self._skip_busy = skip_busy
         self._on_progress = on_progress or (lambda members, size: None)
-        self._fingerprint = hashlib.sha256()
         self._problems: list[Problem] = []
         self._busy: list[Problem] = []
         self._patience = _PATIENCE
@@ -151,11 +149,10 @@ class TapeRecorder:
             recorded_ns = time.time_ns()
             self._recent = recorded_ns - _RECENT_NS
             scan = Scan(source, self._exclude, self._settled_stat, self._recent)
-            writer.add(self._members(scan))
+            fingerprint = writer.add(self._members(scan))
             self._settle()
             self._raise_problems(scan)
             self._on_progress(self.member_count, self.total_size)
-            fingerprint = self._fingerprint.hexdigest()
             writer.commit(
                 {
                     "root_name": os.fsencode(os.path.basename(self.root)),
@@ -202,7 +199,7 @@ class TapeRecorder:
         root = os.fsencode(os.path.basename(self.root)) + b"/"
         starts: list[int] = []  # of the folders on the way down
         position = count = 0
-        update, header, recent, problems = self._fingerprint.update, ustar.header, self._recent, self._problems
+        recent, problems = self._recent, self._problems
         owner = None
         for found in scan:
             path, seen, target, depth = found
@@ -220,7 +217,8 @@ class TapeRecorder:
             try:
                 if target:
                     ustar.check_target(target)
-                update(header(name, mode, size, mtime_ns // _NS, target, owner))
+                if len(name) > ustar.LONGEST_UNSPLIT:
+                    ustar.split_name(name)
             except ValueError as error:
                 problems.append(Problem(os.fsdecode(path), str(error)))
                 continue

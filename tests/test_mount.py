@@ -690,7 +690,7 @@ class User:
     def _copy_packages(self) -> None:
         """The program and what it needs at run time, where this user can read it."""
         self.packages.mkdir()
-        for name in ("tartapefs", "tartapefs_start", "click", "fuse", "mfusepy", "pathspec", "typing_extensions"):
+        for name in ("tartapefs", "click", "fuse", "mfusepy", "pathspec", "typing_extensions"):
             found = find_spec(name)
             if found is None or found.origin is None:
                 continue

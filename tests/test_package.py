@@ -101,18 +101,7 @@ def test_other_ways_to_install(built: Path, tree: Path, tmp_path: Path, command:
         assert (tmp_path / "MAN_DIR" / "man8" / "mount.tartapefs.8").is_file()
 
 
-def test_an_interrupt_while_it_is_loaded(installed: Path, tmp_path: Path) -> None:
-    """Ends it without a word, as a shell expects it of a program."""
-    (tmp_path / "click.py").write_text("import time; print('loading', flush=True); time.sleep(60)")
-    environment = alone(installed) | {"PYTHONPATH": str(tmp_path)}
-    for program in ("tartapefs", "mount.tartapefs"):
-        with subprocess.Popen([program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
-            assert process.stdout and process.stdout.readline() == b"loading\n"
-            process.send_signal(signal.SIGINT)
-            assert (process.communicate()[1], process.wait()) == (b"", -signal.SIGINT)
-
-
-def test_an_interrupt_later(installed: Path, tree: Path, tmp_path: Path) -> None:
+def test_an_interrupt(installed: Path, tree: Path, tmp_path: Path) -> None:
     """Is told, by exit code 130 and a line; and an interrupt that whoever starts it has ruled out is none."""
     environment = alone(installed)
     run("tartapefs", "record", tree, "--index", tmp_path / "index", env=environment)

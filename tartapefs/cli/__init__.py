@@ -128,8 +128,6 @@ def _run(command: click.Command, name: str) -> NoReturn:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # whatever the locale cannot show
     log_to_stderr()
     try:
-        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as `tartapefs_start` left it
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         command.main(prog_name=name, standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where what it raises is caught

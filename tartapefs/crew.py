@@ -41,6 +41,7 @@ _HELPED = 16  # members in a request, from which on a helper is worth two wake-u
 _TRIAL = 32  # requests, one of which is filled in the way that was slower, with a helper or without
 _LEAST, _STEP, _LATE = 0.2, 0.01, 30e-6  # of a request, for each side; how it is moved; seconds waited for the helper
 _BLOCKS_SHARED, _BLOCK_STEP = 4, 0.02  # in a request of a sealed tape; how the helper's part is moved
+_BLOCKS_AHEAD = 3  # that are read and hashed ahead at once, before it is looked whether anything is asked for
 _THREADS = 16  # that wait for a slow source at once
 _PART = 1 << 13  # bytes, the smallest part for one of them
 _SLOW_MEMBER, _SLOW_BYTE = 150e-6, 2e-9  # seconds; a source that takes longer than both together is slow
@@ -349,10 +350,11 @@ def _help(filler: Filler, channel: int, memory: memoryview) -> NoReturn:
 def _hash_ahead(filler: Filler, channel: int, start: int, stop: int) -> None:
     """Reads and hashes the blocks that are likely to be asked for next, until something is asked for."""
     start, stop = filler.whole_blocks(start, stop) if 0 <= start < stop <= filler.tape.total_size else (0, 0)
-    block_size = filler.tape.block_size
-    scratch = memoryview(bytearray(block_size))
+    step = _BLOCKS_AHEAD * filler.tape.block_size
+    scratch = memoryview(bytearray(step))
     with contextlib.suppress(TapeError, OSError):  # whoever asks for it meets the same
-        for at in range(start, stop, block_size):
+        for at in range(start, stop, step):
             if select.select([channel], [], [], 0)[0]:
                 return
-            filler.read_ahead(scratch, at, at + block_size)
+            end = min(at + step, stop)
+            filler.read_ahead(scratch[: end - at], at, end)

@@ -80,7 +80,13 @@ def _sum(part: bytes) -> int:
     return zlib.adler32(part, 0) & 0xFFFF
 
 
-_pack_before = struct.Struct("100s24s24s").pack  # what comes before the checksum: the name; mode and ids; size and time
+# What comes before the checksum: name; mode and ids; size and mtime, as they are or as eleven digits in three parts.
+_pack_before = struct.Struct("100s24s24s").pack
+_pack_octal = struct.Struct("100s24s3s4s4sx3s4s4sx").pack
+_OCTAL_3, _OCTAL_4 = (
+    [b"%03o" % n for n in range(8**3)],
+    [b"%04o" % n for n in range(8**4)],
+)  # a third of the time of "%o"
 
 
 @lru_cache(maxsize=256)
@@ -112,10 +118,20 @@ def header(name: bytes, mode: int, size: int, mtime: int, target: bytes = b"", o
     `owner`: None writes the scrubbed one. Raises ValueError where the name does not fit.
     """
     prefix, rest = split_name(name) if len(name) > LONGEST_UNSPLIT else (b"", name)
+    mode_and_ids = _mode_and_ids(mode, owner)
     if 0 <= size < _OCTAL_11 and 0 <= mtime < _OCTAL_11:
-        numbers = b"%011o\0%011o\0" % (size, mtime)
+        before = _pack_octal(
+            rest,
+            mode_and_ids,
+            _OCTAL_3[size >> 24],
+            _OCTAL_4[size >> 12 & 0xFFF],
+            _OCTAL_4[size & 0xFFF],
+            _OCTAL_3[mtime >> 24],
+            _OCTAL_4[mtime >> 12 & 0xFFF],
+            _OCTAL_4[mtime & 0xFFF],
+        )
     else:
-        numbers = _number(size, 12) + _number(mtime, 12)
-    before = _pack_before(rest, _mode_and_ids(mode, owner), numbers)
+        before = _pack_before(rest, mode_and_ids, _number(size, 12) + _number(mtime, 12))
     after, its_sum = _after_checksum(mode & 0o170000, target, owner, prefix)
-    return b"%b%06o\0 %b" % (before, _sum(before) + _SPACES + its_sum, after)
+    checksum = _sum(before) + _SPACES + its_sum
+    return before + _OCTAL_3[checksum >> 9] + _OCTAL_3[checksum & 0o777] + b"\0 " + after

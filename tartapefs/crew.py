@@ -11,6 +11,10 @@ Where the source is far (a network file system) it is waiting, which threads do 
 disk, and in no cache, threads have the kernel load into its own cache what a reader that goes on will ask for next;
 these bytes are read, and checked, when they are asked for.
 
+Large members of a sealed tape are bound by hashing. The helper takes whole blocks of a request, and hashes those that
+come next while nothing is asked for: that is no exception from the rule but in its words, since a block that has its
+digest is the recorded one, and the file is still looked at when the block is asked for.
+
 A helper that fails says only that it did: the part is then filled here, which finds the same and raises it.
 """
 

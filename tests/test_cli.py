@@ -962,6 +962,8 @@ def test_info_as_json(data: Path, reference: Reference) -> None:
         "source": str(data),
         "index": str(data / ".tartape" / "index.db"),
         "fingerprint": fingerprint(reference),
+        "seal": None,
+        "digests": None,
         "total_size": reference.size,
         "member_count": len(reference.starts),
         "excluded": [],

@@ -420,9 +420,11 @@ def _start(target: Callable[..., None], *arguments: object) -> threading.Thread:
 
 
 def _loop(session: binding.Session, memory: memoryview, speak: int) -> None:
-    session.loop(memory)
-    with contextlib.suppress(OSError):  # the pipe is full or closed: the end is known already
-        os.write(speak, _ENDED)
+    try:
+        session.loop(memory)
+    finally:
+        with contextlib.suppress(OSError):  # the pipe is full or closed: the end is known already
+            os.write(speak, _ENDED)
 
 
 def _unmount_at_end(ours: list[MountEntry]) -> MountError | None:

@@ -33,7 +33,9 @@ class FakePlayer:
     """Answers each read with what `reads` does; by default with the offset's lowest byte, all over."""
 
     def __init__(self, reads: Callable[[memoryview, int], int] | None = None) -> None:
-        self.tape = SimpleNamespace(total_size=SIZE, recorded_ns=RECORDED, fingerprint=FINGERPRINT, member_count=7)
+        self.tape = SimpleNamespace(
+            total_size=SIZE, recorded_ns=RECORDED, fingerprint=FINGERPRINT, seal="", member_count=7
+        )
         self.source = SimpleNamespace(root="/some where/dätä\n")
         self.drift: TapeIntegrityError | None = None
         self._reads = reads or self._fill

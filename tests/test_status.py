@@ -463,9 +463,15 @@ def test_a_document_is_never_large() -> None:
         activity.delivered(handles[at % 5000], at * 20_000_000_000, 10)
     player: Any = SimpleNamespace(
         drift=None,
+        scrubbed=(0, 0),
         source=SimpleNamespace(root="/data"),
         tape=SimpleNamespace(
-            total_size=1 << 60, fingerprint="0" * 64, member_count=1, recorded_ns=0, member_at=lambda offset: None
+            total_size=1 << 60,
+            fingerprint="0" * 64,
+            seal="",
+            member_count=1,
+            recorded_ns=0,
+            member_at=lambda offset: None,
         ),
     )
     found = document(player, activity)

@@ -25,7 +25,7 @@ from tartapefs.cli.status import bar
 from tartapefs.status import Server, ask, document
 
 Mount = Callable[..., Path]
-NOBODY = 65534
+NOBODY = 1_000_000 + os.getpid()  # a user of this process alone: others have a folder in /tmp too
 PIECE = 1 << 16
 
 

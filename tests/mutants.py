@@ -87,7 +87,13 @@ MUTANTS = [
         'if facts.pop("facts_digest", None) is None:',
         "test_tape.py",
     ),
-    Mutant("rows join without a gap", "index.py", "if row[0] != end:", "if False:", INDEX),
+    Mutant(
+        "rows join without a gap",
+        "index.py",
+        "            if start != end:\n                raise",
+        "            if False:\n                raise",
+        INDEX,
+    ),
     Mutant("the schema is ours", "index.py", "if schema != [", "if False and schema != [", INDEX),
     Mutant("names have no way up", "index.py", "or (len(name) < 3 and name in _NO_NAMES)", "", INDEX),
     Mutant("names have no slash", "index.py", 'or b"/" in name', "", INDEX),
@@ -95,8 +101,8 @@ MUTANTS = [
     Mutant(
         "verify counts and sums the rows",
         "index.py",
-        "return rows_seen == self.facts.member_count and digest",
-        "return True or digest",
+        "sound = rows_seen == self.facts.member_count and digest",
+        "sound = True or digest",
         INDEX,
     ),
     Mutant(
@@ -148,7 +154,11 @@ MUTANTS = [
     ),
     Mutant("errors become EIO, not success", "binding.py", "-self._archive.errno_of(error), number", "0, number", FS),
     Mutant(
-        "a helper that failed is believed nothing", "crew.py", "        if not filled:\n", "        if False:\n", CREW
+        "a helper that failed is believed nothing",
+        "crew.py",
+        "        if not filled:\n            self._filler.fill(view[own:]",
+        "        if False:\n            self._filler.fill(view[own:]",
+        CREW,
     ),
     Mutant("an error in any thread is raised", "crew.py", "failures[number] = error", "pass", CREW),
     Mutant(

@@ -54,8 +54,8 @@ _PROBE = 1 << 15  # bytes that tell whether the source is slow
 _SLOW_REQUESTS = 128  # to be divided before the source is looked at again
 _FROM_DISK = 0.25  # of the bytes of a request: if a disk had to be read for as many, it is cold
 _COLD_REQUESTS = 8  # for which nothing has to be read, before a disk is cold no more
-_AHEAD = 2 << 20  # bytes that the kernel should have in its cache beyond what was asked for
-_AT_ONCE = 8  # members that one thread has loaded
+_AHEAD = 4 << 20  # bytes that the kernel should have in its cache beyond what was asked for
+_AT_ONCE = 128  # members that one thread has loaded: few threads, which leave the interpreter to the reader
 
 _JOB = struct.Struct("=qqq")  # place in the shared memory, start, stop
 _DONE, _FAILED = b"D", b"F"
@@ -140,14 +140,13 @@ class Crew:
         takes_long = time.monotonic() - begun > _SLOW_MEMBER * count + _SLOW_BYTE * size
         after = resource.getrusage(resource.RUSAGE_THREAD)
         self._density = count / size
+        waited = after.ru_nvcsw - before.ru_nvcsw >= max(count / 2, _FEWEST_WAITS)
         if (after.ru_inblock - before.ru_inblock) * BLOCK > _FROM_DISK * size:
             self._cold_requests = _COLD_REQUESTS
-            self._suspected = False
-        else:
-            waited = after.ru_nvcsw - before.ru_nvcsw >= max(count / 2, _FEWEST_WAITS)
-            if takes_long and waited and self._suspected:
-                self._slow_requests = _SLOW_REQUESTS
-            self._suspected = takes_long and waited
+        elif takes_long and waited and self._suspected:
+            self._slow_requests = _SLOW_REQUESTS
+        # Of a cold disk it waits, too: for what is being loaded.
+        self._suspected = takes_long and waited and self._cold_requests == 0
 
     def _load(self, start: int, stop: int) -> None:
         """Has the kernel load what it has not been told to load before."""

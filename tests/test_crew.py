@@ -206,7 +206,7 @@ def test_a_cold_disk_is_read_ahead_by_the_kernel(many: Path) -> None:
     with Tape.discover(many) as tape:
         members = [member for member in tape.members() if many / os.fsdecode(member.path) in cold]
         next_one = next(member for member in members if member.start > MIB + 50_000)
-        far_away = next(member for member in members if member.start > 4 * MIB)
+        far_away = next(member for member in members if member.start > 5 * MIB + 500_000)
         player = TapePlayer(tape)
         data = player.read(0, MIB)
         wait_until(lambda: is_in_cache(many / os.fsdecode(next_one.path)))

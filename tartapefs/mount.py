@@ -15,7 +15,6 @@ import select
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
@@ -33,7 +32,6 @@ log = logging.getLogger("tartapefs")
 _TYPE = "fuse.tartapefs"
 _THREADS = 4  # requests served at once; most of their time is the system's, which two cores share well
 _ENDS_WITHIN = 5.0  # seconds that a daemon gets to end, once it is unmounted
-_SWITCH = 0.0005  # seconds that a thread of Python's may keep a request waiting, where the default is ten times as long
 _GRACE = 1.0  # seconds that requests under way get to end after the unmount
 _SCRUB_PAUSE = 60.0  # seconds between two scrubs
 _STATE_INTERVAL = 2.0  # seconds between two looks at what the service manager should be told
@@ -278,7 +276,6 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
 
     Raises MountError where it could not be mounted, or not be unmounted at the end.
     """
-    sys.setswitchinterval(_SWITCH)
     memory = mmap.mmap(-1, _THREADS * binding.ANSWER)
     if len(os.sched_getaffinity(0)) > 1:
         player.fork_helper(memory)

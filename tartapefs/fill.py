@@ -12,7 +12,7 @@ import errno
 import os
 
 from tartapefs import ustar
-from tartapefs.contents import Contents, as_shown
+from tartapefs.contents import Contents, as_shown, read_all
 from tartapefs.errors import Difference, TapeIntegrityError
 from tartapefs.integrity import agrees, check_place, differences, drift, inspect, only_stamps
 from tartapefs.layout import BLOCK, FOOTER, span
@@ -89,7 +89,7 @@ class Filler:
                             if contents is not None:
                                 contents.read(fd, member, part, position)
                             elif os.preadv(fd, (part,), position) < high - low:
-                                self._read_rest(fd, part, position)
+                                read_all(fd, part, position)  # what one call read only in part
                         except OSError as error:
                             error.filename = member.arc_path
                             failure = error
@@ -134,16 +134,6 @@ class Filler:
             self.fill(view, start, stop)
         finally:
             self._contents.keeps_all = False
-
-    @staticmethod
-    def _read_rest(fd: int, part: memoryview, position: int) -> None:
-        """Reads once more, now to the end, what one system call read only in part."""
-        got = 0
-        while got < len(part):
-            count = os.preadv(fd, (part[got:],), position + got)
-            if count == 0:
-                raise OSError(errno.EIO, "the file ended early")
-            got += count
 
     def _check(self, member: Member, failure: OSError | None = None) -> None:
         """Raises drift if what is at the member's place is not as recorded; `failure` is why it was not opened."""

@@ -66,7 +66,7 @@ MUTANTS = [
         PLAYER,
     ),
     Mutant("drift stops every later read", "player.py", "if self.drift is not None:", "if False:", PLAYER),
-    Mutant("a file that ends early is an error", "fill.py", "self._read_rest(fd, part, position)", "pass", PLAYER),
+    Mutant("a file that ends early is an error", "fill.py", "read_all(fd, part, position)", "pass", PLAYER),
     Mutant(
         "the footer waits for an audit",
         "player.py",

@@ -421,7 +421,11 @@ def failing(pid: int, *options: object) -> Iterator[None]:
         yield
     finally:
         tracer.terminate()
-        tracer.wait(10)
+        try:
+            tracer.wait(10)
+        except subprocess.TimeoutExpired:  # it waits for a traced process that has ended meanwhile
+            tracer.kill()
+            tracer.wait(10)
         tracer.stderr.close()
 
 

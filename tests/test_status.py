@@ -67,6 +67,7 @@ def test_a_report_is_that_of_what_was_read(archive: Path, tree: Path) -> None:
             assert len(os.pread(first.fileno(), 1000, 0)) == 1000
         assert os.pread(first.fileno(), 700, 900)
         assert os.pread(second.fileno(), 5000, size - 2000)
+        wait_until(lambda: report(archive)["delivered"] == 4700)  # it is counted once it has been delivered
         found = report(archive)
     assert found["format"] == 1
     assert found["state"] == "valid"
@@ -93,9 +94,9 @@ def test_the_member_that_a_reader_is_in(archive: Path) -> None:
     found = json.loads(run("locate", archive.parent.parent / "data", "data/photos/2024/large.bin", "--json").stdout)
     with archive.open("rb", buffering=0) as opened:
         os.pread(opened.fileno(), 512, found["start"])
-        assert report(archive)["member"] == "data/photos/2024/large.bin"
+        wait_until(lambda: report(archive)["member"] == "data/photos/2024/large.bin")
         os.pread(opened.fileno(), 512, found["stop"] - 512)
-        assert report(archive)["member"] != "data/photos/2024/large.bin"
+        wait_until(lambda: report(archive)["member"] != "data/photos/2024/large.bin")
 
 
 def test_a_thread_reads_in_the_name_of_its_process(archive: Path) -> None:
@@ -149,6 +150,7 @@ def test_all_mounts(tree: Path, archive: Path, mount: Mount) -> None:
     """Each in one line, or one object, with what it is mounted from."""
     other = mount(tree)
     other.read_bytes()
+    wait_until(lambda: report(other)["delivered"] == other.stat().st_size)
     lines = run("status").stdout.splitlines()
     for mounted, share in ((archive, "0.0 %"), (other, "100.0 %")):
         (line,) = [line for line in lines if line.startswith(f"{mounted.parent}: ")]
@@ -238,6 +240,7 @@ def test_what_a_killed_daemon_left_is_cleaned_up(tree: Path, archive: Path, moun
 def test_without_the_socket_the_attributes_tell(archive: Path) -> None:
     """As with a daemon of before it had one."""
     archive.read_bytes()
+    wait_until(lambda: report(archive)["delivered"] == archive.stat().st_size)
     socket_of(archive).unlink()
     found = report(archive)
     assert found["state"] == "valid"

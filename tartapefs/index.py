@@ -7,15 +7,16 @@ recorders; one that a killed recorder left behind is reused by the next.
 Rule for reading: an index is input from outside, and nothing in it is believed before it is checked. The schema must be
 ours to the letter, so that no view, trigger or generated column can run; the tape's own facts carry a digest that is
 checked at opening, each row a CRC-32 that is checked whenever the row is used, and all rows a digest that `verify`
-checks. (Of 3,000 random bit flips in such a file SQLite's `integrity_check` missed 343.) Rows must join without a gap.
+checks. (Of 3,000 random bit flips in such a file SQLite's `integrity_check` missed 343.) Members must
+join without a gap.
 
 A sealed index also holds digests of all contents, and the tree of hashes that leads from them, and from the members,
 to the seal (`merkle`). Of such a one no member and no digest is given out whose way up to the seal has not been checked
 (but for folders that an audit asks for). It has a format of its own: who does not know of digests must not read it.
 
-Members are keyed by their start, so that finding an offset is one search of a b-tree at any scale. A row holds its own
-last name and its folder's start: half the size of whole paths. Members are in the order of their paths, so a search by
-name is a binary search by start, and no second b-tree is needed.
+A row holds a pack of members (`packs`) and is keyed by the start of the first one, so that finding an offset is one
+search of a b-tree at any scale. Members are in the order of their paths, so a search by name is a binary search by
+start, and no second b-tree is needed.
 """
 
 import _sqlite3
@@ -30,7 +31,7 @@ import sqlite3
 import stat
 import struct
 import sys
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -41,19 +42,17 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 from zlib import crc32
 
-from tartapefs import apart, merkle, ustar
+from tartapefs import apart, merkle, packs, ustar
 from tartapefs.errors import TapeBusyError, TapeFormatError, TapeNotFoundError
 from tartapefs.layout import BLOCK, FOOTER, MAX_OFFSET
 from tartapefs.member import Member, MemberFacts
 
-FORMAT, SEALED_FORMAT = 1, 2
+FORMAT, SEALED_FORMAT = 3, 4
 _APPLICATION = 0x54415045  # "TAPE", where file(1) looks for it
 _SCHEMA = [
     (
-        "member",
-        "CREATE TABLE member (start INTEGER PRIMARY KEY, folder INTEGER, name BLOB, mode INTEGER, size INTEGER,"
-        " mtime INTEGER, mtime_nsec INTEGER, ino INTEGER, ctime INTEGER, ctime_nsec INTEGER,"
-        " target BLOB, owner BLOB, crc INTEGER)",
+        "pack",
+        "CREATE TABLE pack (start INTEGER PRIMARY KEY, count INTEGER, folders INTEGER, members BLOB, crc INTEGER)",
     ),
     ("tape", "CREATE TABLE tape (fact TEXT PRIMARY KEY, value) WITHOUT ROWID"),
 ]
@@ -67,24 +66,20 @@ _SEALED_SCHEMA = sorted(
     ]
 )
 _SCHEMA_OF = {FORMAT: _SCHEMA, SEALED_FORMAT: _SEALED_SCHEMA}
-_COLUMNS = 13
-_AT_ONCE = 16  # rows in one INSERT
+_PAGE_SIZE = 1 << 14  # bytes of SQLite's pages: of smaller ones, packs would leave a large part unused
 _MANY = 2048  # members, from which on a second process is worth the fork
 _LEVEL_BITS = 54  # below them, the start of a node in blocks
 _UNDER_WAY = ".new"  # what is added to the name of an index that is being written
-_NO_FOLDER = -1  # what the root has in place of its folder's start
-_PAGE = 256  # members that are fetched at once by a reader that goes on where it stopped
+_PACKS = 8  # that are fetched at once by a reader that goes on where it stopped
+_LEAVES = _PACKS * packs.MOST  # that they may have, of a sealed tape
 _PAGES_KEPT = 8  # of as many readers
 _PIECES_KEPT = 512  # rows of digests of large members, 2 KiB each
 _CONNECTIONS = 4  # more readers at once than there are cores to run them gain nothing
 _LONGEST_VALUE = 1 << 20
-_LONGEST_ROW = 1 << 12  # bytes; names, target and owner have at most 500
+_LONGEST_ROW = packs.LONGEST + (1 << 10)  # bytes
 _STEPS = 10_000  # of SQLite's machine, between two looks at how long a query takes
 _NS = 10**9
-_FILE, _FOLDER, _LINK = stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK
-_LARGEST_BODY = {_FILE: MAX_OFFSET, _FOLDER: 0, _LINK: 0}
-_ALL_BITS = (1 << 64) - 1
-_NO_NAMES = frozenset((b"", b".", b".."))
+_pack_numbers = struct.Struct("<qHH").pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,35 +104,14 @@ class TapeFacts:
     levels: int = 0  # of nodes
 
 
-# In the order of the columns, without the name, target and owner, whose lengths stand at the end.
-_FACTS = struct.Struct("<qqqqqiqqiHHH")
-_pack_facts = _FACTS.pack
-_tuple_new = tuple.__new__  # what a named tuple's own constructor comes to, at two thirds of its time
-
-
 def _signed(ino: int) -> int:
     """An inode number as SQLite can store it: 64 bits, two's complement."""
     return ino if ino < 1 << 63 else ino - (1 << 64)
 
 
-def _facts(row: tuple[Any, ...]) -> bytes:
-    """The bytes that a row's checksum and the digest of all rows are taken over."""
-    start, folder, name, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec, target, owner = row
-    lengths = len(name), len(target), len(owner)
-    packed = _FACTS.pack(start, folder, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec, *lengths)
-    facts: bytes = packed + name + target + owner
-    return facts
-
-
-def _owner_field(owner: ustar.Owner | None) -> bytes:
-    return b"" if owner is None else b"%d:%d:%b:%b" % owner
-
-
-def _parse_owner(field: bytes) -> ustar.Owner:
-    match = re.fullmatch(rb"([0-9]{1,10}):([0-9]{1,10}):([^:\0]{0,31}):([^:\0]{0,31})", field)
-    if match is None:
-        raise ValueError("no owner")
-    return ustar.Owner(int(match[1]), int(match[2]), match[3], match[4])
+def _row(start: int, count: int, folders: int, members: bytes) -> bytes:
+    """The bytes that a pack's checksum and the digest of all packs are taken over."""
+    return _pack_numbers(start, count, folders) + members
 
 
 def _node_place(level: int, start: int) -> int:
@@ -193,17 +167,19 @@ class IndexWriter:
     (ENOSPC and the like) where the disk refuses.
     """
 
-    def __init__(self, path: str, sealed: bool = False) -> None:
+    def __init__(self, path: str, block_size: int = 0) -> None:
         self._path = path
+        self._block_size = block_size
         self._under_way = path + _UNDER_WAY
         self._rows_digest = hashlib.sha256().hexdigest()
         self._fd = self._lock()
         self.ino = os.fstat(self._fd).st_ino
         try:
             with self._written() as db:
+                version = SEALED_FORMAT if block_size else FORMAT
                 db.execute(f"PRAGMA application_id={_APPLICATION}")
-                db.execute(f"PRAGMA user_version={SEALED_FORMAT if sealed else FORMAT}")
-                for _, statement in _SEALED_SCHEMA if sealed else _SCHEMA:
+                db.execute(f"PRAGMA user_version={version}")
+                for _, statement in _SCHEMA_OF[version]:
                     db.execute(statement)
         except BaseException:
             self._discard()
@@ -247,14 +223,14 @@ class IndexWriter:
     def _written(self) -> Iterator[sqlite3.Connection]:
         """The file under way, to write to; no connection is kept, as two processes write it one after the other."""
         with _disk_errors(self._path), closing(_connect(self._under_way, "mode=rw&nolock=1")) as db:
-            for pragma in ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE"):
+            for pragma in (f"page_size={_PAGE_SIZE}", "journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE"):
                 db.execute(f"PRAGMA {pragma}")
             db.execute("BEGIN")
             yield db
             db.execute("COMMIT")
 
-    def add(self, members: Iterable[tuple[MemberFacts, int]]) -> str:
-        """Writes all members, each with the start of its folder (-1 for the root), in the order of their starts.
+    def add(self, members: Iterable[MemberFacts]) -> str:
+        """Writes all members, in the order of their starts.
 
         Returns their fingerprint: SHA-256 over all headers, 64 hex digits. Names and targets are to fit into one. Where
         there are many, and that is possible, a second process writes what this one takes from `members`.
@@ -266,48 +242,54 @@ class IndexWriter:
         self._rows_digest, fingerprint = apart.apart(self._add, members) if is_apart else self._add(members)
         return fingerprint
 
-    def _add(self, members: Iterator[tuple[MemberFacts, int]]) -> tuple[str, str]:
+    def _add(self, members: Iterator[MemberFacts]) -> tuple[str, str]:
         """Writes them, and returns the digests of their rows and of their headers."""
         digest, fingerprint = hashlib.sha256(), hashlib.sha256()
-        row = f"({','.join('?' * _COLUMNS)})"
-        several = f"INSERT INTO member VALUES {','.join([row] * _AT_ONCE)}"
-        rest: list[tuple[Any, ...]] = []
         with self._written() as db:
-            db.executemany(several, self._several(self._rows(members, digest.update, fingerprint.update), rest))
-            db.executemany(f"INSERT INTO member VALUES {row}", rest)
+            rows = self._rows(members, digest.update, fingerprint.update)
+            db.executemany("INSERT INTO pack VALUES (?, ?, ?, ?, ?)", rows)
         return digest.hexdigest(), fingerprint.hexdigest()
 
-    @staticmethod
-    def _several(rows: Iterator[tuple[Any, ...]], rest: list[tuple[Any, ...]]) -> Iterator[list[Any]]:
-        """The values of `_AT_ONCE` rows in one list each; fewer are left in `rest`."""
-        while len(some := list(islice(rows, _AT_ONCE))) == _AT_ONCE:
-            yield list(chain.from_iterable(some))
-        rest += some
-
-    @staticmethod
     def _rows(
-        members: Iterator[tuple[MemberFacts, int]],
+        self,
+        members: Iterator[MemberFacts],
         add_row: Callable[[bytes], object],
-        add_header: Callable[[bytes], object],
+        add_headers: Callable[[bytes], object],
     ) -> Iterator[tuple[Any, ...]]:
         header = ustar.header
-        for (start, name, mode, size, mtime_ns, ino, ctime_ns, target, owner), folder in members:
-            last = name[name.rfind(b"/", 0, -1) + 1 :].rstrip(b"/")
-            mtime, mtime_nsec = mtime_ns // _NS, mtime_ns % _NS
-            ctime, ctime_nsec = ctime_ns // _NS, ctime_ns % _NS
-            if ino >= 1 << 63:
-                ino = _signed(ino)
-            who = b"" if owner is None else _owner_field(owner)
-            # As `_facts`, without the calls.
-            lengths = len(last), len(target), len(who)
-            facts = _pack_facts(start, folder, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec, *lengths)
-            facts += last + target + who
-            add_row(facts)
-            add_header(header(name, mode, size, mtime, target, owner))
-            yield (
-                *(start, folder, last, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec),
-                *(target, who, crc32(facts)),
+        for some in self._packs(members):
+            add_headers(
+                b"".join(
+                    [
+                        header(name, mode, size, mtime_ns // _NS, target, owner)
+                        for _, name, mode, size, mtime_ns, _, _, target, owner in some
+                    ]
+                )
             )
+            folders = sum([facts[2] & 0o170000 == stat.S_IFDIR for facts in some])
+            numbers, packed = (some[0][0], len(some), folders), packs.pack(some)
+            row = _row(*numbers, packed)
+            add_row(row)
+            yield *numbers, packed, crc32(row)
+
+    def _packs(self, members: Iterator[MemberFacts]) -> Iterator[list[MemberFacts]]:
+        """As many as fit into a pack each; of a sealed tape, whole leaves (see `merkle`)."""
+        some: list[MemberFacts] = []
+        if not self._block_size:
+            while some := list(islice(members, packs.MOST)):
+                yield some
+            return
+        in_leaf = 0
+        for facts in members:
+            some.append(facts)
+            in_leaf += 1
+            if in_leaf == merkle.RUN or facts[3] > self._block_size:
+                in_leaf = 0
+                if len(some) > packs.MOST - merkle.RUN:
+                    yield some
+                    some = []
+        if some:
+            yield some
 
     def add_digests(self, rows: Iterable[merkle.Row]) -> None:
         """Writes rows of the tree of hashes, those of each kind in the order of their keys."""
@@ -380,7 +362,6 @@ class Index:
         self._open_connections = 0
         self._pool: SimpleQueue[sqlite3.Connection | None] = SimpleQueue()
         self.stat = self._check_file()
-        self._folders: dict[int, bytes] = {}
         self._pages: tuple[_Page, ...] = ()
         self._pieces: dict[int, bytes] = {}
         self._checker: merkle.Checker | None = None
@@ -390,6 +371,7 @@ class Index:
                     self._pool.put(self._open_connection())
                     self._open_connections += 1
             self.facts = self._read_facts()
+            self._root = self.facts.root_name + b"/"
             self._limit_rows()
             if self.facts.seal:
                 self._checker = self._make_checker(self.facts)
@@ -548,7 +530,7 @@ class Index:
         return merkle.Checker(hash_, *numbers, facts.seal, self._node)
 
     def _limit_rows(self) -> None:
-        """From here on no value is longer than a row may be: a page of rows at its longest is a megabyte."""
+        """From here on no value is longer than a row may be: what is fetched at once has at most 256 KiB."""
         for _ in range(_CONNECTIONS):
             connection = self._pool.get()
             assert connection is not None
@@ -556,11 +538,11 @@ class Index:
             self._pool.put(connection)
 
     def _check_ends(self) -> None:
-        """The first member is the root, and the last one ends where the footer starts."""
-        root = next(self.between(0, 1))
+        """There is a first member, and the last one ends where the footer starts."""
+        next(self.between(0, 1))
         end = self.facts.total_size - FOOTER
         (last,) = self.between(end - 1, end)
-        if root.name != self.facts.root_name + b"/" or last.stop != end:
+        if last.stop != end:
             raise self._bad("its members do not add up to its total size")
 
     def between(self, start: int, stop: int) -> Iterator[Member]:
@@ -594,54 +576,49 @@ class Index:
         return page
 
     def _fetch(self, position: int, stop: int) -> "_Page":
-        if self._checker is not None:
-            return self._fetch_checked(position, stop, self._checker)
         rows = self._query(
-            "SELECT * FROM member WHERE start >= (SELECT max(start) FROM member WHERE start <= ?)"
-            f" AND start < ? ORDER BY start LIMIT {_PAGE}",
+            "SELECT * FROM pack WHERE start >= (SELECT max(start) FROM pack WHERE start <= ?)"
+            f" AND start < ? ORDER BY start LIMIT {_PACKS}",
             (position, stop),
         )
-        if not rows or not rows[0][0] <= position:
-            raise self._bad(f"no member covers offset {position}")
-        starts, members = [row[0] for row in rows], self._members(rows)
-        end = starts[0]
-        for start, member in zip(starts, members, strict=True):
-            if start != end:
+        starts: list[int] = []
+        members: list[Member] = []
+        end = rows[0][0] if rows else -1
+        for row in rows:
+            if row[0] != end:
                 raise self._bad(f"its members do not join at offset {end}")
-            end += BLOCK + (member[3] + BLOCK - 1) // BLOCK * BLOCK  # `span` of its size, without the call
-        if end <= position or end > self.facts.total_size - FOOTER:
+            some_starts, end, some = self._members(row)
+            starts += some_starts
+            members += some
+        if not starts or not starts[0] <= position < end <= self.facts.total_size - FOOTER:
             raise self._bad(f"no member covers offset {position}")
-        return _Page(starts[0], end, starts, members, {})
+        page = _Page(starts[0], end, starts, members, {})
+        return page if self._checker is None else self._checked(page, position, stop, self._checker)
 
-    def _fetch_checked(self, position: int, stop: int, checker: merkle.Checker) -> "_Page":
-        """As `_fetch`, of a sealed tape: whole leaves, each of which belongs to the seal."""
+    def _checked(self, page: "_Page", position: int, stop: int, checker: merkle.Checker) -> "_Page":
+        """Of a page of a sealed tape, the leaves between `position` and `stop`, which pack by pack are whole.
+
+        Each must belong to the seal.
+        """
         leaves = self._query(
             "SELECT * FROM leaf WHERE start >= (SELECT max(start) FROM leaf WHERE start <= ?)"
-            f" AND start < ? ORDER BY start LIMIT {_PAGE // merkle.RUN}",
-            (position, stop),
+            f" AND start < ? ORDER BY start LIMIT {_LEAVES}",
+            (position, min(stop, page.stop)),
         )
-        if not leaves or not leaves[0][0] <= position:
+        if not leaves or not page.start <= leaves[0][0] <= position:
             raise self._bad(f"no digests cover offset {position}")
-        page = _Page(leaves[0][0], 0, [], [], {})
+        low = end = leaves[0][0]
+        first = at_member = bisect_left(page.starts, low)
         try:
-            low, high = leaves[0][0], leaves[-1][1]
-            if not position < high <= self.facts.total_size - FOOTER:
-                raise self._bad(f"the digests at {leaves[-1][0]} are malformed")
-            rows = self._query(
-                f"SELECT * FROM member WHERE start >= ? AND start < ? ORDER BY start LIMIT {_PAGE}", (low, high)
-            )
-            members = iter(self._members(rows))
-            end = low
             for start, leaf_stop, digests, crc in leaves:
                 if start != end or _row_crc(start, leaf_stop, digests=digests) != crc:
                     raise self._bad(f"the digests at {start} fail their checksum")
                 hashed, at = [], 0
                 while end < leaf_stop:
-                    member = next(members, None)
-                    if member is None or member.start != end:
+                    member = page.members[at_member]
+                    if member.start != end:
                         raise self._bad(f"its members do not join at offset {end}")
-                    page.starts.append(end)
-                    page.members.append(member)
+                    at_member += 1
                     hashed.append(member.header())
                     if member.size:
                         digest = digests[at : at + merkle.SIZE]
@@ -655,10 +632,10 @@ class Index:
                     or not checker.belongs(merkle.leaf_hash(checker.hash, start, leaf_stop, b"".join(hashed)), start)
                 ):
                     raise self._bad(f"the members at {start} do not belong to its seal")
-        except (TypeError, ValueError, AttributeError, OverflowError, struct.error) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError, IndexError, struct.error) as error:
             self._check_open()
             raise self._bad(f"the digests at {leaves[0][0]} are malformed: {error}") from error
-        return page._replace(stop=end)
+        return _Page(low, end, page.starts[first:at_member], page.members[first:at_member], page.digests)
 
     def _node(self, level: int, start: int) -> tuple[int, bytes]:
         """The start and the digests of the node at `level` that a child at `start` belongs to, if to any."""
@@ -735,109 +712,53 @@ class Index:
 
     def count(self, start: int, stop: int) -> int:
         """How many members start in `[start, stop)`."""
-        return int(self._query("SELECT count(*) FROM member WHERE start >= ? AND start < ?", (start, stop))[0][0])
+        counted = self._query("SELECT sum(count) FROM pack WHERE start >= ? AND start < ?", (start, stop))[0][0] or 0
+        return int(counted) + self._rest(start) - self._rest(stop)
+
+    def _rest(self, position: int) -> int:
+        """How many members of the pack that starts before `position` start there or later."""
+        for row in self._query("SELECT * FROM pack WHERE start < ? ORDER BY start DESC LIMIT 1", (position,)):
+            starts, _, _ = self._members(row)
+            return len(starts) - bisect_left(starts, position)
+        return 0
 
     def folders(self) -> Iterator[Member]:
         """All directories, in order. No connection is held between two of them."""
         position = -1
         while rows := self._query(
-            f"SELECT * FROM member WHERE start > ? AND mode BETWEEN {_FOLDER} AND {_FOLDER | 0o7777}"
-            f" ORDER BY start LIMIT {_PAGE}",
-            (position,),
+            f"SELECT * FROM pack WHERE start > ? AND folders != 0 ORDER BY start LIMIT {_PACKS}", (position,)
         ):
             for row in rows:
                 if row[0] <= position:
                     raise self._bad("its rows are in no order")
-                position = row[0]
-            yield from self._members(rows)
+                _, position, members = self._members(row)
+                yield from (member for member in members if member.is_directory)
 
-    def _members(self, rows: list[tuple[Any, ...]], depth: int = 0) -> list[Member]:
-        """Rows as members, after every check that each row alone and its folders allow.
-
-        `depth` counts the folders climbed so far: each takes two bytes of a name, so a longer chain is no name. One
-        loop without calls, since it runs once for every member that anybody reads.
-        """
-        members: list[Member] = []
-        add, start = members.append, -1
-        last_folder, above = -2, b""  # of the row before, and its name
+    def _members(self, row: tuple[Any, ...]) -> tuple[list[int], int, list[Member]]:
+        """What is in a row: the starts of its members, where the last one ends, the members; after every check."""
+        start, count, folders, members, crc = row
         try:
-            for row in rows:
-                start, folder, name, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec, target, owner, crc = row
-                facts = _pack_facts(  # as `_facts`
-                    start,
-                    folder,
-                    mode,
-                    size,
-                    mtime,
-                    mtime_nsec,
-                    ino,
-                    ctime,
-                    ctime_nsec,
-                    len(name),
-                    len(target),
-                    len(owner),
-                )
-                if crc32(facts + name + target + owner) != crc:
-                    raise self._bad(f"the row at {start} fails its checksum")
-                kind = mode & 0o170000
-                if (
-                    not 0 <= size <= _LARGEST_BODY.get(kind, -1)
-                    or mode >> 16
-                    or start % BLOCK
-                    or not 0 <= mtime_nsec < _NS
-                    or not 0 <= ctime_nsec < _NS
-                    or b"/" in name
-                    or b"\0" in name
-                    or (len(name) < 3 and name in _NO_NAMES)
-                    or ((kind == _LINK or target) and not (kind == _LINK and _is_target(target)))
-                    or (folder == _NO_FOLDER) != (start == 0)
-                ):
-                    raise self._bad(f"the row at {start} is malformed")
-                if start:
-                    if folder != last_folder:
-                        last_folder, above = folder, self._folders.get(folder) or self._folder(folder, start, depth)
-                    name = above + name
-                if kind == _FOLDER:
-                    name += b"/"
-                    self._remember_folder(start, name)
-                if len(name) > ustar.LONGEST_UNSPLIT:
-                    ustar.split_name(name)
-                mtime_ns, ctime_ns = mtime * _NS + mtime_nsec, ctime * _NS + ctime_nsec
-                who = _parse_owner(owner) if owner else None
-                add(_tuple_new(Member, (start, name, mode, size, mtime_ns, ino & _ALL_BITS, ctime_ns, target, who)))
-        except (struct.error, TypeError, ValueError) as error:
+            if crc32(_row(start, count, folders, members)) != crc:
+                raise self._bad(f"the row at {start} fails its checksum")
+            return packs.unpack(self._root, start, count, folders, members)
+        except packs.MALFORMED as error:
             self._check_open()
             raise self._bad(f"the row at {start} is malformed: {error}") from error
-        return members
-
-    def _folder(self, start: int, below: int, depth: int) -> bytes:
-        """The name, with its slash, of the folder at `start`, which holds the member at `below`."""
-        rows = []
-        if 0 <= start < below and depth < ustar.MAX_NAME // 2:
-            rows = self._query("SELECT * FROM member WHERE start = ?", (start,))
-        if not rows or not (folder := self._members(rows, depth + 1)[0]).is_directory:
-            raise self._bad(f"the row at {below} has no folder")
-        return folder.name
-
-    def _remember_folder(self, start: int, name: bytes) -> None:
-        if len(self._folders) >= 4096:
-            self._folders.clear()
-        self._folders[start] = name
 
     def is_sound(self) -> bool:
         """Whether there are as many rows as recorded, and all together still have the digest that was recorded."""
-        digest, rows_seen, position = hashlib.sha256(), 0, -1
-        while rows := self._query(f"SELECT * FROM member WHERE start > ? ORDER BY start LIMIT {_PAGE}", (position,)):
-            for row in rows:
+        digest, members_seen, position = hashlib.sha256(), 0, -1
+        while rows := self._query(f"SELECT * FROM pack WHERE start > ? ORDER BY start LIMIT {_PACKS}", (position,)):
+            for *row, _ in rows:
                 if row[0] <= position:
                     raise self._bad("its rows are in no order")
                 position = row[0]
                 try:
-                    digest.update(_facts(row[:-1]))
-                except (struct.error, TypeError) as error:
-                    raise self._bad(f"the row at {row[0]} is malformed: {error}") from error
-            rows_seen += len(rows)
-        sound = rows_seen == self.facts.member_count and digest.hexdigest() == self.facts.rows_digest
+                    digest.update(_row(*row))
+                    members_seen += row[1]
+                except packs.MALFORMED as error:
+                    raise self._bad(f"the row at {position} is malformed: {error}") from error
+        sound = members_seen == self.facts.member_count and digest.hexdigest() == self.facts.rows_digest
         return sound and (self._checker is None or self._has_all_digests(self._checker))
 
     def _has_all_digests(self, checker: merkle.Checker) -> bool:
@@ -867,10 +788,6 @@ def _strings(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _is_target(target: bytes) -> bool:
-    return 0 < len(target) <= ustar.MAX_TARGET and b"\0" not in target
-
-
 def _is_name(name: bytes) -> bool:
     """Whether `name` is one component of a path that leads down: no slash, no NUL, not empty, "." or ".."."""
-    return name not in _NO_NAMES and b"/" not in name and b"\0" not in name
+    return name not in (b"", b".", b"..") and b"/" not in name and b"\0" not in name

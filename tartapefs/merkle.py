@@ -34,7 +34,7 @@ SealAlgorithm = Literal["blake3", "sha256"]
 ALGORITHMS: tuple[SealAlgorithm, ...] = ("blake3", "sha256")
 SIZE = 32  # bytes of a digest
 RUN = 8  # members in a leaf: whoever reads one has to hash the headers of all
-FANOUT = 62  # digests in a row: two rows fill one of SQLite's pages
+FANOUT = 62  # digests in a row: eight rows fill one of the index's pages
 SMALLEST_BLOCK, LARGEST_BLOCK = 1 << 16, 1 << 20
 MOST_LEVELS = 12  # 62 to the power of this is more than an archive has bytes
 

@@ -191,27 +191,23 @@ class TapeRecorder:
         if busy:
             raise SourceBusyError(busy)
 
-    def _members(self, scan: Iterable[Found]) -> Iterator[tuple[MemberFacts, int]]:
-        """Every member with the start of its folder, in order; what does not fit goes to `_problems`.
+    def _members(self, scan: Iterable[Found]) -> Iterator[MemberFacts]:
+        """Every member, in order; what does not fit goes to `_problems`.
 
         One loop of plain tuples, since it runs once for every member: see docs/performance.md, "Recording".
         """
         root = os.fsencode(os.path.basename(self.root)) + b"/"
-        starts: list[int] = []  # of the folders on the way down
         position = count = 0
         recent, problems = self._recent, self._problems
         owner = None
         for found in scan:
-            path, seen, target, depth = found
+            path, seen, target = found
             name = root + path
             mode, mtime_ns, ctime_ns = seen.st_mode, seen.st_mtime_ns, seen.st_ctime_ns
             kind = mode & _KIND
             size = seen.st_size if kind == stat.S_IFREG else 0
-            if kind == stat.S_IFDIR:
-                if path:
-                    name += b"/"
-                del starts[depth:]
-                starts.append(position)
+            if kind == stat.S_IFDIR and path:
+                name += b"/"
             if not self._anonymize:
                 owner = _owner(seen.st_uid, seen.st_gid)
             try:
@@ -227,8 +223,7 @@ class TapeRecorder:
             start, position = position, position + span(size)
             count += 1
             if not problems and position <= MAX_OFFSET:
-                facts = start, name, mode, size, mtime_ns, seen.st_ino, ctime_ns, target, owner
-                yield facts, starts[depth - 1] if depth else -1
+                yield start, name, mode, size, mtime_ns, seen.st_ino, ctime_ns, target, owner
             if count % _PROGRESS_EVERY == 0:
                 self.latest = path
                 self._on_progress(count, position)
@@ -266,7 +261,7 @@ class TapeRecorder:
         if not self._fresh:
             return
         time.sleep(max(0, max(past for past, _ in self._fresh) - time.time_ns()) / 10**9)
-        for _, (path, seen, target, _) in self._fresh:
+        for _, (path, seen, target) in self._fresh:
             member = Member(
                 0,
                 b"/" + path,

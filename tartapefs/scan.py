@@ -24,8 +24,8 @@ IsLeftOut = Callable[[bytes, bool], bool]  # (path below the root, whether it is
 
 
 # What the scan found: path relative to the root, empty for the root itself; stat; target of a symbolic link, else
-# empty; how many folders are above it. A plain tuple, since one is made for every member.
-Found = tuple[bytes, os.stat_result, bytes, int]
+# empty. A plain tuple, since one is made for every member.
+Found = tuple[bytes, os.stat_result, bytes]
 OnFile = Callable[[Folder, bytes, bytes, os.stat_result], os.stat_result | None]  # (its folder, name, path, stat)
 
 
@@ -34,7 +34,6 @@ class _Level(NamedTuple):
     path: bytes
     stat: os.stat_result
     names: Iterator[bytes]
-    depth: int  # of what is in it
 
 
 class Scan:
@@ -56,15 +55,15 @@ class Scan:
 
     def __iter__(self) -> Iterator[Found]:
         try:
-            levels = [self._enter(self._source.folder(), b"", 1)]
+            levels = [self._enter(self._source.folder(), b"")]
         except OSError as error:
             raise SourceUnreadableError([Problem(self._source.root, error.strerror or "")]) from None
         euid, since, all_are_in = self._euid, self._since, self._exclude is None
         try:
-            yield b"", levels[0].stat, b"", 0
+            yield b"", levels[0].stat, b""
             while levels:
                 level = levels[-1]
-                lstat, above, depth = level.folder.lstat, level.path, level.depth
+                lstat, above = level.folder.lstat, level.path
                 for name in level.names:
                     path = above + name
                     try:
@@ -80,19 +79,19 @@ class Scan:
                         and seen.st_mtime_ns <= since
                         and all_are_in
                     ):
-                        yield path, seen, b"", depth
+                        yield path, seen, b""
                         continue
                     found = self._look(level, name, path, seen)
                     if found is None:
                         continue
                     if stat.S_ISDIR(seen.st_mode):
                         try:
-                            below = self._enter(level.folder.folder(name), path + b"/", depth + 1)
+                            below = self._enter(level.folder.folder(name), path + b"/")
                         except OSError as error:
                             self._gone_or_unreadable(path, error)
                             continue
                         levels.append(below)
-                        yield path, below.stat, b"", depth
+                        yield path, below.stat, b""
                         break
                     yield found
                 else:
@@ -101,10 +100,10 @@ class Scan:
             for level in levels:
                 level.folder.close()
 
-    def _enter(self, folder: Folder, path: bytes, depth: int) -> _Level:
+    def _enter(self, folder: Folder, path: bytes) -> _Level:
         try:
             before = folder.stat()  # so that what is added while it is listed shows
-            return _Level(folder, path, before, iter(folder.names()), depth)
+            return _Level(folder, path, before, iter(folder.names()))
         except BaseException:
             folder.close()
             raise
@@ -127,17 +126,17 @@ class Scan:
                 if not owned and not level.folder.is_readable(name):
                     raise PermissionError(errno.EACCES, "")
                 if found.st_ctime_ns <= self._since and found.st_mtime_ns <= self._since:
-                    return path, found, b"", level.depth
+                    return path, found, b""
                 settled = self._on_file(level.folder, name, path, found)
                 if settled is None:
                     return None
                 if not stat.S_ISREG(settled.st_mode):
                     raise changed(path, Difference("type", file_type(kind), file_type(settled.st_mode)))
-                return path, settled, b"", level.depth
+                return path, settled, b""
             if kind == stat.S_IFLNK:
-                return path, found, level.folder.readlink(name), level.depth
+                return path, found, level.folder.readlink(name)
             if kind == stat.S_IFDIR:
-                return path, found, b"", level.depth
+                return path, found, b""
             self.left_out += 1
         except OSError as error:
             self._gone_or_unreadable(path, error)

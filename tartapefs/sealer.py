@@ -21,7 +21,6 @@ from tartapefs.errors import TapeBusyError, TapeSealedError
 from tartapefs.fill import Filler
 from tartapefs.index import IndexWriter
 from tartapefs.layout import BLOCK
-from tartapefs.member import Member
 from tartapefs.source import Source
 from tartapefs.tape import Tape
 
@@ -65,11 +64,11 @@ def _write(
     tape: Tape, at_home: bool, algorithm: merkle.SealAlgorithm, block_size: int, digests: Callable[[int], bytes]
 ) -> str:
     builder = merkle.Builder(algorithm, block_size)
-    with IndexWriter(tape.index_path, sealed=True) as writer:
+    with IndexWriter(tape.index_path, block_size) as writer:
         with Tape.from_index(tape.index_path) as now:
             if not now.is_same(tape):  # recorded again meanwhile
                 raise TapeBusyError(tape.index_path)
-        writer.add(_with_folders(tape.members()))
+        writer.add(tape.members())
         rows = (builder.add(member.header(), member.size, digests) for member in tape.members())
         writer.add_digests(chain.from_iterable(rows))
         writer.add_digests(builder.finish())
@@ -84,16 +83,6 @@ def _write(
             at_home,
         )
     return builder.seal
-
-
-def _with_folders(members: Iterator[Member]) -> Iterator[tuple[Member, int]]:
-    folders: list[int] = []  # starts, on the way down
-    for member in members:
-        depth = member.name.rstrip(b"/").count(b"/")
-        if member.is_directory:
-            del folders[depth:]
-            folders.append(member.start)
-        yield member, folders[depth - 1] if depth else -1
 
 
 class _State:

@@ -83,19 +83,19 @@ class Synthetic:
                 }
             )
 
-    def _rows(self) -> Iterator[tuple[Member, int]]:
+    def _rows(self) -> Iterator[Member]:
         name = os.fsencode(self.root.name) + b"/"
-        yield _member(0, name, os.lstat(self.root)), -1
+        yield _member(0, name, os.lstat(self.root))
         for folder in range(self.folders):
             place, start = self.root / _folder_name(folder), BLOCK + folder * _FOLDER_SPAN
             below = name + os.fsencode(place.name) + b"/"
             seen = os.lstat(place)
-            yield _member(start, below, seen), 0
+            yield _member(start, below, seen)
             real = self.real(folder)
             for file in range(_FILES):
                 if file < real:
                     seen = os.lstat(place / _file_name(file))
-                yield _member(self.start(folder, file), below + os.fsencode(_file_name(file)), seen), start
+                yield _member(self.start(folder, file), below + os.fsencode(_file_name(file)), seen)
 
 
 def _folder_name(folder: int) -> str:

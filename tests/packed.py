@@ -1,0 +1,80 @@
+"""The packs of an index as a table `member` with a row a member, and back: single facts can be damaged with SQL.
+
+Written from docs/decisions/0011-packs.md, without `tartapefs.packs`, which is held against it.
+"""
+
+import sqlite3
+import struct
+import zlib
+from contextlib import closing
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+FACTS = struct.Struct("<QqIQqIHBB")
+COLUMNS = (
+    *("pack", "folder", "name", "mode", "size", "mtime", "mtime_nsec", "ino", "ctime", "ctime_nsec"),
+    *("target", "owner"),
+)
+_TABLE = f"CREATE TEMP TABLE member (number INTEGER PRIMARY KEY, {', '.join(COLUMNS)})"
+_INSERT = f"INSERT INTO member ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+
+
+def rows_of(start: int, count: int, blob: bytes) -> list[tuple[Any, ...]]:
+    """Of one pack, in the order of `COLUMNS`: folder is the whole name of the folder, empty for the root's."""
+    folder_count, owner_count = blob[0], blob[1]
+    shared, rest = blob[2 : 2 + folder_count], blob[2 + folder_count :]
+    facts = [FACTS.unpack_from(rest, number * FACTS.size) for number in range(count)]
+    strings = rest[count * FACTS.size :].split(b"\0")
+    names, targets, strings = strings[:count], strings[count : 2 * count], strings[2 * count :]
+    folders: list[bytes] = []
+    for common, other in zip(shared, strings[:folder_count], strict=True):
+        folders.append((folders[-1] if folders else b"")[:common] + other)
+    owners = [b"", *strings[folder_count:]]
+    assert len(owners) == owner_count + 1
+    return [
+        (start, folders[folder], name, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec, target, owners[owner])
+        for name, target, (size, mtime, mtime_nsec, ino, ctime, ctime_nsec, mode, folder, owner) in zip(
+            names, targets, facts, strict=True
+        )
+    ]
+
+
+def blob_of(rows: list[tuple[Any, ...]]) -> bytes:
+    """What `rows_of` takes apart; folders are written whole, which is as valid as sharing."""
+    folders = list(dict.fromkeys(row[1] for row in rows))
+    owners = [b"", *dict.fromkeys(row[11] for row in rows if row[11])]
+    packed = b"".join(
+        FACTS.pack(size, mtime, mtime_nsec, ino, ctime, ctime_nsec, mode, folders.index(folder), owners.index(owner))
+        for _, folder, _, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec, _, owner in rows
+    )
+    strings = [*(row[2] for row in rows), *(row[10] for row in rows), *folders, *owners[1:]]
+    return bytes((len(folders), len(owners) - 1)) + bytes(len(folders)) + packed + b"\0".join(strings)
+
+
+def checksum(start: int, count: int, folders: int, blob: bytes) -> int:
+    return zlib.crc32(struct.pack("<qHH", start, count, folders) + blob)
+
+
+def insert(database: sqlite3.Connection, start: int, folders: int, rows: list[tuple[Any, ...]]) -> None:
+    """A pack of `rows`; of what `folders` says of it, the checksum is right as well."""
+    blob = blob_of(rows)
+    facts = start, len(rows), folders, blob
+    database.execute("INSERT INTO pack VALUES (?, ?, ?, ?, ?)", (*facts, checksum(*facts)))
+
+
+def edit(path: Path, *statements: str) -> None:
+    """Has the statements work on `member`, and packs what is there then, with right checksums. (Facts: see `seal`.)"""
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute(_TABLE)
+        for start, count, _, blob, _ in database.execute("SELECT * FROM pack ORDER BY start").fetchall():
+            database.executemany(_INSERT, rows_of(start, count, blob))
+        for statement in statements:
+            database.execute(statement)
+        rows = database.execute(f"SELECT {', '.join(COLUMNS)} FROM member ORDER BY number").fetchall()
+        database.execute("BEGIN")
+        database.execute("DELETE FROM pack")
+        for start, some in groupby(rows, lambda row: row[0]):
+            pack = list(some)
+            insert(database, start, sum(row[3] & 0o170000 == 0o040000 for row in pack), pack)
+        database.execute("COMMIT")

@@ -819,7 +819,7 @@ def on_terminal(
     `hold`: how many seconds after its first bytes a stdout that is a pipe is not read.
     """
     master, slave = pty.openpty()
-    seen, out = b"", b""
+    seen, out = b"", bytearray()
     try:
         environment = os.environ | {"TERM": "xterm"}
         streams = {"stdin": subprocess.DEVNULL, "stdout": slave if stdout else subprocess.PIPE, "stderr": slave}
@@ -852,7 +852,7 @@ def on_terminal(
         os.close(master)
         if slave >= 0:
             os.close(slave)
-    return code, seen.decode(errors="surrogateescape"), out
+    return code, seen.decode(errors="surrogateescape"), bytes(out)
 
 
 @pytest.mark.parametrize("command", ["record", *READERS])

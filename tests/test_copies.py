@@ -280,7 +280,7 @@ def test_truncate(recorded: Path, archive: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize("answer", ["y", "n", "\x03"])
 def test_truncate_asks(recorded: Path, archive: bytes, tmp_path: Path, answer: str) -> None:
     copy = tmp_path / "copy"
-    copy.write_bytes(archive[:5000] + b"wrong")
+    copy.write_bytes(archive[:5000] + bytes(byte ^ 255 for byte in archive[5000:5005]))
     master, slave = os.openpty()
     process = subprocess.Popen(
         [*TARTAPEFS, "check", recorded, copy, "--truncate"], stdin=slave, stdout=subprocess.PIPE, stderr=slave,

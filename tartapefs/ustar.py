@@ -90,24 +90,19 @@ _OCTAL_3, _OCTAL_4 = (
 
 
 @lru_cache(maxsize=256)
-def _mode_and_ids(mode: int, owner: Owner | None) -> bytes:
-    uid, gid, _, _ = owner or SCRUBBED
-    return b"%07o\0" % (mode & 0o7777) + _number(uid, 8) + _number(gid, 8)
-
-
-@lru_cache(maxsize=256)
-def _after_checksum(kind: int, target: bytes, owner: Owner | None, prefix: bytes) -> tuple[bytes, int]:
-    """All that follows the checksum, and its sum: for most members of a folder the same."""
-    _, _, uname, gname = owner or SCRUBBED
-    block = b"%b%bustar\x0000%b%b%b%b" % (
-        _TYPES[kind],
+def _fixed(mode: int, target: bytes, owner: Owner | None, prefix: bytes) -> tuple[bytes, bytes, int]:
+    """What most members of a folder share: mode and ids; all that follows the checksum; the sum of that, and spaces."""
+    uid, gid, uname, gname = owner or SCRUBBED
+    after = b"%b%bustar\x0000%b%b%b%b" % (
+        _TYPES[mode & 0o170000],
         target.ljust(100, b"\0"),
         uname[:31].ljust(32, b"\0"),
         gname[:31].ljust(32, b"\0"),
         bytes(16),  # devmajor, devminor
         prefix.ljust(167, b"\0"),
     )
-    return block, _sum(block[:256]) + _sum(block[256:])
+    mode_and_ids = b"%07o\0" % (mode & 0o7777) + _number(uid, 8) + _number(gid, 8)
+    return mode_and_ids, after, _sum(after[:256]) + _sum(after[256:]) + _SPACES
 
 
 def header(name: bytes, mode: int, size: int, mtime: int, target: bytes = b"", owner: Owner | None = None) -> bytes:
@@ -118,7 +113,7 @@ def header(name: bytes, mode: int, size: int, mtime: int, target: bytes = b"", o
     `owner`: None writes the scrubbed one. Raises ValueError where the name does not fit.
     """
     prefix, rest = split_name(name) if len(name) > LONGEST_UNSPLIT else (b"", name)
-    mode_and_ids = _mode_and_ids(mode, owner)
+    mode_and_ids, after, its_sum = _fixed(mode, target, owner, prefix)
     if 0 <= size < _OCTAL_11 and 0 <= mtime < _OCTAL_11:
         before = _pack_octal(
             rest,
@@ -132,6 +127,5 @@ def header(name: bytes, mode: int, size: int, mtime: int, target: bytes = b"", o
         )
     else:
         before = _pack_before(rest, mode_and_ids, _number(size, 12) + _number(mtime, 12))
-    after, its_sum = _after_checksum(mode & 0o170000, target, owner, prefix)
-    checksum = _sum(before) + _SPACES + its_sum
-    return before + _OCTAL_3[checksum >> 9] + _OCTAL_3[checksum & 0o777] + b"\0 " + after
+    checksum = _sum(before) + its_sum
+    return b"%b%b%b\0 %b" % (before, _OCTAL_3[checksum >> 9], _OCTAL_3[checksum & 0o777], after)

@@ -713,7 +713,9 @@ class Index:
     def count(self, start: int, stop: int) -> int:
         """How many members start in `[start, stop)`."""
         counted = self._query("SELECT sum(count) FROM pack WHERE start >= ? AND start < ?", (start, stop))[0][0] or 0
-        return int(counted) + self._rest(start) - self._rest(stop)
+        if not isinstance(counted, int):
+            raise self._bad("its numbers of members are no integers")
+        return counted + self._rest(start) - self._rest(stop)
 
     def _rest(self, position: int) -> int:
         """How many members of the pack that starts before `position` start there or later."""
@@ -731,7 +733,8 @@ class Index:
             for row in rows:
                 if row[0] <= position:
                     raise self._bad("its rows are in no order")
-                _, position, members = self._members(row)
+                position = row[0]
+                _, _, members = self._members(row)
                 yield from (member for member in members if member.is_directory)
 
     def _members(self, row: tuple[Any, ...]) -> tuple[list[int], int, list[Member]]:

@@ -638,6 +638,9 @@ def test_digests_too_many(mixed: Path, table: str) -> None:
     "sql",
     [
         "DELETE FROM leaf WHERE start > 0",
+        "DELETE FROM leaf WHERE start = 0",
+        "DELETE FROM leaf WHERE start = (SELECT max(start) FROM leaf)",
+        "DELETE FROM leaf WHERE start = (SELECT min(start) FROM leaf WHERE start > 0)",
         "DELETE FROM piece",
         "DELETE FROM node",
         "UPDATE leaf SET stop = stop + 512",

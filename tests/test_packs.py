@@ -3,6 +3,7 @@
 `packed`, written from the format's description, says what lies in the index.
 """
 
+import hashlib
 import os
 import sqlite3
 import stat
@@ -15,7 +16,8 @@ import pytest
 from packed import edit, rows_of
 from reference import Reference
 
-from tartapefs import Member, Tape, TapeFormatError, TapePlayer, TapeRecorder
+from tartapefs import Member, Tape, TapeError, TapeFormatError, TapePlayer, TapeRecorder
+from tartapefs.digests import Digests
 from tartapefs.sealer import seal
 
 BLOCK = 1 << 16  # of a sealed tape
@@ -270,6 +272,48 @@ def test_tapes_of_a_pack_more_or_less(tmp_path: Path, count: int, is_sealed: boo
         assert player.read(0, expected.size) == expected.read(0, expected.size)
         assert tape.count(0, tape.total_size) == tape.member_count == count + 1
         assert [member.name for member in tape.folders()] == [b"tree/"]
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_a_tape_that_is_sealed_stays_the_same_recording(tmp_path: Path, name: str) -> None:
+    """Its rows are cut otherwise; what is kept of digests begun before goes on all the same."""
+    root, state = recorded(tmp_path / "tree", TREES[name], False), tmp_path / "state"
+    with Tape.discover(root) as bare, closing(TapePlayer(bare, root)) as player:
+        Digests(bare, ("sha256",), state=state).save()
+        seal(bare, player.source, player.at_home, "sha256", BLOCK)
+        with Tape.discover(root) as tape:
+            assert tape.seal
+            assert list(tape.members()) == list(bare.members())
+            assert tape.rows_digest == bare.rows_digest
+            Digests(tape, ("sha256",), state=state)
+    (root / "another").touch()
+    TapeRecorder(root, overwrite=True).commit()
+    with Tape.discover(root) as tape, pytest.raises(TapeError, match="another recording"):
+        Digests(tape, ("sha256",), state=state)
+
+
+@pytest.mark.parametrize("value", ["", "0" * 63, "g" * 64, 7, None])
+def test_a_digest_of_rows_before_the_seal_that_is_none(tmp_path: Path, value: object) -> None:
+    root = recorded(tmp_path / "tree", few, True)
+    change_fact(root, "unsealed_rows", value)
+    with pytest.raises(TapeFormatError, match="missing or malformed"):
+        Tape.discover(root)
+
+
+def test_a_bare_tape_that_has_one(tmp_path: Path) -> None:
+    root = recorded(tmp_path / "tree", few, False)
+    change_fact(root, "unsealed_rows", "0" * 64)
+    with pytest.raises(TapeFormatError, match="a seal, and no digests"):
+        Tape.discover(root)
+
+
+def change_fact(root: Path, fact: str, value: object) -> None:
+    """With a digest of all facts that is right again."""
+    with closing(sqlite3.connect(index_of(root))) as database, database:
+        database.execute("INSERT OR REPLACE INTO tape VALUES (?, ?)", (fact, value))
+        facts = dict(database.execute("SELECT fact, value FROM tape WHERE fact != 'facts_digest'"))
+        digest = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
+        database.execute("UPDATE tape SET value = ? WHERE fact = 'facts_digest'", (digest,))
 
 
 def test_an_index_of_a_format_with_a_row_a_member_is_refused(tmp_path: Path) -> None:

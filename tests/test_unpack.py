@@ -91,7 +91,7 @@ def unpacked(start: int, rows: list[Row]) -> list[Member]:
     return packs.unpack(ROOT, start, len(rows), folders_in(rows), packed.blob_of(rows))[2]
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(members_of_a_pack())
 def test_members_as_bytes_and_back(members: list[MemberFacts]) -> None:
     """What is packed means what it should, and is unpacked as it was; so is what another writer made of it."""
@@ -145,7 +145,7 @@ SOME: list[MemberFacts] = [
 changes = st.tuples(st.integers(0, 1000), st.integers(0, 1), st.binary(max_size=3))
 
 
-@settings(max_examples=1000)
+@settings(deadline=None, max_examples=1000)
 @given(st.booleans(), st.lists(changes, min_size=1, max_size=4), st.integers(-2, 2), st.integers(-1, 1))
 @example(True, [(0, 0, b"")], 0, 0)
 def test_bytes_that_nobody_wrote(has_root: bool, edits: list[tuple[int, int, bytes]], more: int, folders: int) -> None:
@@ -305,11 +305,13 @@ def test_no_bytes_take_time_or_memory_without_end(huge: str) -> None:
     assert time.process_time() - begun < 2
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=3000), st.integers(-1, 40), st.integers(-1, 40))
 def test_bytes_of_any_kind(data: bytes, count: int, folder_count: int) -> None:
     check(512, count, folder_count, data)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=8)), max_size=8))
 def test_folders_of_any_kind(named: list[tuple[int, bytes]]) -> None:
     """What folders share and what they add, whatever it is."""

@@ -102,6 +102,7 @@ class TapeFacts:
     algorithm: str = ""  # of `merkle.ALGORITHMS`
     block_size: int = 0  # bytes
     levels: int = 0  # of nodes
+    unsealed_rows: str = ""  # the rows' digest before, when the packs were cut without regard to leaves
 
 
 def _signed(ino: int) -> int:
@@ -496,12 +497,14 @@ class Index:
                     "index_ino": facts["index_ino"] % (1 << 64),
                 }
             )
-            digests = (tape.fingerprint, tape.rows_digest, *([tape.seal] if self._schema is _SEALED_SCHEMA else []))
+            digests = [tape.fingerprint, tape.rows_digest]
+            if self._schema is _SEALED_SCHEMA:
+                digests += tape.seal, tape.unsealed_rows
             if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests):
                 raise ValueError("a digest has 64 hex digits")
             if self._schema is _SEALED_SCHEMA:
                 self._check_seal_facts(tape)
-            elif any((tape.seal, tape.algorithm, tape.block_size, tape.levels)):
+            elif any((tape.seal, tape.algorithm, tape.block_size, tape.levels, tape.unsealed_rows)):
                 raise ValueError("a seal, and no digests")
         except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
             raise self._bad(f"a fact of the tape is missing or malformed: {error}") from error
@@ -635,6 +638,8 @@ class Index:
         except (TypeError, ValueError, AttributeError, OverflowError, IndexError, struct.error) as error:
             self._check_open()
             raise self._bad(f"the digests at {leaves[0][0]} are malformed: {error}") from error
+        if end <= position:
+            raise self._bad(f"no digests cover offset {position}")
         return _Page(low, end, page.starts[first:at_member], page.members[first:at_member], page.digests)
 
     def _node(self, level: int, start: int) -> tuple[int, bytes]:
@@ -712,8 +717,12 @@ class Index:
 
     def count(self, start: int, stop: int) -> int:
         """How many members start in `[start, stop)`."""
+        if start >= stop:
+            return 0
         counted = self._query("SELECT sum(count) FROM pack WHERE start >= ? AND start < ?", (start, stop))[0][0] or 0
-        return int(counted) + self._rest(start) - self._rest(stop)
+        if not isinstance(counted, int):
+            raise self._bad("its numbers of members are no integers")
+        return counted + self._rest(start) - self._rest(stop)
 
     def _rest(self, position: int) -> int:
         """How many members of the pack that starts before `position` start there or later."""
@@ -731,7 +740,8 @@ class Index:
             for row in rows:
                 if row[0] <= position:
                     raise self._bad("its rows are in no order")
-                _, position, members = self._members(row)
+                position = row[0]
+                _, _, members = self._members(row)
                 yield from (member for member in members if member.is_directory)
 
     def _members(self, row: tuple[Any, ...]) -> tuple[list[int], int, list[Member]]:

@@ -85,7 +85,9 @@ def unpack(root: bytes, start: int, count: int, folder_count: int, data: bytes) 
     columns = zip(*_FACTS.iter_unpack(data[facts_start:facts_stop]), strict=True)
     sizes, mtimes, mtime_nsecs, inos, ctimes, ctime_nsecs, modes, in_folder, owned_by = columns
     names, targets, rests = strings[:count], strings[count : 2 * count], strings[2 * count :]
-    if start % BLOCK or max(sizes) > MAX_OFFSET or max(mtime_nsecs) >= _NS or max(ctime_nsecs) >= _NS:
+    starts = list(accumulate(map(span, sizes), initial=start))
+    stop = starts.pop()
+    if start % BLOCK or stop > MAX_OFFSET or max(mtime_nsecs) >= _NS or max(ctime_nsecs) >= _NS:
         raise ValueError("a number is out of its range")
     if not _NO_NAMES.isdisjoint(names) or b"/" in b"".join(names):
         raise ValueError("a name does not lead down")
@@ -93,14 +95,14 @@ def unpack(root: bytes, start: int, count: int, folder_count: int, data: bytes) 
     names = [folders[number] + name for number, name in zip(in_folder, names, strict=True)]
     if (start == 0) != (names[0] == root[:-1]) or b"" in [folders[number] for number in in_folder[start == 0 :]]:
         raise ValueError("the root, and nothing else, comes first and lies in no folder")
+    if start == 0 and modes[0] & 0o170000 != _FOLDER:
+        raise ValueError("the root is no folder")
     if folder_count or any(targets) or any(mode & 0o170000 != _FILE for mode in set(modes)):
         _check_kinds(modes, sizes, targets, folder_count)
         names = [name + b"/" if mode & _FOLDER else name for name, mode in zip(names, modes, strict=True)]
     if max(map(len, names)) > ustar.LONGEST_UNSPLIT:
         for name in names:
             ustar.split_name(name)
-    starts = list(accumulate(map(span, sizes), initial=start))
-    stop = starts.pop()
     mtimes_ns = [second * _NS + nsec for second, nsec in zip(mtimes, mtime_nsecs, strict=True)]
     ctimes_ns = [second * _NS + nsec for second, nsec in zip(ctimes, ctime_nsecs, strict=True)]
     owners = _owners(owned_by, rests[folders_named:]) if owners_named or any(owned_by) else [None] * count

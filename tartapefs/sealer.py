@@ -79,6 +79,7 @@ def _write(
                 "algorithm": algorithm,
                 "block_size": block_size,
                 "levels": builder.levels,
+                "unsealed_rows": tape.rows_digest,
             },
             at_home,
         )

@@ -33,7 +33,8 @@ class Tape:
         facts = index.facts
         self.root_name = os.fsdecode(facts.root_name)
         self.fingerprint = facts.fingerprint  # SHA-256 over all headers, 64 hex digits
-        self.rows_digest = facts.rows_digest  # SHA-256 over all that is recorded of all members, 64 hex digits
+        # SHA-256 over all that is recorded of all members, 64 hex digits; when sealed it stays what it was.
+        self.rows_digest = facts.unsealed_rows or facts.rows_digest
         self.root_ino = facts.root_ino  # of the source folder when recorded
         self.total_size = facts.total_size  # bytes of the archive, footer included
         self.member_count = facts.member_count

@@ -473,17 +473,17 @@ class LargeTape:
                 }
             )
 
-    def _members(self, per_folder: int, real: dict[tuple[int, int], bytes]) -> Iterator[tuple[Member, int]]:
+    def _members(self, per_folder: int, real: dict[tuple[int, int], bytes]) -> Iterator[Member]:
         top = os.fsencode(self.root.name) + b"/"
         at = 0
         found = self.root.stat()
-        yield Member(0, top, found.st_mode, 0, found.st_mtime_ns, found.st_ino, found.st_ctime_ns, b"", None), -1
+        yield Member(0, top, found.st_mode, 0, found.st_mtime_ns, found.st_ino, found.st_ctime_ns, b"", None)
         at += BLOCK
         mode = stat.S_IFREG | 0o644
         for number in range(self.FOLDERS):
             path = self.root / f"d{number:04}"
-            name, found, folder = top + b"d%04d/" % number, path.stat(), at
-            yield Member(at, name, found.st_mode, 0, found.st_mtime_ns, found.st_ino, found.st_ctime_ns, b"", None), 0
+            name, found = top + b"d%04d/" % number, path.stat()
+            yield Member(at, name, found.st_mode, 0, found.st_mtime_ns, found.st_ino, found.st_ctime_ns, b"", None)
             at += BLOCK
             for file in range(per_folder):
                 member = Member(at, b"%bf%06d" % (name, file), mode, file % 3000, file, file, file, b"", None)
@@ -495,7 +495,7 @@ class LargeTape:
                         ino=found.st_ino, ctime_ns=found.st_ctime_ns,
                     )  # fmt: skip
                     self.probes.append((at, header(member.name, found) + content))
-                yield member, folder
+                yield member
                 at += span(member.size)
         self.stop = at
 

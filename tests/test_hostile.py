@@ -19,15 +19,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import packed
 import pytest
 from conftest import run
 from daemon import daemons_of
 from reference import Reference
-from test_index import Damage, chain, execute, giant, index_of, interior, replanted, seal
+from test_index import PAGE, Damage, chain, edited, execute, giant, index_of, interior, replanted, seal, sealed
 from test_mount import User, unprivileged
 from test_mount import user as user
 
@@ -77,6 +79,7 @@ DOORS = {
     "folders": lambda tape: [None for _ in tape.folders()],
     "find": lambda tape: tape.find("data/0100"),
     "rows": lambda tape: tape.rows_are_sound(),
+    "count": lambda tape: tape.count(1, tape.total_size - 1),
     "read": read,
 }
 outcomes = {}
@@ -99,8 +102,64 @@ def quickly(path: Path, *statements: str) -> None:
 
 
 def huge_rows(path: Path) -> None:
-    quickly(path, "UPDATE member SET crc = zeroblob(1000000)"
-                  " WHERE start > 0 AND start < (SELECT max(start) FROM member)")  # fmt: skip
+    quickly(path, "UPDATE pack SET crc = zeroblob(1000000)"
+                  " WHERE start > 0 AND start < (SELECT max(start) FROM pack)")  # fmt: skip
+
+
+def huge_packs(path: Path) -> None:
+    quickly(path, "UPDATE pack SET members = zeroblob(1000000) WHERE start > 0")
+
+
+def costly_packs(path: Path, strings: Callable[[], list[bytes]]) -> None:
+    """Each pack but the first and the last with `strings` for folders, as long as a row may be.
+
+    The last of them is malformed: what comes before that is found costs the most time and memory.
+    """
+    named = strings()
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("BEGIN")
+        rows = database.execute("SELECT * FROM pack WHERE start > 0 ORDER BY start").fetchall()
+        for start, count, folders, blob, _ in rows[:-1]:
+            facts = blob[2 + blob[0] : 2 + blob[0] + count * packed.FACTS.size]
+            shared = bytes([0] + [255] * (len(named) - 1))
+            names = [row[2] for row in packed.rows_of(start, count, blob)]
+            blob = bytes([len(named), 0]) + shared + facts + b"\0".join([*names, *[b""] * count, *named])
+            assert len(blob) < 33_000
+            checksum = packed.checksum(start, count, folders, blob)
+            database.execute("UPDATE pack SET members = ?, crc = ? WHERE start = ?", (blob, checksum, start))
+        database.execute("COMMIT")
+
+
+def deep_folders(path: Path) -> None:
+    """A folder 15,000 deep, and 253 that share what they can of it."""
+    costly_packs(path, lambda: [b"data/" + b"a/" * 14_600, *[b"a/"] * 253, b"a"])
+
+
+def growing_folders(path: Path) -> None:
+    """254 folders, each as deep as can be made of the one before."""
+    costly_packs(path, lambda: [b"data/" + b"a/" * 125, *[b"a/" * 58] * 253, b"a"])
+
+
+def strings_without_end(path: Path) -> None:
+    """Nothing but strings: 32,768 of them in each pack."""
+    sealed("UPDATE pack SET members = zeroblob(32768) WHERE start > 0")(path)
+
+
+def beyond_any_offset(path: Path) -> None:
+    """Behind all members a pack with folders and sizes that add up beyond the largest offset."""
+    more = ", ".join(packed.COLUMNS[5:])
+    edited(
+        f"INSERT INTO member SELECT 1000000, {2**62}, folder, x'61', {stat.S_IFDIR}, 0, {more} FROM member"
+        " WHERE number = 2",
+        f"INSERT INTO member SELECT 1000001, {2**62}, folder, x'62', {stat.S_IFREG}, {2**63 - 1}, {more} FROM member"
+        " WHERE number = 2",
+    )(path)
+
+
+def counts_without_end(path: Path) -> None:
+    """Numbers of members that are none: infinite, and whose sum is none."""
+    sealed("UPDATE pack SET count = 9e999 WHERE start > 0",
+           "UPDATE pack SET count = -9e999 WHERE start = (SELECT max(start) FROM pack)")(path)  # fmt: skip
 
 
 def huge_facts(path: Path) -> None:
@@ -125,16 +184,16 @@ def huge_schema(path: Path) -> None:
 
 
 def no_folder_in_sight(path: Path) -> None:
-    """All rows, one beyond the archive's end, then without end those of a page of files.
+    """All packs, one beyond the archive's end, then without end those of a page that has files alone.
 
     Who looks for folders, or at all rows, would look for ever; who looks at one place sees nothing amiss.
     """
-    columns = "folder, name, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec, target, owner, crc"
-    execute(path, f"INSERT INTO member SELECT {2**52}, {columns} FROM member ORDER BY start DESC LIMIT 1")
+    columns = "count, folders, members, crc"
+    execute(path, f"INSERT INTO pack SELECT {2**52}, {columns} FROM pack ORDER BY start DESC LIMIT 1")
     seal(path)
 
     def plant(root: int, new: int, old: bytes) -> list[bytes]:
-        assert old[0] == 5, "the members fill more than one page"
+        assert old[0] == 5 and int.from_bytes(old[3:5], "big") > 1, "the packs fill three pages or more"
         cell = int.from_bytes(old[14:16], "big")
         second_leaf = int.from_bytes(old[cell : cell + 4], "big")
         levels = [*range(new + 2, new + 9), second_leaf]
@@ -144,34 +203,15 @@ def no_folder_in_sight(path: Path) -> None:
     replanted(plant)(path)
 
 
-def deep_folders(path: Path) -> None:
-    """10,000 folders, each in the one before."""
-    depth = 10_000
-    database = sqlite3.connect(path, isolation_level=None)
-    try:
-        root = database.execute("SELECT * FROM member WHERE start = 0").fetchone()
-        database.execute("BEGIN")
-        database.execute("DELETE FROM member WHERE start > 0")
-        database.executemany(
-            f"INSERT INTO member VALUES ({','.join('?' * 13)})",
-            ((at * 512, at * 512 - 512, b"d", *root[3:]) for at in range(1, depth)),
-        )
-        database.execute("UPDATE tape SET value = ? WHERE fact = 'total_size'", (depth * 512 + 1024,))
-        database.execute("UPDATE tape SET value = ? WHERE fact = 'member_count'", (depth,))
-        database.execute("COMMIT")
-    finally:
-        database.close()
-    seal(path)
-
-
 def holes_alone(path: Path) -> None:
     """The first page of an index, and 1 TB of nothing."""
-    path.write_bytes(path.read_bytes()[:4096])
+    path.write_bytes(path.read_bytes()[:PAGE])
     os.truncate(path, 1 << 40)
 
 
 HUGE: dict[str, Damage] = {
     "values of 1 MB in each row": huge_rows,
+    "packs of 1 MB each": huge_packs,
     "facts of 1 MB each": huge_facts,
     "90,000 tables": huge_schema,
     "value of 1 GB": giant(circular=False),
@@ -179,17 +219,21 @@ HUGE: dict[str, Damage] = {
     "rows without end": chain(8, 200),
     "rows again": chain(1, 3),
     "files without end": no_folder_in_sight,
-    "folders 10,000 deep": deep_folders,
+    "folders 15,000 deep": deep_folders,
+    "folders that grow": growing_folders,
+    "strings without end": strings_without_end,
+    "beyond any offset": beyond_any_offset,
+    "counts without end": counts_without_end,
     "holes": holes_alone,
 }
 
 
 @pytest.fixture
 def wide(tmp_path: Path) -> Path:
-    """A recorded folder whose index has several pages of members."""
+    """A recorded folder whose index has several pages of packs."""
     root = tmp_path / "data"
     (root / "0000 folder").mkdir(parents=True)
-    for at in range(400):
+    for at in range(1500):
         (root / f"{at:04}").write_bytes(b"%d" % at)
     TapeRecorder(root).commit()
     return root
@@ -233,10 +277,11 @@ good = path.read_bytes()
 reference = Reference(root)
 expected = reference.read(0, reference.size)
 chance = random.Random(20240301)
+used = [at for at, byte in enumerate(good) if byte]  # every second bit is one of these: most of a page may be empty
 outcomes = {"refused": 0, "right": 0}
 wrong = []
-for _ in range(count):
-    bit = chance.randrange(len(good) * 8)
+for number in range(count):
+    bit = chance.choice(used) * 8 + chance.randrange(8) if number % 2 else chance.randrange(len(good) * 8)
     bad = bytearray(good)
     bad[bit // 8] ^= 1 << bit % 8
     path.write_bytes(bad)

@@ -141,8 +141,11 @@ def test_only_source_opens_what_lies_in_the_source() -> None:
 
 
 def test_pure_modules_do_no_io() -> None:
-    """The arithmetic, the header, the member, the events and the errors know of no file system."""
-    pure = ("layout", "merkle", "ustar", "member", "events", "errors", "display", "activity", "units", "hashstate")
+    """The arithmetic, packs, headers, members, events and errors know of no file system."""
+    pure = {
+        *("layout", "merkle", "packs", "ustar", "member", "events", "errors"),
+        *("display", "activity", "units", "hashstate"),
+    }
     for module in pure:
         assert not {name for name in calls(MODULES[module]) if name.startswith("os.") and name not in PURE}, module
         assert "open" not in calls(MODULES[module])

@@ -925,7 +925,8 @@ def test_change_of_what_was_scanned_just_now(
     at_rest: Path, monkeypatch: pytest.MonkeyPatch, trigger: str, change: Callable[[Path], None], victim: str
 ) -> None:
     """A fresh file is looked at again at the end, so a change after the scan passed it is drift as well."""
-    monkeypatch.setattr("tartapefs.recorder._TICK_NS", 10**9)  # on a busy machine it is fresh no more after a clock's own tick
+    # On a busy machine it is fresh no more after a clock's own tick.
+    monkeypatch.setattr("tartapefs.recorder._TICK_NS", 10**9)
     inside = at_rest / "m" / "a"
     inside.write_bytes(b"written a moment ago")
     error = changed_while_recorded(at_rest, trigger, lambda: change(at_rest / victim))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import run
+from packed import edit
 from test_cli import as_nobody, done, give_away, public, quiet, refused
 
 __all__ = ["public"]  # a fixture
@@ -239,29 +240,45 @@ def test_what_cannot_be_looked_at_does_not_end_the_list(root: Path, public: Path
     assert {"data/a", "data/folder", "data/link"} <= set(named), result.stderr
 
 
-def _row_damage(index: Path, statement: str) -> None:
-    with closing(sqlite3.connect(index)) as database:
-        table, column = next(
-            (name, columns[0])
-            for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-            if database.execute(f"SELECT count(*) FROM {name}").fetchone() == (9,)
-            and (columns := [row[1] for row in database.execute(f"PRAGMA table_info({name})")])
-        )
-        database.execute(statement.format(table=table, key=column))
-        database.commit()
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM pack WHERE start = (SELECT max(start) FROM pack)",
+        "DELETE FROM pack WHERE start = (SELECT min(start) FROM pack WHERE start > 0)",
+        "DELETE FROM pack WHERE start = 0",
+        "DELETE FROM pack",
+        "UPDATE pack SET start = start + 512 WHERE start = (SELECT max(start) FROM pack)",
+        "UPDATE pack SET count = count + 1",
+        "UPDATE pack SET folders = folders + 1",
+        "UPDATE pack SET crc = crc + 1 WHERE start = (SELECT max(start) FROM pack)",
+    ],
+)
+def test_missing_or_moved_rows_exit_3(root: Path, statement: str) -> None:
+    for number in range(100):
+        (root / f"file {number}").touch()
+    done(run("record", "--force", root))
+    with closing(sqlite3.connect(root / ".tartape" / "index.db")) as database, database:
+        assert database.execute("SELECT count(*) FROM pack").fetchone()[0] > 3
+        assert database.execute(statement).rowcount
+    refused(run("verify", root), 3)
 
 
 @pytest.mark.parametrize(
     "statement",
     [
-        "DELETE FROM {table} WHERE {key} = (SELECT max({key}) FROM {table})",
-        "DELETE FROM {table} WHERE {key} = (SELECT min({key}) FROM {table} WHERE {key} > 1024)",
-        "UPDATE {table} SET {key} = {key} + 512 WHERE {key} = (SELECT max({key}) FROM {table})",
-        "DELETE FROM {table}",
+        "DELETE FROM member WHERE number = (SELECT max(number) FROM member)",
+        "DELETE FROM member WHERE number = 4",
+        "DELETE FROM member",
+        "UPDATE member SET mode = mode | 1 WHERE name = x'61'",
+        "UPDATE member SET ino = ino + 1 WHERE name = x'61'",
+        "UPDATE member SET name = x'62' WHERE name = x'61'",
+        "INSERT INTO member SELECT 99, pack, folder, x'7a7a', mode, 0, mtime, mtime_nsec, ino, ctime, ctime_nsec,"
+        " target, owner FROM member WHERE name = x'61'",
     ],
 )
-def test_missing_or_moved_rows_exit_3(root: Path, statement: str) -> None:
-    _row_damage(root / ".tartape" / "index.db", statement)
+def test_members_missing_added_or_changed_exit_3(root: Path, statement: str) -> None:
+    """In a row whose own checksum is right."""
+    edit(root / ".tartape" / "index.db", statement)
     refused(run("verify", root), 3)
 
 

@@ -3,7 +3,7 @@
     python tests/fuzz/fuzz_index.py -runs=100000 -timeout=20 -rss_limit_mb=512
 
 Each input of the fuzzer is a list of changes to a real index, with digests or without: bytes and pages of the file,
-facts of the tape, and rows, with the checksums made right again, as a forger would.
+facts of the tape, rows, and members in their packs, with the checksums made right again, as a forger would.
 
 Invariant: whatever the file holds, it is refused with a TapeError, or read to its end. No other exception comes out. If
 the file was changed without new checksums, or still lists the members that were recorded, or has digests, then whatever
@@ -12,10 +12,10 @@ is read of it equals the recorded archive.
 
 import os
 import sqlite3
+import struct
 import sys
 import tempfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,18 +27,19 @@ with atheris.instrument_imports(include=["tartapefs"]):
     from tartapefs import Tape, TapeError, TapePlayer, TapeRecorder
     from tartapefs import index as index_module
     from tartapefs.sealer import seal
+import packed
 from reference import Reference
 
 Fuzz = atheris.FuzzedDataProvider
-COLUMNS = ["start", "folder", "name", "mode", "size", "mtime", "mtime_nsec", "ino", "ctime", "ctime_nsec", "target",
-           "owner", "crc"]  # fmt: skip
+COLUMNS = ["start", "count", "folders", "members", "crc"]
 FACTS = ["root_name", "fingerprint", "total_size", "member_count", "recorded_ns", "excluded", "left_out", "owners_kept",
          "root_ino", "index_ino", "rows_digest", "facts_digest"]  # fmt: skip
-SEAL_FACTS = ["seal", "algorithm", "block_size", "levels"]
+SEAL_FACTS = ["seal", "algorithm", "block_size", "levels", "unsealed_rows"]
 TABLES = {"leaf": ["start", "stop", "digests", "crc"], "piece": ["start", "digests", "crc"],
           "node": ["place", "digests", "crc"]}  # fmt: skip
 NUMBERS = (0, -1, 1, 511, 512, 2**31, 2**32, 2**62, 2**63 - 1, -(2**63), 0o040755, 0o100644, 0o120777, 10**9)
-NAMES = (b"", b".", b"..", b"/", b"a/b", b"/etc/passwd", b"\0", b"x" * 256, b"\xff\n", b".tartape", b"a", b"0:0:a:b")
+NAMES = (b"", b".", b"..", b"/", b"a/b", b"/etc/passwd", b"\0", b"x" * 256, b"\xff\n", b".tartape", b"a", b"0:0:a:b",
+         b"data", b"data/", b"data/../", b"data//", b"data/large/", b"other/")  # fmt: skip
 REPORT_EVERY = 1000  # inputs
 MOST_MEMBERS, MOST_BYTES = 2000, 1 << 16  # how far a tape that was believed is read, so that each input is quick
 
@@ -95,7 +96,7 @@ class Target:
 
     def changed_bytes(self, fuzz: Fuzz, whole: bytes) -> bytes:
         """`whole` with some bytes, pointers and pages of it changed, or cut."""
-        page = 4096
+        page = 16384
         changed = bytearray(whole)
         for _ in range(fuzz.ConsumeIntInRange(1, 4)):
             at = fuzz.ConsumeIntInRange(0, max(0, len(changed) - 1))
@@ -127,8 +128,8 @@ class Target:
             for _ in range(fuzz.ConsumeIntInRange(1, 3)):
                 try:
                     self.change(fuzz, database)
-                except (sqlite3.Error, OverflowError):
-                    continue  # such as a start that another row has
+                except (sqlite3.Error, OverflowError, struct.error, ValueError):
+                    continue  # such as a start that another row has, or a number that has no place in a pack
             self.seal(database)
             return database.serialize()
         finally:
@@ -138,34 +139,94 @@ class Target:
         if self.has_digests and fuzz.ConsumeBool():
             self.change_digests(fuzz, database)
             return
-        start = self.members[fuzz.ConsumeIntInRange(0, len(self.members) - 1)].start
-        match fuzz.ConsumeIntInRange(0, 4):
+        starts = [start for (start,) in database.execute("SELECT start FROM pack")]
+        if not starts:
+            return
+        start, other = self.one_of(fuzz, starts), self.one_of(fuzz, starts)
+        match fuzz.ConsumeIntInRange(0, 7):
             case 0:
-                database.execute("DELETE FROM member WHERE start = ?", (start,))
+                database.execute("DELETE FROM pack WHERE start = ?", (start,))
             case 1:
-                fact = FACTS[fuzz.ConsumeIntInRange(0, len(FACTS) - 1)]
-                database.execute("UPDATE tape SET value = ? WHERE fact = ?", (self.value(fuzz), fact))
+                value, fact = self.value(fuzz), self.one_of(fuzz, FACTS)
+                database.execute("UPDATE tape SET value = ? WHERE fact = ?", (value, fact))
             case 2:  # a value of another row
-                column = COLUMNS[fuzz.ConsumeIntInRange(1, len(COLUMNS) - 1)]
-                other = self.members[fuzz.ConsumeIntInRange(0, len(self.members) - 1)].start
+                column = self.one_of(fuzz, COLUMNS[1:])
                 database.execute(
-                    f"UPDATE member SET {column} = (SELECT {column} FROM member WHERE start = ?) WHERE start = ?",
+                    f"UPDATE pack SET {column} = (SELECT {column} FROM pack WHERE start = ?) WHERE start = ?",
                     (other, start),
                 )
+            case 3:
+                value, column = self.value(fuzz), self.one_of(fuzz, COLUMNS)
+                database.execute(f"UPDATE pack SET {column} = ? WHERE start = ?", (value, start))
+            case 4:
+                self.change_bytes(fuzz, database, start)
             case _:
-                column = COLUMNS[fuzz.ConsumeIntInRange(0, len(COLUMNS) - 1)]
-                database.execute(f"UPDATE member SET {column} = ? WHERE start = ?", (self.value(fuzz), start))
+                self.change_members(fuzz, database, start)
+
+    def change_bytes(self, fuzz: Fuzz, database: sqlite3.Connection, start: int) -> None:
+        """Some bytes of a pack, put in, cut out or in place of others."""
+        ((blob,),) = database.execute("SELECT members FROM pack WHERE start = ?", (start,))
+        if not isinstance(blob, bytes):
+            return
+        at, new = fuzz.ConsumeIntInRange(0, len(blob)), fuzz.ConsumeBytes(fuzz.ConsumeIntInRange(0, 8))
+        blob = blob[:at] + new + blob[at + fuzz.ConsumeIntInRange(0, 8) :]
+        database.execute("UPDATE pack SET members = ? WHERE start = ?", (blob, start))
+
+    def change_members(self, fuzz: Fuzz, database: sqlite3.Connection, start: int) -> None:
+        """A fact of a member; members gone, twice, in another order, or in two packs, each where it then starts."""
+        ((count, folders, blob),) = database.execute(
+            "SELECT count, folders, members FROM pack WHERE start = ?", (start,)
+        )
+        try:
+            rows = packed.rows_of(start, count, blob)
+        except Exception:
+            return  # of a pack that is none any more
+        if not rows:
+            return
+        at, other = fuzz.ConsumeIntInRange(0, len(rows) - 1), fuzz.ConsumeIntInRange(0, len(rows) - 1)
+        second: list[tuple[Any, ...]] = []
+        match fuzz.ConsumeIntInRange(0, 7):
+            case 0:
+                del rows[at]
+            case 1:
+                rows.insert(at, rows[other])
+            case 2:
+                rows[at], rows[other] = rows[other], rows[at]
+            case 3:
+                rows, second = rows[:at], rows[at:]
+            case choice:
+                column = fuzz.ConsumeIntInRange(1, len(packed.COLUMNS) - 1)
+                kind = bytes if isinstance(rows[at][column], bytes) else int
+                value = rows[other][column] if choice == 4 else self.value(fuzz)
+                if not isinstance(value, kind):
+                    value = self.one_of(fuzz, NAMES if kind is bytes else NUMBERS)
+                rows[at] = (*rows[at][:column], value, *rows[at][column + 1 :])
+        database.execute("BEGIN")
+        try:
+            database.execute("DELETE FROM pack WHERE start = ?", (start,))
+            for part in (rows, second):
+                if part:
+                    found = sum(row[3] & 0o170000 == 0o040000 for row in part)
+                    packed.insert(database, start, found if fuzz.ConsumeProbability() < 0.9 else folders, part)
+                start += sum(512 + (row[4] + 511) // 512 * 512 for row in part)
+            database.execute("COMMIT")
+        except BaseException:
+            database.execute("ROLLBACK")
+            raise
+
+    def one_of(self, fuzz: Fuzz, some: Sequence[Any]) -> Any:
+        return some[fuzz.ConsumeIntInRange(0, len(some) - 1)]
 
     def change_digests(self, fuzz: Fuzz, database: sqlite3.Connection) -> None:
         table = list(TABLES)[fuzz.ConsumeIntInRange(0, 2)]
         key, columns = TABLES[table][0], TABLES[table]
         keys = [where for (where,) in database.execute(f"SELECT {key} FROM {table}")]
-        where = keys[fuzz.ConsumeIntInRange(0, len(keys) - 1)] if keys else 0
+        where = self.one_of(fuzz, keys) if keys else 0
         match fuzz.ConsumeIntInRange(0, 3):
             case 0:
                 database.execute(f"DELETE FROM {table} WHERE {key} = ?", (where,))
             case 1:
-                fact = SEAL_FACTS[fuzz.ConsumeIntInRange(0, len(SEAL_FACTS) - 1)]
+                fact = self.one_of(fuzz, SEAL_FACTS)
                 database.execute("UPDATE tape SET value = ? WHERE fact = ?", (self.value(fuzz), fact))
             case 2:
                 row = database.execute(f"SELECT digests FROM {table} WHERE {key} = ?", (where,)).fetchone()
@@ -175,30 +236,30 @@ class Target:
                 digests[fuzz.ConsumeIntInRange(0, len(digests) - 1)] ^= 1 << fuzz.ConsumeIntInRange(0, 7)
                 database.execute(f"UPDATE {table} SET digests = ? WHERE {key} = ?", (bytes(digests), where))
             case _:
-                column = columns[fuzz.ConsumeIntInRange(0, len(columns) - 1)]
+                column = self.one_of(fuzz, columns)
                 database.execute(f"UPDATE {table} SET {column} = ? WHERE {key} = ?", (self.value(fuzz), where))
 
     def value(self, fuzz: Fuzz) -> Any:
         makers: tuple[Callable[[], Any], ...] = (
-            lambda: NUMBERS[fuzz.ConsumeIntInRange(0, len(NUMBERS) - 1)],
-            lambda: NAMES[fuzz.ConsumeIntInRange(0, len(NAMES) - 1)],
-            lambda: self.members[fuzz.ConsumeIntInRange(0, len(self.members) - 1)].start,
+            lambda: self.one_of(fuzz, NUMBERS),
+            lambda: self.one_of(fuzz, NAMES),
+            lambda: self.one_of(fuzz, self.members).start,
             lambda: fuzz.ConsumeInt(8),
             lambda: fuzz.ConsumeBytes(fuzz.ConsumeIntInRange(0, 40)),
             lambda: fuzz.ConsumeBytes(fuzz.ConsumeIntInRange(0, 40)).decode("latin-1"),
             lambda: fuzz.ConsumeFloat(),
             lambda: None,
         )
-        return makers[fuzz.ConsumeIntInRange(0, len(makers) - 1)]()
+        return self.one_of(fuzz, makers)()
 
     def seal(self, database: sqlite3.Connection) -> None:
-        for row in database.execute("SELECT * FROM member").fetchall():
+        for *facts, crc in database.execute("SELECT * FROM pack").fetchall():
             try:
-                checksum = zlib.crc32(index_module._facts(row[:-1]))
+                checksum = packed.checksum(*facts)
             except Exception:
                 continue  # of types that have no checksum
-            if checksum != row[-1]:
-                database.execute("UPDATE member SET crc = ? WHERE start = ?", (checksum, row[0]))
+            if checksum != crc:
+                database.execute("UPDATE pack SET crc = ? WHERE start = ?", (checksum, facts[0]))
         for table in TABLES if self.has_digests else ():
             for *numbers, digests, crc in database.execute(f"SELECT * FROM {table}").fetchall():
                 try:
@@ -215,6 +276,9 @@ class Target:
     def read(self, tape: Tape, trusted: bool) -> str:
         """Reads what was believed; `trusted`: it has to be what was recorded, since no checksum was made anew."""
         tape.rows_are_sound()
+        for member in tape.folders():
+            assert member.is_directory
+        tape.count(1, tape.total_size - 1)
         members = list(islice(tape.members(), MOST_MEMBERS))
         for member in members:
             assert len(member.header()) == 512

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from packed import edit, rows_of
+from packed import checksum, edit, rows_of
 from reference import Reference
 
 from tartapefs import Member, Tape, TapeError, TapeFormatError, TapePlayer, TapeRecorder
@@ -96,6 +96,13 @@ def counts(root: Path) -> list[int]:
 
 def starts_of_packs(root: Path) -> list[int]:
     return [start for (start,) in query(root, "SELECT start FROM pack ORDER BY start")]
+
+
+def is_sound(tape: Tape) -> bool:
+    try:
+        return tape.rows_are_sound()
+    except TapeFormatError:
+        return False
 
 
 def test_packs_are_full(root: Path, tape: Tape) -> None:
@@ -253,11 +260,29 @@ def test_a_change_at_a_border_is_found(tmp_path: Path, is_sealed: bool, statemen
         index_of(root).write_bytes(good)
         edit(index_of(root), statement.format(number))
         with Tape.discover(root) as tape:
-            try:
-                is_sound = tape.rows_are_sound()
-            except TapeFormatError:
-                is_sound = False
-            assert not is_sound
+            assert not is_sound(tape)
+
+
+@pytest.mark.parametrize("is_sealed", [False, True], ids=["bare", "sealed"])
+@pytest.mark.parametrize("change", ["DELETE FROM pack", "UPDATE pack SET start = start + 512"])
+def test_packs_that_do_not_join(tmp_path: Path, is_sealed: bool, change: str) -> None:
+    """Whichever is missing or elsewhere: who reads up to there, or jumps into the gap, is told so."""
+    root = recorded(tmp_path / "tree", flat, is_sealed)
+    good, starts = index_of(root).read_bytes(), starts_of_packs(root)
+    for start in starts[1:-1]:
+        index_of(root).write_bytes(good)
+        with closing(sqlite3.connect(index_of(root))) as database, database:
+            database.execute(f"{change} WHERE start = ?", (start,))
+            for row in database.execute("SELECT start, count, folders, members FROM pack").fetchall():
+                database.execute("UPDATE pack SET crc = ? WHERE start = ?", (checksum(*row), row[0]))
+        with Tape.discover(root) as tape:
+            before = tape.member_at(start - 1)
+            assert before and before.stop == start
+            with pytest.raises(TapeFormatError):
+                list(tape.members())
+            with pytest.raises(TapeFormatError):
+                tape.member_at(start)
+            assert not is_sound(tape)
 
 
 @pytest.mark.parametrize("count", [30, 31, 32, 62, 63, 64, 65])

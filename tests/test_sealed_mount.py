@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -88,6 +89,51 @@ def test_the_helper_is_held_to_digests_too(tmp_path: Path, mount: Mount, where: 
     assert expected.startswith(data)
     assert hit - (1 << 20) <= len(data) <= hit
     assert os.path.relpath(path, root.parent) in state(archive)
+
+
+@pytest.mark.parametrize("changed", ["contents", "timestamps alone", "contents without timestamps"])
+def test_what_changes_after_it_was_read_ahead(tmp_path: Path, mount: Mount, changed: str) -> None:
+    """The second process has hashed the next bytes; the file becomes another before they are asked for.
+
+    If that shows, they are read and hashed again. If not, those that are served are the recorded ones all the same.
+    """
+    root = make(tmp_path / "data", [BLOCK * 100])
+    sealed(root)
+    expected, path = whole(root), root / "folder 000" / "00000"
+    with mount(root, "--check", "mtime").open("rb", buffering=0) as file:
+        for at in (0, 1, 2):  # from the second on, the third and so on are read ahead
+            assert os.pread(file.fileno(), 1 << 20, at << 20) == expected[at << 20 : at + 1 << 20]
+        time.sleep(0.5)
+        recorded = path.stat().st_mtime_ns
+        if changed != "timestamps alone":
+            with path.open("r+b") as source:
+                source.seek((3 << 20) + 9000)
+                source.write(b"another")
+        os.utime(path, ns=(recorded, recorded + (changed != "contents without timestamps")))
+        if changed == "contents":
+            with pytest.raises(OSError, match="Input/output error"):
+                os.pread(file.fileno(), 1 << 20, 3 << 20)
+        else:
+            assert os.pread(file.fileno(), 1 << 20, 3 << 20) == expected[3 << 20 : 4 << 20]
+
+
+def test_readers_that_go_on_and_jump(tmp_path: Path, mount: Mount) -> None:
+    """What was read ahead for one is not taken for what another wants: ranges within it, across its end, at its end."""
+    root = make(tmp_path / "data", [BLOCK * 90 + 77, *[3000] * 900, BLOCK * 50])
+    sealed(root)
+    expected, some = whole(root), random.Random(3)
+    with mount(root).open("rb", buffering=0) as file:
+        at, size = 0, 1 << 20
+        for _ in range(400):
+            match some.randrange(8):
+                case 0:
+                    at = some.randrange(len(expected))
+                case 1:
+                    at = max(0, at - some.randrange(size))
+                case 2:
+                    size = some.choice((1 << 20, 300_000, 65_537, 1 << 16))
+            assert os.pread(file.fileno(), size, at) == expected[at : at + size]
+            at = at + size if at + size < len(expected) else 0
 
 
 @pytest.fixture

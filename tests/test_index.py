@@ -606,6 +606,7 @@ MEMBERS: dict[str, Damage] = {
     "name of the root with a slash": edited(SET_ROOT.format("name = x'646174612f'")),
     **{f"folder {what}": edited(SET_FILE.format(f"folder = {value}")) for what, value in {
         "none": "x''", "without its slash": TEXT.format("data"), "within without its slash": TEXT.format("data/a"),
+        "of two letters without its slash": TEXT.format("data/ab"),
         "the largest root": TEXT.format("/"), "absolute": TEXT.format("/data/"), "another root": TEXT.format("other/"),
         "another root of the same beginning": TEXT.format("data2/"), "a part of the root": TEXT.format("dat/"),
         "above": TEXT.format("../"), "above the root": TEXT.format("data/../"),

@@ -674,6 +674,20 @@ def test_bad_index_is_refused(recorded: Path, damage: str) -> None:
     assert len(before) > 1024
 
 
+AT_OPENING = ["fact: size too large", "fact: size too small", "fact: size odd", "fact: root's name another",
+              "row: all rows gone", "row: first row gone", "row: last row gone", "row: last row too early",
+              "row: last row too late", "row: start negative", "member: first gone", "member: last gone",
+              "member: size of the last too large", "member: too many", "member: root a file"]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", AT_OPENING)
+def test_both_ends_are_looked_at_first(recorded: Path, damage: str) -> None:
+    """A tape whose first member is none, or whose last one does not end at its size, is not even opened."""
+    DAMAGES[damage](index_of(recorded))
+    with pytest.raises(TapeFormatError):
+        Tape.discover(recorded)
+
+
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
     """`program(*arguments)` is `tartapefs` in this process: its exit code."""

@@ -606,6 +606,7 @@ MEMBERS: dict[str, Damage] = {
     "name of the root with a slash": edited(SET_ROOT.format("name = x'646174612f'")),
     **{f"folder {what}": edited(SET_FILE.format(f"folder = {value}")) for what, value in {
         "none": "x''", "without its slash": TEXT.format("data"), "within without its slash": TEXT.format("data/a"),
+        "of two letters without its slash": TEXT.format("data/ab"),
         "the largest root": TEXT.format("/"), "absolute": TEXT.format("/data/"), "another root": TEXT.format("other/"),
         "another root of the same beginning": TEXT.format("data2/"), "a part of the root": TEXT.format("dat/"),
         "above": TEXT.format("../"), "above the root": TEXT.format("data/../"),
@@ -671,6 +672,20 @@ def test_bad_index_is_refused(recorded: Path, damage: str) -> None:
     DAMAGES[damage](index_of(recorded))
     refused(recorded)
     assert len(before) > 1024
+
+
+AT_OPENING = ["fact: size too large", "fact: size too small", "fact: size odd", "fact: root's name another",
+              "row: all rows gone", "row: first row gone", "row: last row gone", "row: last row too early",
+              "row: last row too late", "row: start negative", "member: first gone", "member: last gone",
+              "member: size of the last too large", "member: too many", "member: root a file"]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", AT_OPENING)
+def test_both_ends_are_looked_at_first(recorded: Path, damage: str) -> None:
+    """A tape whose first member is none, or whose last one does not end at its size, is not even opened."""
+    DAMAGES[damage](index_of(recorded))
+    with pytest.raises(TapeFormatError):
+        Tape.discover(recorded)
 
 
 @pytest.fixture

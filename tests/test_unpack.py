@@ -234,6 +234,11 @@ ROOT_ROW = row(folder=b"", name=b"data", mode=FOLDER)
         (512, [row(folder=b"")]),
         (512, [row(), row(folder=b"")]),
         (512, [row(folder=b"data")]),
+        (512, [row(folder=b"data/ab")]),
+        (512, [row(folder=b"other/")]),
+        (512, [row(folder=b"data/../")]),
+        (512, [row(folder=b"data/./")]),
+        (512, [row(folder=b"data//")]),
         (512, [row(mode=FOLDER, size=1)]),
         (512, [row(mode=LINK, target=b"t", size=1)]),
         (512, [row(mode=LINK)]),
@@ -272,6 +277,47 @@ def test_number_of_folders_that_is_not_that_of_the_bytes(folder_count: int, mode
     rows = [row(mode=mode), row(mode=mode)]
     assert check(512, 2, folders_in(rows), packed.blob_of(rows))
     assert not check(512, 2, folder_count, packed.blob_of(rows))
+
+
+def blob(named: bytes = b"\1\0", shared: bytes = b"\0", folder: int = 0, owner: int = 0, more: bytes = b"") -> bytes:
+    """A pack of one file in one folder, and what can be said wrongly of it."""
+    facts = packed.FACTS.pack(0, 0, 0, 1, 0, 0, FILE, folder, owner)
+    return named + shared + facts + b"\0".join([b"f", b"", ROOT]) + more
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\1",
+        blob()[:-1],
+        blob()[:46],
+        blob()[:47],
+        blob(more=b"x"),
+        blob(more=b"\0"),
+        blob(more=b"\0x"),
+        blob(folder=1),
+        blob(folder=255),
+        blob(owner=1),
+        blob(owner=255),
+        blob(named=b"\1\1", owner=2, more=b"\x001:2:a:b"),
+        blob(named=b"\1\1", owner=0, more=b"\0:::"),
+        blob(named=b"\0\0"),
+        blob(named=b"\2\0"),
+        blob(named=b"\xff\xff"),
+        blob(named=b"\2\0", shared=b"\0\0", more=b"\0data/../"),
+        blob(named=b"\2\0", shared=b"\0\5", more=b"\0a"),
+    ],
+)
+def test_parts_that_do_not_belong_together(data: bytes) -> None:
+    assert not check(512, 1, 0, data)
+
+
+def test_parts_that_do_belong_together() -> None:
+    """The check on the test above."""
+    assert check(512, 1, 0, blob())
+    assert check(512, 1, 0, blob(named=b"\1\1", owner=1, more=b"\x001:2:a:b"))
+    assert check(512, 1, 0, blob(named=b"\2\0", shared=b"\0\5", folder=1, more=b"\0a/"))
 
 
 FACTS = packed.FACTS.pack(0, 0, 0, 1, 0, 0, FILE, 254, 0)

@@ -627,7 +627,7 @@ MEMBERS: dict[str, Damage] = {
     "root a file": edited(SET_ROOT.format(f"mode = {stat.S_IFREG | 0o644}")),
     "root a file, no other folders": edited(f"UPDATE member SET mode = {stat.S_IFREG | 0o644} WHERE pack = 0"),
     "root a link": edited(SET_ROOT.format(f"mode = {stat.S_IFLNK | 0o777}, target = x'61'")),
-    **{f"of the type {kind:o}": edited(SET_FILE.format(f"mode = {kind | 0o644}"))
+    **{f"of the type {kind:o}": edited(f"UPDATE member SET mode = {kind | 0o644} WHERE number = 8")
        for kind in range(0, 1 << 16, 1 << 12) if kind not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)},
     "folder a link without a target": edited(f"UPDATE member SET mode = {stat.S_IFLNK | 0o777} WHERE number = 3"),
     "file a link without a target": edited(SET_FILE.format(f"mode = {stat.S_IFLNK | 0o777}, size = 0")),
@@ -640,6 +640,9 @@ MEMBERS: dict[str, Damage] = {
     "target of a folder": edited("UPDATE member SET target = x'61' WHERE number = 3"),
     "target of the root": edited(SET_ROOT.format("target = x'61'")),
     "target of an empty file": edited("UPDATE member SET target = x'61' WHERE number = 8"),
+    "target of a file alone in its pack": edited("UPDATE member SET target = x'61', pack = 5120 WHERE number = 8"),
+    "no folder, alone in a pack with one": edited("UPDATE member SET pack = 5120 WHERE number = 8",
+                                                  facts=("UPDATE pack SET folders = 1 WHERE start = 5120",)),
     "target missing": edited(SET_LINK.format("target = x''")),
     "target too long": edited(SET_LINK.format("target = CAST(printf('%0101d', 0) AS BLOB)")),
     "target of 30 KiB": edited(SET_LINK.format("target = CAST(printf('%030000d', 0) AS BLOB)")),

@@ -1,14 +1,15 @@
 """Bodies of a sealed tape: read by whole blocks, of which none is given out that does not have its digest.
 
-Rule: a byte leaves here only as part of a block that was hashed in the memory it leaves from and found equal to the
+Rule: a byte leaves here only as part of a block that was hashed in this process's own memory and found equal to the
 digest that the index gives, whose way up to the seal has been checked. What was asked for of a block in part is read
 whole, and the block kept for the neighbouring reads, as long as the file's timestamps stay as they were when it was
 read. Whether the file is still the one recorded is for the caller to see, at each read.
 
-Hashing takes longer than reading what the system has in memory. So the helper process (`crew`) does both ahead of a
-reader that goes on. (Without digests nothing is read ahead: a change after the look would be missed. Here the bytes
-themselves are known to be the recorded ones, and the file is looked at when they are asked for.) Threads would wait for
-each other: one of Python's runs at a time, and each block has it change hands some times.
+Hashing takes longer than reading what the system has in memory. So the helper process (`crew`) takes a part of each
+request and, while a reader that goes on takes what it asked for, reads and hashes the blocks that come next. (Without
+digests nothing is read ahead: a change after the look would be missed. Here the bytes themselves are known to be the
+recorded ones, and the file is looked at when they are asked for.) Threads would wait for each other: one of Python's
+runs at a time, and each block has it change hands some times.
 """
 
 import errno
@@ -20,7 +21,7 @@ from tartapefs.errors import Difference, TapeIntegrityError
 from tartapefs.member import Member
 from tartapefs.tape import Tape
 
-_KEPT_BYTES = 3 << 20  # of blocks that were asked for in part
+_KEPT_BYTES = 3 << 20  # of blocks that were asked for in part, or will be
 _BUFFERS_KEPT = 4
 _UNSEEN = "another, which timestamps do not show"
 
@@ -68,6 +69,7 @@ class Contents:
         self._kept: dict[tuple[int, int], _Block] = {}
         self._free: list[bytearray] = []
         self._most_kept = max(8, _KEPT_BYTES // tape.block_size)
+        self.keeps_all = False  # and not only blocks that are wanted in part
 
     def read(self, fd: int, member: Member, part: memoryview, position: int) -> None:
         """Fills `part` from `position` of the member's body on, out of the file `fd`.
@@ -94,7 +96,7 @@ class Contents:
             digest = digests[at : at + merkle.SIZE]
             block = self._kept.get((member.start, number))
             if block is None or block.stamps != stamps:
-                if position <= low and high <= stop:
+                if position <= low and high <= stop and not self.keeps_all:
                     view = part[low - position : high - position]
                     read_all(fd, view, low)
                     if self._hash(view) != digest:

@@ -11,9 +11,9 @@ Where the source is far (a network file system) it is waiting, which threads do 
 disk, and in no cache, threads have the kernel load into its own cache what a reader that goes on will ask for next;
 these bytes are read, and checked, when they are asked for.
 
-Large members of a sealed tape are bound by hashing. While a reader that goes on takes what it asked for, the helper
-reads and hashes what comes next. That is no exception from the rule but in its words: a block that has its digest is
-the recorded one, and the file is still looked at when it is asked for.
+Large members of a sealed tape are bound by hashing. The helper takes whole blocks of a request, and hashes those that
+come next while nothing is asked for: that is no exception from the rule but in its words, since a block that has its
+digest is the recorded one, and the file is still looked at when the block is asked for.
 
 A helper that fails says only that it did: the part is then filled here, which finds the same and raises it.
 """
@@ -23,6 +23,7 @@ import ctypes
 import mmap
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -32,7 +33,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from queue import SimpleQueue
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from tartapefs.errors import TapeError
 from tartapefs.fill import Filler
@@ -43,7 +44,8 @@ from tartapefs.tape import Tape
 _HELPED = 16  # members in a request, from which on a helper is worth two wake-ups
 _TRIAL = 32  # requests, one of which is filled in the way that was slower, with a helper or without
 _LEAST, _STEP, _LATE = 0.2, 0.01, 30e-6  # of a request, for each side; how it is moved; seconds waited for the helper
-_HASHED = 1 << 20  # bytes, the most that the helper reads and hashes ahead of a reader
+_BLOCKS_SHARED, _BLOCK_STEP = 4, 0.02  # in a request of a sealed tape; how the helper's part is moved
+_BLOCKS_AHEAD = 3  # that are read and hashed ahead at once, before it is looked whether anything is asked for
 _THREADS = 16  # that wait for a slow source at once
 _PART = 1 << 13  # bytes, the smallest part for one of them
 _SLOW_MEMBER, _SLOW_BYTE = 150e-6, 2e-9  # seconds; a source that takes longer than both together is slow
@@ -55,7 +57,7 @@ _COLD_REQUESTS = 8  # for which nothing has to be read, before a disk is cold no
 _AHEAD = 4 << 20  # bytes that the kernel should have in its cache beyond what was asked for
 _AT_ONCE = 128  # members that one thread has loaded: few threads, which leave the interpreter to the reader
 
-_JOB = struct.Struct("=4q")  # which of the shared memories, place in it, start, stop
+_JOB = struct.Struct("=qqq")  # place in the shared memory, start, stop
 _DONE, _FAILED = b"D", b"F"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
 
@@ -78,8 +80,8 @@ class Crew:
         self._loaded = 0  # how far that has been done
         self._read = 0  # blocks from disks, by all threads
         self._threads = _Threads(_THREADS)
-        self._is_sealed = bool(filler.tape.seal)
-        self._hashed = self._coming = _NOTHING  # what the helper has read and hashed ahead, and is about to
+        self._block_size = filler.tape.block_size  # 0 if it is not sealed
+        self._our_blocks = 0.5  # of the whole blocks in a request, how many are hashed here
 
     def fork_helper(self, memory: mmap.mmap) -> None:
         """Forks the helper, which can fill buffers that lie in `memory`.
@@ -107,9 +109,10 @@ class Crew:
 
     def _fill(self, view: memoryview, start: int, stop: int) -> None:
         size, helper = stop - start, self._helper
-        if helper is not None and self._is_sealed and size * self._density < _HELPED:
-            self._fill_hashed(helper, view, start, stop)
-            return
+        if helper is not None and self._block_size and size >= _BLOCKS_SHARED * self._block_size:
+            place = helper.place_of(view)
+            if place >= 0 and self._share_blocks(helper, place, view, start, stop):
+                return
         if self._cold_requests > 0 and start == self._expected:
             self._load(start, stop + _AHEAD)
         if self._slow_requests > 0:
@@ -192,34 +195,32 @@ class Crew:
         if not filled:
             self._filler.fill(view[own:], start + own, stop)
 
-    def _fill_hashed(self, helper: "_Helper", view: memoryview, start: int, stop: int) -> None:
-        """Of a sealed tape: with what the helper has read and hashed, while it goes on with what comes next."""
-        count, at = 0, start
-        while at < stop:
-            hashed = self._hashed_at(helper, at)
-            if hashed is None and 0 <= at - self._expected < 2 * _PART:  # a request so small does not come here
-                self._hash_ahead(helper, stop, 0)
-            end = min(stop, hashed.stop) if hashed else stop
-            at_hand = (hashed.start, helper.ahead[hashed.slot]) if hashed else None
-            count += self._filler.fill(view[at - start : end - start], at, end, at_hand)
-            at = end
-        self._density = count / (stop - start)
+    def _share_blocks(self, helper: "_Helper", place: int, view: memoryview, start: int, stop: int) -> bool:
+        """Of a sealed tape, a request for several blocks of one member, with the helper; whether that is what it is.
 
-    def _hashed_at(self, helper: "_Helper", at: int) -> "_Range | None":
-        """The range of hashed bytes that `at` lies in, if any; once one is come to, the helper does the next."""
-        if self._coming.start <= at < self._coming.stop:
-            self._hashed, self._coming = self._coming, _NOTHING
-            if helper.end():
-                self._hash_ahead(helper, self._hashed.stop, 1 - self._hashed.slot)
-            else:
-                self._hashed = _NOTHING
-        return self._hashed if self._hashed.start <= at < self._hashed.stop else None
-
-    def _hash_ahead(self, helper: "_Helper", start: int, slot: int) -> None:
-        stop = min(start + _HASHED, self._filler.tape.total_size)
-        if start < stop:
-            self._coming = _Range(start, stop, slot)
-            helper.begin_ahead(*self._coming)
+        The helper takes whole blocks in the middle. Of those at the ends the neighbouring requests want a part as well:
+        they are kept here.
+        """
+        block_size = self._block_size
+        first, last = self._filler.whole_blocks(start, stop)
+        cut = first + round((last - first) // block_size * self._our_blocks) * block_size
+        if last - first < (_BLOCKS_SHARED - 2) * block_size or cut >= last:
+            return False
+        helper.begin(place + cut - start, cut, last)
+        try:
+            if start < cut:
+                self._filler.fill(view[: cut - start], start, cut)
+            if last < stop:
+                self._filler.fill(view[last - start :], last, stop)
+            begun = time.monotonic()
+        finally:
+            filled = helper.end()
+        step = _BLOCK_STEP if time.monotonic() - begun > _LATE else -_BLOCK_STEP
+        self._our_blocks = min(max(self._our_blocks + step, 0), 1 - _LEAST)
+        if not filled:
+            self._filler.fill(view[cut - start : last - start], cut, last)
+        self._suspected = False
+        return True
 
     def _divide(self, view: memoryview, start: int, stop: int) -> None:
         """In equal parts, by threads; of what they raise, the first part's."""
@@ -228,17 +229,6 @@ class Crew:
         parts = min(_THREADS, size // _PART)
         cuts = [start + size * number // parts for number in range(parts + 1)]
         self._threads.run([partial(self._filler.fill, view[a - start : b - start], a, b) for a, b in pairwise(cuts)])
-
-
-class _Range(NamedTuple):
-    """The bytes `[start, stop)` of the archive, and in which half of the memory for what is read ahead."""
-
-    start: int
-    stop: int
-    slot: int
-
-
-_NOTHING = _Range(0, 0, 0)
 
 
 class _Threads:
@@ -283,20 +273,16 @@ class _Threads:
 class _Helper:
     """A process that fills one range at a time, in memory that this process and it share.
 
-    `ahead`: memory for two ranges of at most `_HASHED` bytes, beside that of the requests. It ends when this process
-    does, however that ends: its end of the pair is closed then.
+    It ends when this process does, however that ends: its end of the pair is closed then.
     """
 
     def __init__(self, filler: Filler, memory: mmap.mmap) -> None:
         self._start = _address(memory)
         self._stop = self._start + len(memory)
-        ahead = memoryview(mmap.mmap(-1, 2 * _HASHED))
-        self.ahead = ahead[:_HASHED], ahead[_HASHED:]
-        self._is_busy = False
         self._ours, theirs = socket.socketpair()
         self._pid = os.fork()
         if self._pid == 0:
-            _help(filler, theirs.detach(), (memoryview(memory), *self.ahead))
+            _help(filler, theirs.detach(), memoryview(memory))
         theirs.close()
 
     def place_of(self, view: memoryview) -> int:
@@ -306,24 +292,11 @@ class _Helper:
 
     def begin(self, place: int, start: int, stop: int) -> None:
         """Asks for `[start, stop)` at this place; `end` is to be called next, whatever happens."""
-        self._begin(0, place, start, stop)
-
-    def begin_ahead(self, start: int, stop: int, slot: int) -> None:
-        """Asks for `[start, stop)` in one half of `ahead`; what is there is sure once `end` has returned true."""
-        self._begin(1 + slot, 0, start, stop)
-
-    def _begin(self, memory: int, place: int, start: int, stop: int) -> None:
-        if self._is_busy:  # with what was asked for ahead, and is not wanted any more
-            self.end()
         with contextlib.suppress(OSError):  # it is gone: `end` says so
-            self._ours.send(_JOB.pack(memory, place, start, stop))
-        self._is_busy = True
+            self._ours.send(_JOB.pack(place, start, stop))
 
     def end(self) -> bool:
-        """Waits until it is done, and returns whether the bytes are where they were asked for last."""
-        if not self._is_busy:
-            return False
-        self._is_busy = False
+        """Waits until it is done, and returns whether the bytes are where they were asked for."""
         try:
             return self._ours.recv(1) == _DONE
         except OSError:
@@ -343,7 +316,7 @@ def _address(memory: mmap.mmap | memoryview) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
-def _help(filler: Filler, channel: int, memories: Sequence[memoryview]) -> NoReturn:
+def _help(filler: Filler, channel: int, memory: memoryview) -> NoReturn:
     """The helper's life. It has the source's root and `channel` open, and an index of its own.
 
     SQLite's connections must not be used in two processes; an index that was replaced meanwhile is another tape's.
@@ -360,14 +333,17 @@ def _help(filler: Filler, channel: int, memories: Sequence[memoryview]) -> NoRet
         tape = Tape.from_index(filler.tape.index_path)
         if tape.is_same(filler.tape):
             own = Filler(tape, filler.source, filler.at_home, strict=filler.strict)
-            last = 0
+            last, last_stop, stride = 0, 0, -1
             while job := os.read(channel, _JOB.size):
-                memory, place, start, stop = _JOB.unpack(job)
+                place, start, stop = _JOB.unpack(job)
                 try:
-                    own.fill(memories[memory][place : place + stop - start], start, stop)
+                    own.fill(memory[place : place + stop - start], start, stop)
                     os.write(channel, _DONE)
                 except (TapeError, OSError):
                     os.write(channel, _FAILED)
+                if tape.seal and stop - last_stop == stride:  # twice as far: a reader that goes on
+                    _hash_ahead(own, channel, start + stride, stop + stride)
+                stride, last_stop = stop - last_stop, stop
                 # A reader that goes on will ask for as much, as far ahead: its rows, at least, can be at hand.
                 ahead, margin = start - last, (stop - start) // 16
                 for _ in tape.members(start + ahead - margin, stop + ahead + margin):
@@ -375,3 +351,16 @@ def _help(filler: Filler, channel: int, memories: Sequence[memoryview]) -> NoRet
                 last = start
     finally:
         os._exit(0)
+
+
+def _hash_ahead(filler: Filler, channel: int, start: int, stop: int) -> None:
+    """Reads and hashes the blocks that are likely to be asked for next, until something is asked for."""
+    start, stop = filler.whole_blocks(start, stop) if 0 <= start < stop <= filler.tape.total_size else (0, 0)
+    step = _BLOCKS_AHEAD * filler.tape.block_size
+    scratch = memoryview(bytearray(step))
+    with contextlib.suppress(TapeError, OSError):  # whoever asks for it meets the same
+        for at in range(start, stop, step):
+            if select.select([channel], [], [], 0)[0]:
+                return
+            end = min(at + step, stop)
+            filler.read_ahead(scratch[: end - at], at, end)

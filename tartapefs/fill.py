@@ -40,13 +40,11 @@ class Filler:
         self._stamps_count = strict or not tape.seal
         self._end = tape.total_size - FOOTER
 
-    def fill(self, view: memoryview, start: int, stop: int, at_hand: tuple[int, memoryview] | None = None) -> int:
+    def fill(self, view: memoryview, start: int, stop: int) -> int:
         """Fills `view` with the bytes `[start, stop)` of the archive; returns from how many members.
 
-        `at_hand`: of a sealed tape, bodies that were read and hashed already, in memory that begins at this place of
-        the archive; all else is done as ever. Raises TapeIntegrityError where the source is not as recorded,
-        TapeFormatError for a damaged index, and OSError where the source cannot be read; what the buffer then holds is
-        undefined.
+        Raises TapeIntegrityError where the source is not as recorded, TapeFormatError for a damaged index, and OSError
+        where the source cannot be read; what the buffer then holds is undefined.
 
         One long function of plain numbers, without `min` and `max`, since it runs once for every member that anybody
         reads: in smaller pieces it took 15 instead of 13 microseconds a member, most of which are system calls.
@@ -88,9 +86,7 @@ class Filler:
                     failure: Exception | None = None
                     try:
                         try:
-                            if at_hand is not None:
-                                part[:] = at_hand[1][low - at_hand[0] : high - at_hand[0]]
-                            elif contents is not None:
+                            if contents is not None:
                                 contents.read(fd, member, part, position)
                             elif os.preadv(fd, (part,), position) < high - low:
                                 read_all(fd, part, position)  # what one call read only in part
@@ -103,8 +99,6 @@ class Filler:
                     finally:
                         os.close(fd)
                     if not agrees(member, found, at_home):
-                        if at_hand is not None:  # it may have become another since then
-                            return self.fill(view, start, stop)
                         self._raise(member, differences(member, found, b"", at_home), failure)
                     if failure is not None:
                         raise failure
@@ -121,6 +115,25 @@ class Filler:
         if low < stop:
             view[low - start : stop - start] = bytes(stop - low)
         return count
+
+    def whole_blocks(self, start: int, stop: int) -> tuple[int, int]:
+        """Of `[start, stop)`, the whole blocks of the member at `start`, which are hashed; none if it is not sealed."""
+        member = next(self.tape.members(start, start + 1), None) if self._contents is not None else None
+        if member is None:
+            return start, start
+        body, block_size = member.start + BLOCK, self.tape.block_size
+        first = body + -(-max(start - body, 0) // block_size) * block_size
+        last = body + (min(stop - body, member.size) // block_size) * block_size
+        return first, max(first, last)
+
+    def read_ahead(self, view: memoryview, start: int, stop: int) -> None:
+        """As `fill`, of a sealed tape, so that the blocks are at hand when they are asked for. By one thread alone."""
+        assert self._contents is not None  # or a change after this would be missed
+        self._contents.keeps_all = True
+        try:
+            self.fill(view, start, stop)
+        finally:
+            self._contents.keeps_all = False
 
     def _check(self, member: Member, failure: OSError | None = None) -> None:
         """Raises drift if what is at the member's place is not as recorded; `failure` is why it was not opened."""

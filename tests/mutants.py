@@ -317,13 +317,6 @@ MUTANTS = [
         "filler.at_home, contents=False)",
         SEALED_MOUNT + " -k helper",
     ),
-    Mutant(
-        "what was read ahead of a change is not served after it",
-        "fill.py",
-        "if at_hand is not None:  # it may",
-        "if False:  # it may",
-        SEALED_MOUNT + " -k read_ahead",
-    ),
     Mutant("a torn state is not believed", "sealer.py", "or _checksum(stop, digests) != crc:", ":", SEALS + " -k torn"),
     Mutant(
         "another recording is not sealed over",

@@ -458,9 +458,13 @@ class Index:
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
-        """What SQLite says of a damaged file, as the refusal of the index."""
+        """What SQLite says of a damaged file, as the refusal of the index; of a disk, as the OSError that it met."""
         try:
             yield
+        except sqlite3.OperationalError as error:
+            if "disk I/O error" in str(error):
+                raise OSError(errno.EIO, os.strerror(errno.EIO), self.path) from error
+            raise self._bad(f"SQLite says: {error}") from error
         except (sqlite3.Error, UnicodeDecodeError, MemoryError) as error:  # an error's own text may not be UTF-8
             raise self._bad(f"SQLite says: {error}") from error
 

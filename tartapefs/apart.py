@@ -23,6 +23,16 @@ _MOST = 1 << 18  # bytes of a message; the kernel takes 208 KiB
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
+def fork() -> int:
+    """`os.fork`, with signals held back: what a handler raises within Python's own hooks at a fork would be lost."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        return os.fork()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def is_possible() -> bool:
     """Whether this process may be forked, and has a second core to gain by it."""
     try:
@@ -39,7 +49,7 @@ def apart(work: Callable[[Iterator[_Item]], _Result], items: Iterator[_Item]) ->
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
         with theirs:
-            pid = os.fork()
+            pid = fork()
             if pid == 0:
                 ours.close()
                 _serve(work, theirs)

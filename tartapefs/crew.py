@@ -35,6 +35,7 @@ from itertools import pairwise
 from queue import SimpleQueue
 from typing import NoReturn
 
+from tartapefs import apart
 from tartapefs.errors import TapeError
 from tartapefs.fill import Filler
 from tartapefs.layout import BLOCK
@@ -280,7 +281,7 @@ class _Helper:
         self._start = _address(memory)
         self._stop = self._start + len(memory)
         self._ours, theirs = socket.socketpair()
-        self._pid = os.fork()
+        self._pid = apart.fork()
         if self._pid == 0:
             _help(filler, theirs.detach(), memoryview(memory))
         theirs.close()

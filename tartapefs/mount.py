@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
-from tartapefs import binding, notify
+from tartapefs import apart, binding, notify
 from tartapefs import status as reports
 from tartapefs.activity import Activity
 from tartapefs.display import printable
@@ -121,7 +121,8 @@ def statuses() -> list[dict[str, Any]]:
         try:
             found.append(_report(entry))
         except MountError as error:
-            found.append(_known(entry) | {"state": f"unknown: {error.reason}"})
+            if entry in mounts():  # and not unmounted meanwhile
+                found.append(_known(entry) | {"state": f"unknown: {error.reason}"})
     return found
 
 
@@ -133,7 +134,9 @@ def _report(entry: MountEntry) -> dict[str, Any]:
     try:
         # Nobody else is in reach of the socket.
         found = reports.ask(entry.device) if entry.owner == os.geteuid() else None
-        return _known(entry) | (_attributes(entry.mountpoint) if found is None else found)
+        if found is None and not (found := _attributes(entry.mountpoint)):
+            raise MountError(entry.mountpoint, "it was unmounted meanwhile")
+        return _known(entry) | found
     except OSError as error:
         raise MountError(entry.mountpoint, f"its daemon does not answer: {error.strerror or error}") from None
     except ValueError as error:
@@ -204,7 +207,7 @@ def mount(player: TapePlayer, mountpoint: str, options: MountOptions, foreground
         log.handlers[:] = [handler]
         return _serve(player, where, options, lambda: notify.send("READY=1"))
     ready, tell = os.pipe()
-    child = os.fork()
+    child = apart.fork()
     if child == 0:
         os.close(ready)
         _be_daemon(player, where, options, tell, handler)

@@ -182,3 +182,21 @@ def test_a_first_process_that_is_killed(many: Path, tmp_path: Path) -> None:
     TapeRecorder(many, index).commit()
     with Tape.from_index(index) as tape:
         assert tape.rows_are_sound()
+
+
+@pytest.mark.parametrize("hook", ["before", "after_in_parent"])
+def test_a_signal_during_a_fork_is_not_lost(hook: str) -> None:
+    """Python ignores what is raised in its hooks at a fork, the exception that a signal's handler raises included."""
+    text = f"""
+        import os, signal, sys
+        from tartapefs import apart
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+        os.register_at_fork({hook}=lambda: os.kill(os.getpid(), signal.SIGTERM))
+        try:
+            if apart.fork() == 0:
+                os._exit(0)
+        finally:
+            assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    """
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(text)], capture_output=True, text=True, timeout=20)
+    assert (result.returncode, result.stderr) == (7, "")

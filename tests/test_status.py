@@ -19,6 +19,7 @@ import pytest
 from conftest import TARTAPEFS, run, wait_until
 from daemon import daemon_of, force_unmount
 
+from tartapefs import mount as mounting
 from tartapefs import status as module
 from tartapefs.activity import Activity, Coverage
 from tartapefs.cli.status import bar
@@ -144,6 +145,16 @@ def test_a_report_as_text(archive: Path) -> None:
 )
 def test_the_bar(ranges: list[list[int]], cells: str) -> None:
     assert bar(ranges, 1000, cells=11) == cells
+
+
+def test_one_that_is_unmounted_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at the list and the question: a plain folder is there, which has nothing to tell."""
+    entry = mounting.MountEntry("0:999999", str(tmp_path), "/nowhere", os.geteuid())
+    lists = [[entry], []]
+    monkeypatch.setattr(mounting, "mounts", lambda: lists.pop(0))
+    assert mounting.statuses() == []
+    monkeypatch.setattr(mounting, "mounts", lambda: [entry])
+    assert mounting.statuses()[0]["state"] == "unknown: it was unmounted meanwhile"
 
 
 def test_all_mounts(tree: Path, archive: Path, mount: Mount) -> None:

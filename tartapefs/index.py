@@ -360,8 +360,10 @@ class Index:
     def __init__(self, path: str) -> None:
         self.path = os.path.abspath(path)
         self._closed = False
+        # The one that was used last is used next: it has in memory what it read. Whoever has a turn finds one.
+        self._connections: list[sqlite3.Connection] = []
+        self._turns: SimpleQueue[None] = SimpleQueue()
         self._open_connections = 0
-        self._pool: SimpleQueue[sqlite3.Connection | None] = SimpleQueue()
         self.stat = self._check_file()
         self._pages: tuple[_Page, ...] = ()
         self._pieces: dict[int, bytes] = {}
@@ -369,7 +371,8 @@ class Index:
         try:
             with self._refusing():
                 for _ in range(_CONNECTIONS):  # all at once: later the path may lead to a newer index
-                    self._pool.put(self._open_connection())
+                    self._connections.append(self._open_connection())
+                    self._turns.put(None)
                     self._open_connections += 1
             self.facts = self._read_facts()
             self._root = self.facts.root_name + b"/"
@@ -387,11 +390,11 @@ class Index:
             return
         self._closed = True
         for _ in range(self._open_connections):
-            connection = self._pool.get()
-            if connection is not None:
-                connection.close()
+            self._turns.get()
+        for connection in self._connections:
+            connection.close()
         self._pages = ()
-        self._pool.put(None)  # wakes whoever came meanwhile, one after the other
+        self._turns.put(None)  # wakes whoever came meanwhile, one after the other
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):
@@ -469,17 +472,20 @@ class Index:
             raise self._bad(f"SQLite says: {error}") from error
 
     def _query(self, sql: str, parameters: tuple[int, ...] = ()) -> list[tuple[Any, ...]]:
-        connection = self._pool.get()
+        self._turns.get()
         try:
             self._check_open()
-            assert connection is not None  # which it is in the pool of a closed index alone
-            with self._refusing():
-                # A scan of every row takes fewer steps than the file has bytes, unless its pages lead in circles.
-                steps, most = count(0, _STEPS), self.stat.st_size
-                connection.set_progress_handler(lambda: next(steps) > most, _STEPS)
-                return connection.execute(sql, parameters).fetchall()
+            connection = self._connections.pop()
+            try:
+                with self._refusing():
+                    # A scan of every row takes fewer steps than the file has bytes, unless its pages lead in circles.
+                    steps, most = count(0, _STEPS), self.stat.st_size
+                    connection.set_progress_handler(lambda: next(steps) > most, _STEPS)
+                    return connection.execute(sql, parameters).fetchall()
+            finally:
+                self._connections.append(connection)
         finally:
-            self._pool.put(connection)
+            self._turns.put(None)
 
     def _read_facts(self) -> TapeFacts:
         rows = self._query("SELECT fact, value FROM tape LIMIT 32")
@@ -538,11 +544,8 @@ class Index:
 
     def _limit_rows(self) -> None:
         """From here on no value is longer than a row may be: what is fetched at once has at most 256 KiB."""
-        for _ in range(_CONNECTIONS):
-            connection = self._pool.get()
-            assert connection is not None
+        for connection in self._connections:
             _limit_length(connection, _LONGEST_ROW)
-            self._pool.put(connection)
 
     def _check_ends(self) -> None:
         """There is a first member, and the last one ends where the footer starts."""

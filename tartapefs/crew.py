@@ -44,7 +44,7 @@ from tartapefs.tape import Tape
 
 _HELPED = 16  # members in a request, from which on a helper is worth two wake-ups
 _TRIAL = 32  # requests, one of which is filled in the way that was slower, with a helper or without
-_LEAST, _STEP, _LATE = 0.2, 0.01, 30e-6  # of a request, for each side; how it is moved; seconds waited for the helper
+_LEAST, _STEP = 0.2, 0.01  # of a request, for each side; how it is moved
 _BLOCKS_SHARED, _BLOCK_STEP = 4, 0.02  # in a request of a sealed tape; how the helper's part is moved
 _BLOCKS_AHEAD = 3  # that are read and hashed ahead at once, before it is looked whether anything is asked for
 _THREADS = 16  # that wait for a slow source at once
@@ -188,11 +188,10 @@ class Crew:
         helper.begin(place + own, start + own, stop)
         try:
             self._observed(view[:own], start, start + own)
-            begun = time.monotonic()
         finally:
             filled = helper.end()
-        is_late = time.monotonic() - begun > _LATE
-        self._our_share = min(max(self._our_share + (_STEP if is_late else -_STEP), _LEAST), 1 - _LEAST)
+        step = _STEP if helper.was_late else -_STEP
+        self._our_share = min(max(self._our_share + step, _LEAST), 1 - _LEAST)
         if not filled:
             self._filler.fill(view[own:], start + own, stop)
 
@@ -213,10 +212,9 @@ class Crew:
                 self._filler.fill(view[: cut - start], start, cut)
             if last < stop:
                 self._filler.fill(view[last - start :], last, stop)
-            begun = time.monotonic()
         finally:
             filled = helper.end()
-        step = _BLOCK_STEP if time.monotonic() - begun > _LATE else -_BLOCK_STEP
+        step = _BLOCK_STEP if helper.was_late else -_BLOCK_STEP
         self._our_blocks = min(max(self._our_blocks + step, 0), 1 - _LEAST)
         if not filled:
             self._filler.fill(view[cut - start : last - start], cut, last)
@@ -280,6 +278,7 @@ class _Helper:
     def __init__(self, filler: Filler, memory: mmap.mmap) -> None:
         self._start = _address(memory)
         self._stop = self._start + len(memory)
+        self.was_late = False
         self._ours, theirs = socket.socketpair()
         self._pid = apart.fork()
         if self._pid == 0:
@@ -297,11 +296,18 @@ class _Helper:
             self._ours.send(_JOB.pack(place, start, stop))
 
     def end(self) -> bool:
-        """Waits until it is done, and returns whether the bytes are where they were asked for."""
-        try:
-            return self._ours.recv(1) == _DONE
-        except OSError:
-            return False
+        """Waits until it is done, and returns whether the bytes are where they were asked for.
+
+        Then `was_late` says whether there was anything to wait for.
+        """
+        self.was_late = False
+        with contextlib.suppress(OSError):  # it is gone
+            try:
+                return self._ours.recv(1, socket.MSG_DONTWAIT) == _DONE
+            except BlockingIOError:
+                self.was_late = True
+                return self._ours.recv(1) == _DONE
+        return False
 
     def close(self) -> None:
         """Ends the process; waits a second for that, unless it waits for a source that does not answer."""

@@ -43,7 +43,7 @@ from tartapefs.member import Member
 from tartapefs.tape import Tape
 
 _HELPED = 16  # members in a request, from which on a helper is worth two wake-ups
-_TRIAL = 32  # requests, one of which is filled in the way that was slower, with a helper or without
+_TRIAL = 64  # requests, one of which is filled in the way that was slower, with a helper or without
 _LEAST, _STEP = 0.2, 0.01  # of a request, for each side; how it is moved
 _BLOCKS_SHARED, _BLOCK_STEP = 4, 0.02  # in a request of a sealed tape; how the helper's part is moved
 _BLOCKS_AHEAD = 3  # that are read and hashed ahead at once, before it is looked whether anything is asked for
@@ -352,7 +352,7 @@ def _help(filler: Filler, channel: int, memory: memoryview) -> NoReturn:
                     _hash_ahead(own, channel, start + stride, stop + stride)
                 stride, last_stop = stop - last_stop, stop
                 # A reader that goes on will ask for as much, as far ahead: its rows, at least, can be at hand.
-                ahead, margin = start - last, (stop - start) // 16
+                ahead, margin = start - last, (stop - start) // 32
                 for _ in tape.members(start + ahead - margin, stop + ahead + margin):
                     pass
                 last = start

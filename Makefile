@@ -10,6 +10,8 @@ PYTHONS ?= $(foreach minor,10 11 12 13,$(firstword $(wildcard \
 	$(HOME)/.pyenv/versions/3.$(minor).*/bin/python /usr/local/bin/python3.$(minor) /usr/bin/python3.$(minor))))
 # What the other versions of Python and libfuse 3 could change.
 MOUNT_TESTS := tests/test_fs.py tests/test_mount.py tests/test_mounted.py
+# One more than cores, for tests that wait; whoever is done takes from the others what is left.
+WORKERS := -n 3 --dist worksteal
 PYTHON_TESTS := $(MOUNT_TESTS) tests/test_index.py tests/test_tape.py tests/test_player.py tests/test_binding.py
 
 RUN_PACKAGES := python3 python3-venv fuse3 libfuse2
@@ -64,8 +66,8 @@ demo:
 test:
 	$(call install,$(TEST_PACKAGES))
 	@$(MAKE) -s $(VENV)/for-test
-	$(BIN)/python -m pytest -n 3
-	TARTAPEFS_BINDING=mfusepy $(BIN)/python -m pytest -n 3 $(MOUNT_TESTS)
+	$(BIN)/python -m pytest $(WORKERS)
+	TARTAPEFS_BINDING=mfusepy $(BIN)/python -m pytest $(WORKERS) $(MOUNT_TESTS)
 
 lint:
 	$(call install,python3 python3-venv)
@@ -110,7 +112,7 @@ pythons:
 	@failed=; for python in $(PYTHONS); do \
 		version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])') && $$python --version && \
 		$(MAKE) -s PYTHON=$$python VENV=$(VENV)-$$version $(VENV)-$$version/for-pythons && \
-		$(VENV)-$$version/bin/python -m pytest -q -n 3 $(PYTHON_TESTS) || failed="$$failed $$python"; \
+		$(VENV)-$$version/bin/python -m pytest -q $(WORKERS) $(PYTHON_TESTS) || failed="$$failed $$python"; \
 	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 podman:

@@ -8,10 +8,10 @@ RUNS ?= 100000
 SECONDS ?= 3600
 PYTHONS ?= $(foreach minor,10 11 12 13,$(firstword $(wildcard \
 	$(HOME)/.pyenv/versions/3.$(minor).*/bin/python /usr/local/bin/python3.$(minor) /usr/bin/python3.$(minor))))
-# What the other versions of Python and libfuse 3 could change.
-MOUNT_TESTS := tests/test_fs.py tests/test_mount.py tests/test_mounted.py
 # One more than cores, for tests that wait; whoever is done takes from the others what is left.
 WORKERS := -n 3 --dist worksteal
+# What the other versions of Python and libfuse 3 could change.
+MOUNT_TESTS := tests/test_fs.py tests/test_mount.py tests/test_mounted.py
 PYTHON_TESTS := $(MOUNT_TESTS) tests/test_index.py tests/test_tape.py tests/test_player.py tests/test_binding.py
 
 RUN_PACKAGES := python3 python3-venv fuse3 libfuse2

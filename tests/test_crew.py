@@ -5,6 +5,9 @@ import mmap
 import os
 import random
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -132,6 +135,33 @@ def test_unmount_returns_once_all_have_ended(many: Path, mount: Callable[..., Pa
     assert run("unmount", archive.parent).returncode == 0
     assert not is_alive(daemon)
     assert not is_alive(helper)
+
+
+@needs_two_cores
+def test_whether_a_helper_was_late(many: Path) -> None:
+    """By its channel: any number of microseconds gives it the smallest part on some machine."""
+    text = """
+        import mmap, os, signal, sys, threading, time
+        from tartapefs import Tape
+        from tartapefs.crew import _Helper
+        from tartapefs.player import TapePlayer
+        with Tape.discover(sys.argv[1]) as tape:
+            player = TapePlayer(tape)
+            helper = _Helper(player._filler, mmap.mmap(-1, 1 << 20))
+            helper.begin(0, 0, 100_000)
+            time.sleep(1)
+            assert helper.end() and not helper.was_late
+            os.kill(helper._pid, signal.SIGSTOP)
+            helper.begin(0, 0, 100_000)
+            threading.Timer(0.2, os.kill, (helper._pid, signal.SIGCONT)).start()
+            assert helper.end() and helper.was_late
+            helper.close()
+            player.close()
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(text), many], capture_output=True, text=True, timeout=60
+    )
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 class Slow:

@@ -157,9 +157,8 @@ class Crew:
         if start <= self._loaded <= stop:
             start = self._loaded
         self._loaded = stop
-        with contextlib.suppress(
-            TapeError
-        ):  # of a row that nobody has asked for yet; whoever asks for it meets the same
+        # An error is of a row that nobody has asked for yet; whoever asks for it meets the same.
+        with contextlib.suppress(TapeError):
             files = [member for member in self._filler.tape.members(start, stop) if member.size]
             for at in range(0, len(files), _AT_ONCE):
                 self._threads.start(partial(self._load_files, files[at : at + _AT_ONCE], start, stop))
@@ -190,8 +189,7 @@ class Crew:
             self._observed(view[:own], start, start + own)
         finally:
             filled = helper.end()
-        step = _STEP if helper.was_late else -_STEP
-        self._our_share = min(max(self._our_share + step, _LEAST), 1 - _LEAST)
+        self._our_share = _moved(self._our_share, _STEP, _LEAST, helper.was_late)
         if not filled:
             self._filler.fill(view[own:], start + own, stop)
 
@@ -214,8 +212,7 @@ class Crew:
                 self._filler.fill(view[last - start :], last, stop)
         finally:
             filled = helper.end()
-        step = _BLOCK_STEP if helper.was_late else -_BLOCK_STEP
-        self._our_blocks = min(max(self._our_blocks + step, 0), 1 - _LEAST)
+        self._our_blocks = _moved(self._our_blocks, _BLOCK_STEP, 0, helper.was_late)
         if not filled:
             self._filler.fill(view[cut - start : last - start], cut, last)
         self._suspected = False
@@ -228,6 +225,11 @@ class Crew:
         parts = min(_THREADS, size // _PART)
         cuts = [start + size * number // parts for number in range(parts + 1)]
         self._threads.run([partial(self._filler.fill, view[a - start : b - start], a, b) for a, b in pairwise(cuts)])
+
+
+def _moved(share: float, step: float, least: float, helper_was_late: bool) -> float:
+    """Our share of the next request: more than `share` if the helper had too much of this one, else less."""
+    return min(max(share + (step if helper_was_late else -step), least), 1 - _LEAST)
 
 
 class _Threads:

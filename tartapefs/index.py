@@ -7,8 +7,8 @@ recorders; one that a killed recorder left behind is reused by the next.
 Rule for reading: an index is input from outside, and nothing in it is believed before it is checked. The schema must be
 ours to the letter, so that no view, trigger or generated column can run; the tape's own facts carry a digest that is
 checked at opening, each row a CRC-32 that is checked whenever the row is used, and all rows a digest that `verify`
-checks. (Of 3,000 random bit flips in such a file SQLite's `integrity_check` missed 343.) Members must
-join without a gap.
+checks. (Of 3,000 random bit flips in such a file SQLite's `integrity_check` missed 343.) Members must join without a
+gap.
 
 A sealed index also holds digests of all contents, and the tree of hashes that leads from them, and from the members,
 to the seal (`merkle`). Of such a one no member and no digest is given out whose way up to the seal has not been checked
@@ -284,7 +284,7 @@ class IndexWriter:
         for facts in members:
             some.append(facts)
             in_leaf += 1
-            if in_leaf == merkle.RUN or facts[3] > self._block_size:
+            if merkle.ends_leaf(in_leaf, facts[3], self._block_size):
                 in_leaf = 0
                 if len(some) > packs.MOST - merkle.RUN:
                     yield some
@@ -464,11 +464,9 @@ class Index:
         """What SQLite says of a damaged file, as the refusal of the index; of a disk, as the OSError that it met."""
         try:
             yield
-        except sqlite3.OperationalError as error:
-            if "disk I/O error" in str(error):
-                raise OSError(errno.EIO, os.strerror(errno.EIO), self.path) from error
-            raise self._bad(f"SQLite says: {error}") from error
         except (sqlite3.Error, UnicodeDecodeError, MemoryError) as error:  # an error's own text may not be UTF-8
+            if isinstance(error, sqlite3.OperationalError) and "disk I/O error" in str(error):
+                raise OSError(errno.EIO, os.strerror(errno.EIO), self.path) from error
             raise self._bad(f"SQLite says: {error}") from error
 
     def _query(self, sql: str, parameters: tuple[int, ...] = ()) -> list[tuple[Any, ...]]:
@@ -523,7 +521,7 @@ class Index:
             raise self._bad("a fact of the tape is out of range")
         if not (FOOTER + BLOCK <= tape.total_size <= MAX_OFFSET):
             raise self._bad(f"a total size of {tape.total_size} is out of range")
-        if not isinstance(tape.root_name, bytes) or not _is_name(tape.root_name):
+        if not isinstance(tape.root_name, bytes) or not packs.is_name(tape.root_name):
             raise self._bad("the root's name is malformed")
         return tape
 
@@ -803,8 +801,3 @@ def _strings(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise TypeError("not a list of strings")
     return tuple(value)
-
-
-def _is_name(name: bytes) -> bool:
-    """Whether `name` is one component of a path that leads down: no slash, no NUL, not empty, "." or ".."."""
-    return name not in (b"", b".", b"..") and b"/" not in name and b"\0" not in name

@@ -76,6 +76,11 @@ def blocks(size: int, block_size: int) -> int:
     return (size + block_size - 1) // block_size
 
 
+def ends_leaf(count: int, size: int, block_size: int) -> bool:
+    """Whether a leaf of `count` members is ended by the last of them, with a body of `size` bytes."""
+    return count == RUN or size > block_size
+
+
 def leaf_hash(hash_: Hash, start: int, stop: int, members: bytes) -> bytes:
     """`members`: the header and digest of each, one after the other."""
     return hash_(b"leaf" + _two(start, stop) + members)
@@ -143,7 +148,7 @@ class Builder:
                 position = end
             self._add_digest(whole.digest())
         self._count += 1
-        if self._count == RUN or self._pieces:
+        if ends_leaf(self._count, size, self._block_size):
             yield from self._end_leaf()
 
     def _add_digest(self, digest: bytes) -> None:

@@ -15,7 +15,7 @@ from itertools import accumulate
 
 from tartapefs import ustar
 from tartapefs.layout import BLOCK, MAX_OFFSET, span
-from tartapefs.member import Member, MemberFacts
+from tartapefs.member import RECORDABLE, Member, MemberFacts
 
 MOST = 32  # members in a pack: whoever reads one has to unpack all
 LONGEST = 1 << 15  # bytes; names, targets and owners have at most 500 a member
@@ -23,7 +23,6 @@ MALFORMED = (ValueError, TypeError, IndexError, OverflowError, struct.error)
 
 _NS = 10**9
 _FILE, _FOLDER, _LINK = stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK
-_KINDS = frozenset((_FILE, _FOLDER, _LINK))
 _NO_NAMES = frozenset((b"", b".", b".."))
 
 # How many folders and owners are named; of each folder, how many bytes it shares with the one before. Then of each
@@ -33,6 +32,11 @@ _NO_NAMES = frozenset((b"", b".", b".."))
 _HEAD = struct.Struct("<BB")
 _FACTS = struct.Struct("<QqIQqIHBB")
 _tuple_new = tuple.__new__  # what a named tuple's own constructor comes to, at two thirds of its time
+
+
+def is_name(name: bytes) -> bool:
+    """Whether `name` is one component of a path that leads down: no slash, no NUL, not empty, "." or ".."."""
+    return name not in _NO_NAMES and b"/" not in name and b"\0" not in name
 
 
 def pack(members: Sequence[MemberFacts]) -> bytes:
@@ -128,7 +132,7 @@ def _check_kinds(modes: tuple[int, ...], sizes: tuple[int, ...], targets: list[b
     for mode, size, target in zip(modes, sizes, targets, strict=True):
         kind = mode & 0o170000
         found += kind == _FOLDER
-        if kind not in _KINDS or (size and kind != _FILE) or (kind == _LINK) != bool(target):
+        if kind not in RECORDABLE or (size and kind != _FILE) or (kind == _LINK) != bool(target):
             raise ValueError("a member is of no kind, or has what its kind does not")
         ustar.check_target(target)
     if found != folder_count:

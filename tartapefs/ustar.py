@@ -83,10 +83,9 @@ def _sum(part: bytes) -> int:
 # What comes before the checksum: name; mode and ids; size and mtime, as they are or as eleven digits in three parts.
 _pack_before = struct.Struct("100s24s24s").pack
 _pack_octal = struct.Struct("100s24s3s4s4sx3s4s4sx").pack
-_OCTAL_3, _OCTAL_4 = (
-    [b"%03o" % n for n in range(8**3)],
-    [b"%04o" % n for n in range(8**4)],
-)  # a third of the time of "%o"
+# A look into a table takes a third of the time of "%o".
+_OCTAL_3 = [b"%03o" % n for n in range(8**3)]
+_OCTAL_4 = [b"%04o" % n for n in range(8**4)]
 
 
 @lru_cache(maxsize=256)

@@ -147,7 +147,7 @@ MUTANTS = [
             ("folders end with a slash", 'folder.endswith(b"/") and ', ""),
             ("folders have no way up", ' and _NO_NAMES.isdisjoint(folder[:-1].split(b"/"))', ""),
             ("folders are checked", "if folder and not (", "if False and not ("),
-            ("members are of a kind", "if kind not in _KINDS or", "if"),
+            ("members are of a kind", "if kind not in RECORDABLE or", "if"),
             ("files alone have a size", "(size and kind != _FILE) or ", ""),
             ("links, and no others, have targets", " or (kind == _LINK) != bool(target)", ""),
             ("links have targets", "(kind == _LINK) != bool(target)", "(kind != _LINK and target)"),

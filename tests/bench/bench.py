@@ -30,6 +30,7 @@ from tartapefs.sealer import seal
 MIB = 1 << 20
 TAPEFS = [sys.executable, "-m", "tartapefs"]
 SETTLED = 61  # seconds; to record a file that changed later than that costs more, which is not the common case
+_NOT_FULL = 64 << 10  # bytes of pages that are not, in the tables of digests
 
 
 def run(command: str, folder: Path) -> None:
@@ -89,9 +90,6 @@ def record(source: Path) -> None:
 def drop_caches() -> None:
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3")
-
-
-_NOT_FULL = 64 << 10  # bytes of pages that are not, in the tables of digests
 
 
 class Bench:

@@ -15,8 +15,10 @@ runs at a time, and each block has it change hands some times.
 import errno
 import os
 import threading
+from collections.abc import Callable, Iterable
 
 from tartapefs import merkle
+from tartapefs.buffers import aligned
 from tartapefs.errors import Difference, TapeIntegrityError
 from tartapefs.member import Member
 from tartapefs.tape import Tape
@@ -37,22 +39,22 @@ class _Block:
 
     __slots__ = ("_buffer", "_free", "data", "lock", "stamps")
 
-    def __init__(self, stamps: _Stamps, free: list[bytearray]) -> None:
+    def __init__(self, stamps: _Stamps, free: list[memoryview]) -> None:
         self.stamps = stamps
         self.lock = threading.Lock()
         self.data: memoryview | None = None
         self._free = free
-        self._buffer: bytearray | None = None
+        self._buffer: memoryview | None = None
 
     def buffer(self, size: int) -> memoryview:
         if self._buffer is None:
             try:
                 self._buffer = self._free.pop()
             except IndexError:
-                self._buffer = bytearray(size)
+                self._buffer = aligned(size)
         if len(self._buffer) < size:
-            self._buffer = bytearray(size)
-        return memoryview(self._buffer)[:size]
+            self._buffer = aligned(size)
+        return self._buffer[:size]
 
     def __del__(self) -> None:  # nobody copies from it any more
         if self._buffer is not None and len(self._free) < _BUFFERS_KEPT:
@@ -67,14 +69,16 @@ class Contents:
         self._block_size = tape.block_size
         self._hash = merkle.hasher(tape.algorithm)
         self._kept: dict[tuple[int, int], _Block] = {}
-        self._free: list[bytearray] = []
+        self._free: list[memoryview] = []
         self._most_kept = max(8, _KEPT_BYTES // tape.block_size)
-        self.keeps_all = False  # and not only blocks that are wanted in part
 
-    def read(self, fd: int, member: Member, part: memoryview, position: int) -> None:
+    def read(
+        self, fd: int, member: Member, part: memoryview, position: int, numbers: Iterable[int] | None = None
+    ) -> None:
         """Fills `part` from `position` of the member's body on, out of the file `fd`.
 
-        Raises TapeIntegrityError where a block does not have its digest, and OSError where it cannot be read.
+        `numbers`: of the blocks that are to be filled in; all that overlap `part` by default. Raises TapeIntegrityError
+        where a block does not have its digest, and OSError where it cannot be read.
         """
         size, block_size = member.size, self._block_size
         stop = position + len(part)
@@ -84,19 +88,18 @@ class Contents:
             if self._hash(part) != self._tape.block_digests(member, 0, 1):
                 raise damage(member, 0, block_size)
             return
-        now = os.fstat(fd)
-        stamps = now.st_ino, now.st_mtime_ns, now.st_ctime_ns, now.st_size
+        stamps = _stamps(fd)
         first, end = position // block_size, -(-stop // block_size)
         digests = self._tape.block_digests(member, first, end)
         others_have: list[tuple[int, _Block, bytes]] = []
-        for number in range(first, end):
+        for number in range(first, end) if numbers is None else numbers:
             low = number * block_size
             high = min(low + block_size, size)
             at = (number - first) * merkle.SIZE
             digest = digests[at : at + merkle.SIZE]
             block = self._kept.get((member.start, number))
             if block is None or block.stamps != stamps:
-                if position <= low and high <= stop and not self.keeps_all:
+                if position <= low and high <= stop:
                     view = part[low - position : high - position]
                     read_all(fd, view, low)
                     if self._hash(view) != digest:
@@ -114,6 +117,22 @@ class Contents:
             _fill(fd, member, number, block, digest, self._hash, block_size)  # if the other one could not
             _copy(block, number * block_size, part, position)
 
+    def keep(self, fd: int, member: Member, numbers: range, ends: Callable[[], bool]) -> None:
+        """Reads and hashes these blocks, the last one first, and keeps them for who will ask for them; until `ends()`.
+
+        Raises as `read` does.
+        """
+        digests, stamps = self._tape.block_digests(member, numbers.start, numbers.stop), _stamps(fd)
+        for number in reversed(numbers):
+            if ends():
+                return
+            block = self._kept.get((member.start, number))
+            if block is None or block.stamps != stamps:
+                block = self._keep(member, number, stamps)
+                block.lock.acquire()
+                at = (number - numbers.start) * merkle.SIZE
+                _fill(fd, member, number, block, digests[at : at + merkle.SIZE], self._hash, self._block_size)
+
     def _keep(self, member: Member, number: int, stamps: _Stamps) -> _Block:
         """A new block, to be filled; another one goes for it."""
         while len(self._kept) >= self._most_kept:
@@ -123,6 +142,11 @@ class Contents:
                 break  # another thread was at it
         block = self._kept[member.start, number] = _Block(stamps, self._free)
         return block
+
+
+def _stamps(fd: int) -> _Stamps:
+    now = os.fstat(fd)
+    return now.st_ino, now.st_mtime_ns, now.st_ctime_ns, now.st_size
 
 
 def _fill(

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from tartapefs import ustar
+from tartapefs.buffers import aligned
 from tartapefs.compare import first_difference
 from tartapefs.layout import BLOCK
 from tartapefs.player import CHUNK, TapePlayer
@@ -151,7 +152,7 @@ class Copy:
         May be interrupted at any moment, by a power failure too: what is there then is good but for at most the last
         `TAIL` bytes. Raises what `TapePlayer.readinto` raises, and OSError (ENOSPC and the like).
         """
-        buffer = memoryview(bytearray(CHUNK))
+        buffer = aligned(CHUNK)
         begun = position = self.size
         synced = position
         while position < player.tape.total_size:

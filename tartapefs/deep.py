@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from typing import NamedTuple, TypeVar
 
 from tartapefs import merkle
+from tartapefs.buffers import aligned
 from tartapefs.contents import as_shown, damage
 from tartapefs.errors import Difference, TapeIntegrityError
 from tartapefs.fill import Filler
@@ -77,16 +78,16 @@ class Reader:
         self._filler = filler
         self._hash = merkle.hasher(algorithm)
         self._block_size = block_size
-        self._buffers: SimpleQueue[bytearray] = SimpleQueue()
+        self._buffers: SimpleQueue[memoryview] = SimpleQueue()
 
     def digests(self, stretch: Stretch) -> bytes:
         """Those of all blocks in it, one after the other. Raises what `Filler.fill` raises."""
         size = stretch.stop - stretch.start
-        buffer = bytearray(max(size, _AT_ONCE)) if self._buffers.empty() else self._buffers.get()
+        buffer = aligned(max(size, _AT_ONCE)) if self._buffers.empty() else self._buffers.get()
         if len(buffer) < size:
-            buffer = bytearray(size)
+            buffer = aligned(size)
         try:
-            view = memoryview(buffer)[:size]
+            view = buffer[:size]
             self._filler.fill(view, stretch.start, stretch.stop)
             found = []
             for member, low, high in stretch.parts:

@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 
+from tartapefs.buffers import aligned
 from tartapefs.display import printable
 from tartapefs.errors import TapeError
 from tartapefs.hashstate import SavableHash, savable
@@ -341,7 +342,7 @@ class Digests:
         if there is one, is saved every ten seconds and at the end, also when this is interrupted or fails. Raises what
         `TapePlayer.read` raises.
         """
-        spare, buffer = memoryview(bytearray(CHUNK)), memoryview(bytearray(CHUNK))
+        spare, buffer = aligned(CHUNK), aligned(CHUNK)
         saved, done = time.monotonic(), 0
         try:
             with ThreadPoolExecutor(max(1, len(self._all))) as pool:

@@ -23,6 +23,7 @@ from functools import cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from tartapefs.buffers import aligned
 from tartapefs.digests import etag
 from tartapefs.errors import Difference, TapeError, TapeIntegrityError
 from tartapefs.player import CHUNK, Check, TapePlayer
@@ -176,7 +177,7 @@ def _send(job: _Job, numbered: tuple[int, str]) -> _Outcome:
         part = Parts(player, job.part_size)[at]
         body = _Hashed(player, part.start, part.stop, part.name)
         if there:
-            buffer = bytearray(CHUNK)
+            buffer = aligned(CHUNK)
             while body.readinto(buffer):
                 pass
             if body.hexdigest() == there:

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Callable, Container, Iterator
 
 from tartapefs import merkle
+from tartapefs.buffers import aligned
 from tartapefs.contents import damage, read_all
 from tartapefs.deep import Part, Stretch, in_order, stretches
 from tartapefs.display import file_type
@@ -93,8 +94,8 @@ class _Comparison:
             found = []
             for number in range(first, stop):
                 low = number * block_size
-                block = bytearray(min(block_size, member.size - low))
-                read_all(fd, memoryview(block), low)
+                block = aligned(min(block_size, member.size - low))
+                read_all(fd, block, low)
                 at = (number - first) * merkle.SIZE
                 if self._hash(block) != recorded[at : at + merkle.SIZE]:
                     found.append(damage(member, number, block_size, "another"))

@@ -10,6 +10,8 @@ stays open.
 
 import errno
 import os
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from tartapefs import ustar
 from tartapefs.contents import Contents, as_shown, read_all
@@ -20,7 +22,23 @@ from tartapefs.member import Member
 from tartapefs.source import Source
 from tartapefs.tape import Tape
 
+_NS = 10**9
 _NOT_BELOW = (errno.ELOOP, errno.EXDEV, errno.ENOTDIR, errno.ENOENT)  # what `Source.open` says of a path that strays
+
+
+class Blocks(NamedTuple):
+    """The bytes `[start, stop)` of the archive, in the body of a member of a sealed tape: the numbers of its blocks."""
+
+    member: Member
+    start: int
+    stop: int
+    all: range
+    whole: range
+
+    @property
+    def ends(self) -> list[int]:
+        """Of those that are not in there as a whole, of which there are two at most."""
+        return [number for number in self.all if number not in self.whole]
 
 
 class Filler:
@@ -39,9 +57,20 @@ class Filler:
         self._contents = Contents(tape) if contents and tape.seal else None
         self._stamps_count = strict or not tape.seal
         self._end = tape.total_size - FOOTER
+        self._prepared: dict[int, bytes] = {}  # headers, by the starts of their members
 
-    def fill(self, view: memoryview, start: int, stop: int) -> int:
+    def fill(
+        self,
+        view: memoryview,
+        start: int,
+        stop: int,
+        members: Iterable[Member] | None = None,
+        blocks: Iterable[int] | None = None,
+    ) -> int:
         """Fills `view` with the bytes `[start, stop)` of the archive; returns from how many members.
+
+        `members`: those, in any order, whose bytes are to be filled in; all that overlap the range by default.
+        `blocks`: of a range in one member of a sealed tape, the numbers of those that are.
 
         Raises TapeIntegrityError where the source is not as recorded, TapeFormatError for a damaged index, and OSError
         where the source cannot be read; what the buffer then holds is undefined.
@@ -49,20 +78,20 @@ class Filler:
         One long function of plain numbers, without `min` and `max`, since it runs once for every member that anybody
         reads: in smaller pieces it took 15 instead of 13 microseconds a member, most of which are system calls.
         """
-        source, at_home, contents = self.source, self.at_home, self._contents
+        source, at_home, contents, prepared = self.source, self.at_home, self._contents, self._prepared
         check_place(source, self.tape.root_name)
         count = 0
         # Of the last file: its folder, and that folder as a place, opened for its second file, closed at the end.
         last_folder, place = None, -1
         try:
-            for member in self.tape.members(start, stop):
+            for member in self.tape.members(start, stop) if members is None else members:
                 count += 1
                 first, name, mode, size, mtime_ns, _, _, target, owner = member
                 body = first + BLOCK
                 padding = body + size
                 if start < body:
                     low, high = start if start > first else first, stop if stop < body else body
-                    header = ustar.header(name, mode, size, mtime_ns // 1_000_000_000, target, owner)
+                    header = prepared.pop(first, b"") or ustar.header(name, mode, size, mtime_ns // _NS, target, owner)
                     view[low - start : high - start] = header[low - first : high - first]
                 low, high = start if start > body else body, stop if stop < padding else padding
                 if low < high:
@@ -87,7 +116,7 @@ class Filler:
                     try:
                         try:
                             if contents is not None:
-                                contents.read(fd, member, part, position)
+                                contents.read(fd, member, part, position, blocks)
                             elif os.preadv(fd, (part,), position) < high - low:
                                 read_all(fd, part, position)  # what one call read only in part
                         except OSError as error:
@@ -116,24 +145,38 @@ class Filler:
             view[low - start : stop - start] = bytes(stop - low)
         return count
 
-    def whole_blocks(self, start: int, stop: int) -> tuple[int, int]:
-        """Of `[start, stop)`, the whole blocks of the member at `start`, which are hashed; none if it is not sealed."""
+    def prepare(self, members: Iterable[Member]) -> None:
+        """Makes what the index alone tells of members that are likely to be asked for next: rows and headers."""
+        self._prepared = {member.start: member.header() for member in members}
+
+    def blocks(self, start: int, stop: int) -> Blocks | None:
+        """What `[start, stop)` has of the body of the member at `start`, if the tape is sealed and it has anything."""
         member = next(self.tape.members(start, start + 1), None) if self._contents is not None else None
         if member is None:
-            return start, start
-        body, block_size = member.start + BLOCK, self.tape.block_size
-        first = body + -(-max(start - body, 0) // block_size) * block_size
-        last = body + (min(stop - body, member.size) // block_size) * block_size
-        return first, max(first, last)
+            return None
+        body, size = member.start + BLOCK, self.tape.block_size
+        low, high = max(start - body, 0), min(stop - body, member.size)
+        if low >= high:
+            return None
+        every, whole = range(low // size, -(-high // size)), range(-(-low // size), high // size)
+        return Blocks(member, body + low, body + high, every, whole)
 
-    def read_ahead(self, view: memoryview, start: int, stop: int) -> None:
-        """As `fill`, of a sealed tape, so that the blocks are at hand when they are asked for. By one thread alone."""
-        assert self._contents is not None  # or a change after this would be missed
-        self._contents.keeps_all = True
-        try:
-            self.fill(view, start, stop)
-        finally:
-            self._contents.keeps_all = False
+    def fill_blocks(self, view: memoryview, blocks: Blocks, numbers: Iterable[int]) -> None:
+        """Fills into `view`, which is for all of `blocks`, those of these numbers; raises as `fill` does."""
+        self.fill(view, blocks.start, blocks.stop, (blocks.member,), numbers)
+
+    def hash_ahead(self, start: int, stop: int, ends: Callable[[], bool]) -> None:
+        """Has the `blocks` of this range at hand when they are asked for, the last ones first, until `ends()`.
+
+        Raises as `fill` does.
+        """
+        blocks = self.blocks(start, stop)
+        if self._contents is not None and blocks is not None and blocks.member.size > self.tape.block_size:
+            fd = self.source.open(blocks.member.path)
+            try:
+                self._contents.keep(fd, blocks.member, blocks.all, ends)
+            finally:
+                os.close(fd)
 
     def _check(self, member: Member, failure: OSError | None = None) -> None:
         """Raises drift if what is at the member's place is not as recorded; `failure` is why it was not opened."""

@@ -71,8 +71,8 @@ _MANY = 2048  # members, from which on a second process is worth the fork
 _LEVEL_BITS = 54  # below them, the start of a node in blocks
 _UNDER_WAY = ".new"  # what is added to the name of an index that is being written
 _PACKS = 8  # that are fetched at once by a reader that goes on where it stopped
-_LEAVES = _PACKS * packs.MOST  # that they may have, of a sealed tape
-_PAGES_KEPT = 8  # of as many readers
+_ROWS_KEPT = 8 * _PACKS  # that were fetched and not used yet, by as many readers
+_PAGES_KEPT = 16  # of as many readers, or of one that goes back
 _PIECES_KEPT = 512  # rows of digests of large members, 2 KiB each
 _CONNECTIONS = 4  # more readers at once than there are cores to run them gain nothing
 _LONGEST_VALUE = 1 << 20
@@ -366,6 +366,7 @@ class Index:
         self._open_connections = 0
         self.stat = self._check_file()
         self._pages: tuple[_Page, ...] = ()
+        self._rows: dict[int, tuple[tuple[Any, ...], int | None]] = {}  # by their starts, and where the next one starts
         self._pieces: dict[int, bytes] = {}
         self._checker: merkle.Checker | None = None
         try:
@@ -559,19 +560,39 @@ class Index:
         No connection is held between two of them. Raises TapeFormatError where a row cannot be believed.
         """
         start, stop = max(start, 0), min(stop, self.facts.total_size - FOOTER)
+        joins = False
         while start < stop:
             page = self._page(start, stop)
-            for member in islice(page.members, bisect_right(page.starts, start) - 1, None):
+            first = bisect_right(page.starts, start) - 1
+            if joins and page.starts[first] != start:
+                raise self._bad(f"its members do not join at offset {start}")
+            for member in islice(page.members, first, None):
                 if member.start >= stop:
                     return
                 yield member
-            start = page.stop
+            start, joins = page.stop, True
+
+    def backwards(self, start: int, stop: int) -> Iterator[Member]:
+        """The members that `between` yields, the last one first."""
+        start, stop = max(start, 0), min(stop, self.facts.total_size - FOOTER)
+        joins = False
+        while start < stop:
+            page = self._page(stop - 1, stop)
+            last = bisect_left(page.starts, stop) - 1
+            if joins and page.members[last].stop != stop:
+                raise self._bad(f"its members do not join at offset {stop}")
+            for member in page.members[last::-1]:
+                yield member
+                if member.start <= start:
+                    return
+            stop, joins = page.start, True
 
     def _page(self, position: int, stop: int) -> "_Page":
-        """A run of members, the one at `position` among them: one that is kept, or else a new one.
+        """The members of one row, the one at `position` among them: a page that is kept, or else a new one.
 
-        Who reads on where a page ended gets a whole page, and its members are decoded once for all the requests that
-        it serves. Who jumps gets no more than the members below `stop`.
+        Who reads on where a page ended will want the rows that follow, too, and who jumps those below `stop`. They are
+        fetched at once, and decoded when they are asked for: whoever shares a request with another process needs no
+        more than a part of it.
         """
         self._check_open()
         sequential = False
@@ -579,29 +600,38 @@ class Index:
             if page.start <= position < page.stop:
                 return page
             sequential = sequential or page.stop == position
-        page = self._fetch(position, self.facts.total_size if sequential else stop)
+        row, following = self._rows.pop(position, (None, None))
+        if row is None:
+            row, following = self._fetch(position, self.facts.total_size if sequential else stop)
+        starts, end, members = self._members(row)
+        if following not in (None, end):
+            raise self._bad(f"its members do not join at offset {end}")
+        if not starts[0] <= position < end <= self.facts.total_size - FOOTER:
+            raise self._bad(f"no member covers offset {position}")
+        page = _Page(starts[0], end, starts, members, {})
+        if self._checker is not None:
+            page = self._checked(page, position, self.facts.total_size if sequential else stop, self._checker)
         self._pages = (page, *self._pages[: _PAGES_KEPT - 1])  # one store: threads see the old pages or the new
         return page
 
-    def _fetch(self, position: int, stop: int) -> "_Page":
+    def _fetch(self, position: int, stop: int) -> tuple[tuple[Any, ...], int | None]:
+        """The row that `position` lies in, and where the next one starts if it was fetched, too.
+
+        Those are kept that follow up to `stop`.
+        """
         rows = self._query(
             "SELECT * FROM pack WHERE start >= (SELECT max(start) FROM pack WHERE start <= ?)"
             f" AND start < ? ORDER BY start LIMIT {_PACKS}",
             (position, stop),
         )
-        starts: list[int] = []
-        members: list[Member] = []
-        end = rows[0][0] if rows else -1
-        for row in rows:
-            if row[0] != end:
-                raise self._bad(f"its members do not join at offset {end}")
-            some_starts, end, some = self._members(row)
-            starts += some_starts
-            members += some
-        if not starts or not starts[0] <= position < end <= self.facts.total_size - FOOTER:
+        if not rows:
             raise self._bad(f"no member covers offset {position}")
-        page = _Page(starts[0], end, starts, members, {})
-        return page if self._checker is None else self._checked(page, position, stop, self._checker)
+        if len(self._rows) + len(rows) > _ROWS_KEPT:
+            self._rows = {}
+        followings = [row[0] for row in rows[1:]] + [None]
+        for row, following in zip(rows[1:], followings[1:], strict=True):
+            self._rows[row[0]] = row, following
+        return rows[0], followings[0]
 
     def _checked(self, page: "_Page", position: int, stop: int, checker: merkle.Checker) -> "_Page":
         """Of a page of a sealed tape, the leaves between `position` and `stop`, which pack by pack are whole.
@@ -610,7 +640,7 @@ class Index:
         """
         leaves = self._query(
             "SELECT * FROM leaf WHERE start >= (SELECT max(start) FROM leaf WHERE start <= ?)"
-            f" AND start < ? ORDER BY start LIMIT {_LEAVES}",
+            f" AND start < ? ORDER BY start LIMIT {packs.MOST}",
             (position, min(stop, page.stop)),
         )
         if not leaves or not page.start <= leaves[0][0] <= position:

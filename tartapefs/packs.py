@@ -128,15 +128,16 @@ def _folders(root: bytes, shared: bytes, rests: list[bytes]) -> list[bytes]:
 
 
 def _check_kinds(modes: tuple[int, ...], sizes: tuple[int, ...], targets: list[bytes], folder_count: int) -> None:
-    found = 0
-    for mode, size, target in zip(modes, sizes, targets, strict=True):
-        kind = mode & 0o170000
-        found += kind == _FOLDER
-        if kind not in RECORDABLE or (size and kind != _FILE) or (kind == _LINK) != bool(target):
-            raise ValueError("a member is of no kind, or has what its kind does not")
-        ustar.check_target(target)
-    if found != folder_count:
+    kinds = [mode & 0o170000 for mode in modes]
+    if (
+        not RECORDABLE.issuperset(kinds)
+        or any(size for kind, size in zip(kinds, sizes, strict=True) if kind != _FILE)
+        or [kind == _LINK for kind in kinds] != list(map(bool, targets))
+    ):
+        raise ValueError("a member is of no kind, or has what its kind does not")
+    if kinds.count(_FOLDER) != folder_count:
         raise ValueError("there are not as many folders as it says")
+    ustar.check_target(max(targets, key=len))
 
 
 def _owners(owned_by: tuple[int, ...], fields: list[bytes]) -> list[ustar.Owner | None]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tartapefs import events
 from tartapefs.audit import Rest, audit, check_headers
+from tartapefs.buffers import aligned
 from tartapefs.crew import Crew
 from tartapefs.errors import OffsetError, TapeError, TapeIntegrityError
 from tartapefs.fill import Filler
@@ -115,7 +116,7 @@ class TapePlayer:
         """
         if size < 0:
             raise OffsetError(size, self.tape.total_size)
-        buffer = bytearray(max(0, min(size, self.tape.total_size - offset)))
+        buffer = aligned(max(0, min(size, self.tape.total_size - offset)))
         self.readinto(buffer, offset)
         return bytes(buffer)
 
@@ -163,7 +164,7 @@ class TapePlayer:
 
         It rests with `pause(seconds)`, and ends if that is true. `scrubbed` tells how far it is. Raises as `read` does.
         """
-        buffer, rest = memoryview(bytearray(_SCRUBBED_AT_ONCE)), Rest(share, pause)
+        buffer, rest = aligned(_SCRUBBED_AT_ONCE), Rest(share, pause)
         position = 0
         while position < self._end and self.drift is None and not pause(0):
             stop = min(position + len(buffer), self._end)
@@ -233,7 +234,7 @@ class TapePlayer:
                         if position == stop:
                             start, stop = position, min(position + chunk_size, end)
                             if len(chunk) < stop - start:
-                                chunk = memoryview(bytearray(stop - start))
+                                chunk = aligned(stop - start)
                             self.readinto(chunk[: stop - start], start)
                         data = bytes(chunk[position - start : min(last, stop) - start])
                         if md5 is not None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from tartapefs import merkle
+from tartapefs.buffers import aligned
 from tartapefs.contents import EndedEarlyError, damage, read_all
 from tartapefs.errors import Difference, TapeError, TapeIntegrityError
 from tartapefs.layout import BLOCK
@@ -137,8 +138,8 @@ class Restorer:
         with os.fdopen(fd, "wb", buffering=0) as file:
             for number in range(merkle.blocks(member.size, block_size)):
                 low = number * block_size
-                block = bytearray(min(block_size, member.size - low))
-                self._read(memoryview(block), member.start + BLOCK + low, member)
+                block = aligned(min(block_size, member.size - low))
+                self._read(block, member.start + BLOCK + low, member)
                 if self._hash(block) != self._tape.block_digests(member, number, number + 1):
                     found = damage(member, number, block_size, "another in the copy")
                     raise TapeIntegrityError(member.arc_path, found.differences, _REMEDY)

@@ -98,6 +98,10 @@ class Tape:
         """The members that overlap the bytes `[start, stop)` of the archive, in order; all by default."""
         return self._index.between(start, self.total_size if stop is None else stop)
 
+    def members_backwards(self, start: int, stop: int) -> Iterator[Member]:
+        """The members that overlap the bytes `[start, stop)` of the archive, the last one first."""
+        return self._index.backwards(start, stop)
+
     def count(self, start: int, stop: int) -> int:
         """How many members start in the bytes `[start, stop)` of the archive."""
         return self._index.count(start, stop)

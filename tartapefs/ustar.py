@@ -89,12 +89,12 @@ _OCTAL_4 = [b"%04o" % n for n in range(8**4)]
 
 
 @lru_cache(maxsize=256)
-def _fixed(mode: int, target: bytes, owner: Owner | None, prefix: bytes) -> tuple[bytes, bytes, int]:
+def _fixed(mode: int, owner: Owner | None, prefix: bytes) -> tuple[bytes, bytes, int]:
     """What most members of a folder share: mode and ids; all that follows the checksum; the sum of that, and spaces."""
     uid, gid, uname, gname = owner or SCRUBBED
     after = b"%b%bustar\x0000%b%b%b%b" % (
         _TYPES[mode & 0o170000],
-        target.ljust(100, b"\0"),
+        bytes(MAX_TARGET),
         uname[:31].ljust(32, b"\0"),
         gname[:31].ljust(32, b"\0"),
         bytes(16),  # devmajor, devminor
@@ -112,7 +112,10 @@ def header(name: bytes, mode: int, size: int, mtime: int, target: bytes = b"", o
     `owner`: None writes the scrubbed one. Raises ValueError where the name does not fit.
     """
     prefix, rest = split_name(name) if len(name) > LONGEST_UNSPLIT else (b"", name)
-    mode_and_ids, after, its_sum = _fixed(mode, target, owner, prefix)
+    mode_and_ids, after, its_sum = _fixed(mode, owner, prefix)
+    if target:
+        after = after[:1] + target.ljust(MAX_TARGET, b"\0") + after[1 + MAX_TARGET :]
+        its_sum += _sum(target)
     if 0 <= size < _OCTAL_11 and 0 <= mtime < _OCTAL_11:
         before = _pack_octal(
             rest,

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, overload
 
+from tartapefs.buffers import aligned
 from tartapefs.player import TapePlayer
 
 if TYPE_CHECKING:
@@ -78,8 +79,8 @@ class Window(io.RawIOBase):
     def read(self, size: int | None = -1, /) -> bytes:
         self._check_open()
         left = max(0, self.size - self._position)
-        buffer = bytearray(left if size is None or size < 0 else min(size, left))
-        return bytes(memoryview(buffer)[: self.readinto(buffer)])
+        buffer = aligned(left if size is None or size < 0 else min(size, left))
+        return bytes(buffer[: self.readinto(buffer)])
 
     def readall(self) -> bytes:
         return self.read()

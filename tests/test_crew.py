@@ -138,23 +138,35 @@ def test_unmount_returns_once_all_have_ended(many: Path, mount: Callable[..., Pa
 
 
 @needs_two_cores
-def test_whether_a_helper_was_late(many: Path) -> None:
-    """By its channel: any number of microseconds gives it the smallest part on some machine."""
+def test_they_meet(many: Path) -> None:
+    """However late the helper is: what it cannot do is done here, and nothing is left out."""
     text = """
         import mmap, os, signal, sys, threading, time
         from tartapefs import Tape
-        from tartapefs.crew import _Helper
+        from tartapefs.helper import Helper
         from tartapefs.player import TapePlayer
         with Tape.discover(sys.argv[1]) as tape:
-            player = TapePlayer(tape)
-            helper = _Helper(player._filler, mmap.mmap(-1, 1 << 20))
-            helper.begin(0, 0, 100_000)
+            player, stop = TapePlayer(tape), 400_000
+            members = list(tape.members(0, stop))
+            helper = Helper(player._filler, mmap.mmap(-1, 1 << 20))
+            helper.begin(0, 0, stop)
             time.sleep(1)
-            assert helper.end() and not helper.was_late
+            assert list(helper.our_members(members)) == []
+            assert helper.end() == len(members)
             os.kill(helper._pid, signal.SIGSTOP)
-            helper.begin(0, 0, 100_000)
+            helper.begin(0, 0, stop)
+            assert list(helper.our_members(members)) == members
             threading.Timer(0.2, os.kill, (helper._pid, signal.SIGCONT)).start()
-            assert helper.end() and helper.was_late
+            assert helper.end() == 0
+            for _ in range(100):
+                helper.begin(0, 0, stop)
+                ours = []
+                for member in helper.our_members(members):
+                    ours.append(member)
+                    time.sleep(1e-5)
+                theirs = helper.end()
+                assert ours == members[: len(ours)]
+                assert len(members) <= len(ours) + theirs <= len(members) + 1
             helper.close()
             player.close()
     """

@@ -1,0 +1,197 @@
+"""The helper: a process, forked from this one, that fills a part of a request in memory that both share.
+
+Rule: this process fills a request from the front and the helper from the back, until they meet. So both end together
+however unlike the members are and however late the helper was woken, and nothing has to be guessed. The helper's part
+is made by a `Filler` like ours, with every check; if it fails it says only that it did, and the part is filled here,
+which finds the same and raises it.
+
+While nothing is asked for, it prepares what a reader that goes on will ask for next, as far as that takes no look at
+the source that would be too early: rows and headers, and the blocks of sealed tapes. A block that has its digest is the
+recorded one, and the file is still looked at when the block is asked for.
+"""
+
+import contextlib
+import ctypes
+import mmap
+import os
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import chain, islice
+from operator import attrgetter
+from typing import NoReturn, TypeVar
+
+from tartapefs import apart
+from tartapefs.errors import TapeError
+from tartapefs.fill import Filler
+from tartapefs.layout import MAX_OFFSET
+from tartapefs.member import Member
+from tartapefs.tape import Tape
+
+_JOB = struct.Struct("=qqq?")  # place in the shared memory, start, stop, whether it is in one member, block by block
+_COUNT = struct.Struct("=q")  # the members that were filled, or -1
+_POLLS = 20  # of a helper that is at its last member, before it is slept for
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
+
+_Unit = TypeVar("_Unit", Member, int)
+_start_of = attrgetter("start")
+
+
+class Helper:
+    """A process that fills one range at a time, in memory that this process and it share.
+
+    It ends when this process does, however that ends: its end of the pair is closed then.
+    """
+
+    def __init__(self, filler: Filler, memory: mmap.mmap) -> None:
+        self._start = _address(memory)
+        self._stop = self._start + len(memory)
+        self._claims = _Claims()
+        self._ours, theirs = socket.socketpair()
+        self._pid = apart.fork()
+        if self._pid == 0:
+            _help(filler, theirs.detach(), memoryview(memory), self._claims)
+        theirs.close()
+
+    def place_of(self, view: memoryview) -> int:
+        """Where in the shared memory `view` lies; -1 if it does not."""
+        address = _address(view)
+        return address - self._start if self._start <= address < self._stop else -1
+
+    def begin(self, place: int, start: int, stop: int, in_blocks: bool = False) -> None:
+        """Asks for `[start, stop)` at this place; `end` is to be called next, whatever happens.
+
+        `in_blocks`: it is in the body of one member, and is filled by blocks; those at its ends are the helper's.
+        """
+        self._claims.begin()
+        with contextlib.suppress(OSError):  # it is gone: `end` says so
+            self._ours.send(_JOB.pack(place, start, stop, in_blocks))
+
+    def our_members(self, members: Iterable[Member]) -> Iterator[Member]:
+        """Of the members of the range, in their order, those that are to be filled here."""
+        return self._claims.from_the_front(members, _start_of)
+
+    def our_blocks(self, numbers: Iterable[int]) -> Iterator[int]:
+        """Of the numbers of blocks in the range, in their order, those of blocks that are to be filled here."""
+        return self._claims.from_the_front(numbers, int)
+
+    def end(self) -> int:
+        """Waits until it is done, and returns how many members it filled; -1 if it failed, and nothing is certain."""
+        self._claims.end()
+        with contextlib.suppress(OSError):  # it is gone
+            for _ in range(_POLLS):
+                with contextlib.suppress(BlockingIOError):
+                    return self._count(self._ours.recv(_COUNT.size, socket.MSG_DONTWAIT))
+            return self._count(self._ours.recv(_COUNT.size))
+        return -1
+
+    @staticmethod
+    def _count(answer: bytes) -> int:
+        return _COUNT.unpack(answer)[0] if answer else -1
+
+    def close(self) -> None:
+        """Ends the process; waits a second for that, unless it waits for a source that does not answer."""
+        self._ours.close()
+        with contextlib.suppress(ChildProcessError):
+            for _ in range(100):
+                if os.waitpid(self._pid, os.WNOHANG) != (0, 0):
+                    break
+                time.sleep(0.01)
+
+
+def _address(memory: mmap.mmap | memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+class _Claims:
+    """Which units of a range are whose, in memory that two processes share: members, or blocks of one.
+
+    Each claims a unit before it fills it, unless the other one has. In one and the same instant both may claim the one
+    at which they meet: then both fill it, with the same bytes. None is left out: who has claimed one fills it.
+    """
+
+    def __init__(self) -> None:
+        # The places of the units that were claimed last, from the front and from the back; how many ranges were begun.
+        self._at = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
+
+    def begin(self) -> None:
+        self._at[0], self._at[1] = -1, MAX_OFFSET
+        self._at[2] += 1
+
+    def from_the_front(self, units: Iterable[_Unit], place_of: Callable[[_Unit], int]) -> Iterator[_Unit]:
+        at = self._at
+        for unit in units:
+            place = place_of(unit)
+            if at[1] <= place:
+                return
+            at[0] = place
+            yield unit
+
+    def from_the_back(self, units: Iterable[_Unit], place_of: Callable[[_Unit], int]) -> Iterator[_Unit]:
+        at = self._at
+        for unit in units:
+            place = place_of(unit)
+            if place <= at[0]:
+                return
+            at[1] = place
+            yield unit
+
+    def are_more_than(self, ranges: int) -> bool:
+        """Whether more ranges were begun than these."""
+        return self._at[2] > ranges
+
+    def end(self) -> None:
+        """All that is not claimed from the back is claimed from the front, whatever becomes of it."""
+        self._at[0] = MAX_OFFSET
+
+
+def _help(filler: Filler, channel: int, memory: memoryview, claims: _Claims) -> NoReturn:
+    """The helper's life. It has the source's root and `channel` open, and an index of its own.
+
+    SQLite's connections must not be used in two processes; an index that was replaced meanwhile is another tape's.
+    """
+    try:
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # it ends when its parent does
+        signal.set_wakeup_fd(-1)
+        os.chdir("/")
+        low, high = sorted((channel, filler.source.descriptor))
+        os.closerange(0, low)
+        os.closerange(low + 1, high)
+        os.closerange(high + 1, os.sysconf("SC_OPEN_MAX"))
+        tape = Tape.from_index(filler.tape.index_path)
+        if tape.is_same(filler.tape):
+            own = Filler(tape, filler.source, filler.at_home, strict=filler.strict)
+            ranges, last_stop, last_step = 0, 0, -1
+            while job := os.read(channel, _JOB.size):
+                place, start, stop, in_blocks = _JOB.unpack(job)
+                ranges += 1
+                count = _fill(own, claims, memory[place : place + stop - start], start, stop, in_blocks)
+                os.write(channel, _COUNT.pack(count))
+                # A reader that goes on will ask for as much, as far ahead, and for so many of us again.
+                step = stop - last_stop
+                with contextlib.suppress(TapeError, OSError):  # whoever asks for it meets the same
+                    if not in_blocks:
+                        own.prepare(islice(tape.members_backwards(start + step, stop + step), max(count, 0)))
+                    elif step == last_step:  # twice as far
+                        own.hash_ahead(start + step, stop + step, partial(claims.are_more_than, ranges))
+                last_stop, last_step = stop, step
+    finally:
+        os._exit(0)
+
+
+def _fill(filler: Filler, claims: _Claims, view: memoryview, start: int, stop: int, in_blocks: bool) -> int:
+    """Fills from the back what is not claimed from the front; returns how many members, or -1 if it cannot."""
+    try:
+        blocks = filler.blocks(start, stop) if in_blocks else None
+        if blocks is None:
+            members = filler.tape.members_backwards(start, stop)
+            return filler.fill(view, start, stop, claims.from_the_back(members, _start_of))
+        ours = claims.from_the_back(reversed(blocks.whole), int)
+        filler.fill_blocks(view, blocks, chain(blocks.ends, ours))
+        return 1
+    except (TapeError, OSError):
+        return -1

@@ -25,7 +25,8 @@ from tartapefs import ustar
 from tartapefs.buffers import aligned
 from tartapefs.compare import first_difference
 from tartapefs.layout import BLOCK
-from tartapefs.player import CHUNK, TapePlayer
+from tartapefs.player import TapePlayer
+from tartapefs.stream import CHUNK
 from tartapefs.tape import Tape
 
 Progress = Callable[[int, int], None]  # (position in the archive, bytes of it passed so far)

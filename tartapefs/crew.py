@@ -27,7 +27,7 @@ from queue import SimpleQueue
 from tartapefs.errors import TapeError
 from tartapefs.fill import Filler
 from tartapefs.helper import Helper
-from tartapefs.layout import BLOCK
+from tartapefs.layout import BLOCK, MAX_OFFSET
 from tartapefs.member import Member
 
 _HELPED = 4  # members in a request, from which on a helper is worth two wake-ups
@@ -60,6 +60,12 @@ class Crew:
         self._read = 0  # blocks from disks, by all threads
         self._threads = _Threads(_THREADS)
         self._block_size = filler.tape.block_size  # 0 if it is not sealed
+        self._begun: tuple[int, int, int] | None = None  # what the helper is at: place, start, stop
+        self.first_summed = MAX_OFFSET  # in the last range that was expected, where the files start that have sums
+
+    @property
+    def has_helper(self) -> bool:
+        return self._helper is not None
 
     def fork_helper(self, memory: mmap.mmap) -> None:
         """Forks the helper, which can fill buffers that lie in `memory`.
@@ -72,10 +78,28 @@ class Crew:
         """Ends the helper. The threads wait for work, and end with the process."""
         if self._helper is not None:
             self._helper.close()
-            self._helper = None
+            self._helper = self._begun = None
+
+    def expect(self, view: memoryview, start: int, sums: memoryview) -> None:
+        """Has the helper, if there is one, begin to fill `view`, from `start` of the archive on.
+
+        The caller's next call of `fill` is to be for this. Then `first_summed` says where the first file starts of
+        those whose MD5 sums are in `sums`, at `helper.sum_at`. Both lie in the helper's memory.
+        """
+        if self._helper is not None and not self._slow_requests and not self._cold_requests:
+            self._begun = self._helper.place_of(view), start, start + len(view)
+            self._helper.begin(*self._begun, sums=self._helper.place_of(sums))
 
     def fill(self, view: memoryview, start: int, stop: int) -> None:
         """Fills `view` with the bytes `[start, stop)` of the archive; raises what `Filler.fill` raises."""
+        self.first_summed, helper = MAX_OFFSET, self._helper
+        if helper is not None and self._begun is not None and self._begun == (helper.place_of(view), start, stop):
+            self._begun = None
+            with self._divides:
+                self._meet(helper, view, start, stop)
+                self.first_summed = helper.first_filled
+                self._expected = stop
+            return
         if stop - start < 2 * _PART or not self._divides.acquire(blocking=False):
             self._filler.fill(view, start, stop)
             return
@@ -151,6 +175,9 @@ class Crew:
     def _share(self, helper: Helper, place: int, view: memoryview, start: int, stop: int) -> None:
         """With the helper, member by member."""
         helper.begin(place, start, stop)
+        self._meet(helper, view, start, stop)
+
+    def _meet(self, helper: Helper, view: memoryview, start: int, stop: int) -> None:
         try:
             ours = self._observed(view, start, stop, helper.our_members(self._filler.tape.members(start, stop)))
         finally:

@@ -27,7 +27,8 @@ from tartapefs.errors import TapeError
 from tartapefs.hashstate import SavableHash, savable
 from tartapefs.layout import BLOCK
 from tartapefs.member import Member
-from tartapefs.player import CHUNK, TapePlayer
+from tartapefs.player import TapePlayer
+from tartapefs.stream import CHUNK
 from tartapefs.tape import Tape
 
 if TYPE_CHECKING:

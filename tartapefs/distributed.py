@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from tartapefs.buffers import aligned
 from tartapefs.digests import etag
 from tartapefs.errors import Difference, TapeError, TapeIntegrityError
-from tartapefs.player import CHUNK, Check, TapePlayer
+from tartapefs.player import Check, TapePlayer
+from tartapefs.stream import CHUNK
 from tartapefs.tape import Tape
 from tartapefs.window import ARCHIVE, Parts, Window
 

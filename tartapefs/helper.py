@@ -12,6 +12,7 @@ recorded one, and the file is still looked at when the block is asked for.
 
 import contextlib
 import ctypes
+import hashlib
 import mmap
 import os
 import signal
@@ -27,17 +28,25 @@ from typing import NoReturn, TypeVar
 from tartapefs import apart
 from tartapefs.errors import TapeError
 from tartapefs.fill import Filler
-from tartapefs.layout import MAX_OFFSET
+from tartapefs.layout import BLOCK, MAX_OFFSET
 from tartapefs.member import Member
 from tartapefs.tape import Tape
 
-_JOB = struct.Struct("=qqq?")  # place in the shared memory, start, stop, whether it is in one member, block by block
+# Place in the shared memory, start, stop, whether it is in one member, block by block; the place for sums, or -1.
+_JOB = struct.Struct("=qqq?q")
 _COUNT = struct.Struct("=q")  # the members that were filled, or -1
+_LAST_WAIT = 1.0  # seconds, for the end of a helper
 _POLLS = 20  # of a helper that is at its last member, before it is slept for
+SUM = 16  # bytes of an MD5 sum
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
 
 _Unit = TypeVar("_Unit", Member, int)
 _start_of = attrgetter("start")
+
+
+def sum_at(member: Member, start: int) -> int:
+    """Where the sum of a member is, among those of a range that starts at `start`; negative if it starts before."""
+    return (member.start - start) // BLOCK * SUM
 
 
 class Helper:
@@ -50,6 +59,7 @@ class Helper:
         self._start = _address(memory)
         self._stop = self._start + len(memory)
         self._claims = _Claims()
+        self.first_filled = MAX_OFFSET  # of the last range, where the first member starts that it filled
         self._ours, theirs = socket.socketpair()
         self._pid = apart.fork()
         if self._pid == 0:
@@ -61,14 +71,15 @@ class Helper:
         address = _address(view)
         return address - self._start if self._start <= address < self._stop else -1
 
-    def begin(self, place: int, start: int, stop: int, in_blocks: bool = False) -> None:
+    def begin(self, place: int, start: int, stop: int, in_blocks: bool = False, sums: int = -1) -> None:
         """Asks for `[start, stop)` at this place; `end` is to be called next, whatever happens.
 
         `in_blocks`: it is in the body of one member, and is filled by blocks; those at its ends are the helper's.
+        `sums`: where in the shared memory the MD5 sums of the files that it fills are wanted.
         """
         self._claims.begin()
         with contextlib.suppress(OSError):  # it is gone: `end` says so
-            self._ours.send(_JOB.pack(place, start, stop, in_blocks))
+            self._ours.send(_JOB.pack(place, start, stop, in_blocks, sums))
 
     def our_members(self, members: Iterable[Member]) -> Iterator[Member]:
         """Of the members of the range, in their order, those that are to be filled here."""
@@ -86,20 +97,26 @@ class Helper:
                 with contextlib.suppress(BlockingIOError):
                     return self._count(self._ours.recv(_COUNT.size, socket.MSG_DONTWAIT))
             return self._count(self._ours.recv(_COUNT.size))
-        return -1
+        return self._count(b"")
 
-    @staticmethod
-    def _count(answer: bytes) -> int:
-        return _COUNT.unpack(answer)[0] if answer else -1
+    def _count(self, answer: bytes) -> int:
+        count = _COUNT.unpack(answer)[0] if answer else -1
+        self.first_filled = self._claims.first_from_the_back() if count >= 0 else MAX_OFFSET
+        return count
 
     def close(self) -> None:
         """Ends the process; waits a second for that, unless it waits for a source that does not answer."""
+        self._ours.settimeout(_LAST_WAIT)
+        with contextlib.suppress(OSError):  # it is gone, or busy still
+            self._ours.shutdown(socket.SHUT_WR)
+            while self._ours.recv(_COUNT.size):
+                pass
         self._ours.close()
         with contextlib.suppress(ChildProcessError):
-            for _ in range(100):
+            for _ in range(10):
                 if os.waitpid(self._pid, os.WNOHANG) != (0, 0):
                     break
-                time.sleep(0.01)
+                time.sleep(0.001)
 
 
 def _address(memory: mmap.mmap | memoryview) -> int:
@@ -139,6 +156,9 @@ class _Claims:
             at[1] = place
             yield unit
 
+    def first_from_the_back(self) -> int:
+        return self._at[1]
+
     def are_more_than(self, ranges: int) -> bool:
         """Whether more ranges were begun than these."""
         return self._at[2] > ranges
@@ -167,9 +187,10 @@ def _help(filler: Filler, channel: int, memory: memoryview, claims: _Claims) -> 
             own = Filler(tape, filler.source, filler.at_home, strict=filler.strict)
             ranges, last_stop, last_step = 0, 0, -1
             while job := os.read(channel, _JOB.size):
-                place, start, stop, in_blocks = _JOB.unpack(job)
+                place, start, stop, in_blocks, sums = _JOB.unpack(job)
                 ranges += 1
-                count = _fill(own, claims, memory[place : place + stop - start], start, stop, in_blocks)
+                view = memory[place : place + stop - start]
+                count = _fill(own, claims, view, start, stop, in_blocks, memory[sums:] if sums >= 0 else None)
                 os.write(channel, _COUNT.pack(count))
                 # A reader that goes on will ask for as much, as far ahead, and for so many of us again.
                 step = stop - last_stop
@@ -183,15 +204,32 @@ def _help(filler: Filler, channel: int, memory: memoryview, claims: _Claims) -> 
         os._exit(0)
 
 
-def _fill(filler: Filler, claims: _Claims, view: memoryview, start: int, stop: int, in_blocks: bool) -> int:
+def _fill(
+    filler: Filler,
+    claims: _Claims,
+    view: memoryview,
+    start: int,
+    stop: int,
+    in_blocks: bool,
+    sums: memoryview | None,
+) -> int:
     """Fills from the back what is not claimed from the front; returns how many members, or -1 if it cannot."""
     try:
         blocks = filler.blocks(start, stop) if in_blocks else None
         if blocks is None:
-            members = filler.tape.members_backwards(start, stop)
-            return filler.fill(view, start, stop, claims.from_the_back(members, _start_of))
+            members = claims.from_the_back(filler.tape.members_backwards(start, stop), _start_of)
+            return filler.fill(view, start, stop, members if sums is None else _summed(members, view, start, sums))
         ours = claims.from_the_back(reversed(blocks.whole), int)
         filler.fill_blocks(view, blocks, chain(blocks.ends, ours))
         return 1
     except (TapeError, OSError):
         return -1
+
+
+def _summed(members: Iterable[Member], view: memoryview, start: int, sums: memoryview) -> Iterator[Member]:
+    """Those `members`, which whoever takes them fills into `view`; each file's sum once it is there, if it is whole."""
+    for member in members:
+        yield member
+        at, body = sum_at(member, start), member.start + BLOCK - start
+        if member.is_file and at >= 0:
+            sums[at : at + SUM] = hashlib.md5(view[body : body + member.size], usedforsecurity=False).digest()

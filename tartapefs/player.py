@@ -10,35 +10,31 @@ everything before it had been read: a reader that gets the footer has the whole 
 The first drift makes the tape invalid for good: each later read raises it again. An error of the disk does not.
 """
 
-import hashlib
 import math
 import mmap
 import os
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from tartapefs import events
+from tartapefs import events, stream
 from tartapefs.audit import Rest, audit, check_headers
 from tartapefs.buffers import aligned
 from tartapefs.crew import Crew
 from tartapefs.errors import OffsetError, TapeError, TapeIntegrityError
 from tartapefs.fill import Filler
-from tartapefs.layout import BLOCK, FOOTER, span
-from tartapefs.member import Member
+from tartapefs.layout import FOOTER
 from tartapefs.source import Source
+from tartapefs.stream import CHUNK
 from tartapefs.tape import Tape
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-CHUNK = 1 << 20
 Check = Literal["full", "mtime"]
 _SCRUBBED_AT_ONCE = 1 << 18  # bytes: what one thread hashes alone
 _FOOTER_AUDIT_AGE = 1.0  # seconds
-_LARGE = 1 << 18  # bytes; MD5 takes 0.4 ms for so many, several times what a thread costs
 
 
 class Scrubbed(NamedTuple):
@@ -205,86 +201,11 @@ class TapePlayer:
     def play(self, start_offset: int = 0, chunk_size: int = CHUNK) -> Iterator[events.Event]:
         """The archive from `start_offset` (0 to its size) to its end, as events; `data` of at most `chunk_size` bytes.
 
-        Raises OffsetError and ValueError at once, and while iterating what `read` raises.
+        Raises OffsetError and ValueError at once, and while iterating what `read` raises. If this process has one
+        thread, and there are many members, a second process reads ahead until the iterator ends or is closed.
         """
         if not 0 <= start_offset <= self.tape.total_size:
             raise OffsetError(start_offset, self.tape.total_size)
         if chunk_size < 1:
             raise ValueError(f"a chunk size of {chunk_size} bytes leads nowhere; it is at least 1")
-        return self._play(start_offset, chunk_size)
-
-    def _play(self, position: int, chunk_size: int) -> Iterator[events.Event]:
-        chunk, start, stop = memoryview(bytearray()), position, position  # the bytes `[start, stop)`, of one request
-        aside: _HashedAside | None = None
-        try:
-            for members in self._groups(position, min(chunk_size, CHUNK)):
-                end = members[-1].stop
-                for member in members:
-                    first, size = member.start, member.size
-                    body, last = first + BLOCK, first + span(size)
-                    resumed = position > first
-                    md5: _HashedAside | hashlib._Hash | None = None
-                    if position <= body and member.is_file:
-                        if size < _LARGE or chunk_size < _LARGE:
-                            md5 = hashlib.md5(usedforsecurity=False)
-                        else:
-                            md5 = aside = _HashedAside()
-                    yield events.file_start(member, resumed)
-                    while position < last:
-                        if position == stop:
-                            start, stop = position, min(position + chunk_size, end)
-                            if len(chunk) < stop - start:
-                                chunk = aligned(stop - start)
-                            self.readinto(chunk[: stop - start], start)
-                        data = bytes(chunk[position - start : min(last, stop) - start])
-                        if md5 is not None:
-                            md5.update(memoryview(data)[max(0, body - position) : max(0, body + size - position)])
-                        position += len(data)
-                        yield events.file_data(data)
-                    yield events.file_end(member, last, md5.hexdigest() if md5 else None, not resumed)
-        finally:
-            if aside is not None:
-                aside.close()
-        while position < self.tape.total_size:
-            data = self.read(position, chunk_size)
-            position += len(data)
-            yield events.FileData(data)
-        yield events.TapeCompleted()
-
-    def _groups(self, position: int, most: int) -> Iterator[list[Member]]:
-        """The members from `position` on, in lists: those together of which `most` bytes hold all, others alone."""
-        group: list[Member] = []
-        for member in self.tape.members(position):
-            if group and member.stop - position > most:
-                yield group
-                position, group = member.start, []
-            group.append(member)
-        if group:
-            yield group
-
-
-class _HashedAside:
-    """An MD5 as hashlib has them, taken by a thread while its owner goes on. Closed by its digest, or by `close`."""
-
-    def __init__(self) -> None:
-        self._md5 = hashlib.md5(usedforsecurity=False)
-        self._pieces: queue.Queue[memoryview] = queue.Queue(1)
-        self._thread = threading.Thread(target=self._hash, daemon=True)
-        self._thread.start()
-
-    def _hash(self) -> None:
-        while piece := self._pieces.get():
-            self._md5.update(piece)
-
-    def update(self, data: memoryview) -> None:
-        if data:
-            self._pieces.put(data)
-
-    def hexdigest(self) -> str:
-        self.close()
-        return self._md5.hexdigest()
-
-    def close(self) -> None:
-        if self._thread.is_alive():
-            self._pieces.put(memoryview(b""))
-            self._thread.join()
+        return stream.play(self.tape, self._crew, self.readinto, start_offset, chunk_size)

@@ -28,8 +28,9 @@ from tartapefs import binding
 from tartapefs.cli.common import DRIFT, json_option, path, print_json, progress
 from tartapefs.display import printable
 from tartapefs.errors import TapeError
-from tartapefs.player import CHUNK, TapePlayer
+from tartapefs.player import TapePlayer
 from tartapefs.source import has_openat2
+from tartapefs.stream import CHUNK
 from tartapefs.tape import Tape
 
 # What mount.fuse3 and libmount search, whatever the caller's PATH.

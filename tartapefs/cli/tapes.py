@@ -43,10 +43,11 @@ from tartapefs.errors import OffsetError, TapeError, TapeFormatError, TapeIntegr
 from tartapefs.events import Event, FileData, FileEnd, FileStart, TapeCompleted
 from tartapefs.fill import Filler
 from tartapefs.member import Member
-from tartapefs.player import CHUNK, Check, TapePlayer
+from tartapefs.player import Check, TapePlayer
 from tartapefs.recorder import TapeRecorder
 from tartapefs.sealer import BLOCK_SIZE
 from tartapefs.source import Source
+from tartapefs.stream import CHUNK
 from tartapefs.tape import Tape
 
 

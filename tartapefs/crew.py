@@ -19,7 +19,7 @@ import mmap
 import resource
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from queue import SimpleQueue
@@ -32,7 +32,7 @@ from tartapefs.member import Member
 
 _HELPED = 4  # members in a request, from which on a helper is worth two wake-ups
 _BLOCKS_SHARED = 2  # whole ones in a request of a sealed tape
-_THREADS = 16  # that wait for a slow source at once
+_THREADS = 32  # that wait for a slow source at once
 _PART = 1 << 13  # bytes, the smallest part for one of them
 _SLOW_MEMBER, _SLOW_BYTE = 150e-6, 2e-9  # seconds; a source that takes longer than both together is slow
 _FEWEST_WAITS = 4  # of a thread for the source, in one fill, so that one that was late by chance is not slow
@@ -212,12 +212,31 @@ class Crew:
         return True
 
     def _divide(self, view: memoryview, start: int, stop: int) -> None:
-        """In equal parts, by threads; of what they raise, the first part's."""
+        """By threads: members, each by whoever is free; few large ones in equal parts. Raises what one of them does."""
         self._slow_requests -= 1
-        size = stop - start
-        parts = min(_THREADS, size // _PART)
-        cuts = [start + size * number // parts for number in range(parts + 1)]
-        self._threads.run([partial(self._filler.fill, view[a - start : b - start], a, b) for a, b in pairwise(cuts)])
+        size, fill = stop - start, self._filler.fill
+        hands = min(_THREADS, size // _PART)
+        if size * self._density >= 2 * hands:
+            work = hands * [partial(fill, view, start, stop, _InTurns(self._filler.tape.members(start, stop)))]
+        else:
+            cuts = [start + size * number // hands for number in range(hands + 1)]
+            work = [partial(fill, view[a - start : b - start], a, b) for a, b in pairwise(cuts)]
+        self._density = sum(self._threads.run(work)) / size
+
+
+class _InTurns:
+    """An iterator that several threads take from, each something else."""
+
+    def __init__(self, items: Iterator[Member]) -> None:
+        self._items = items
+        self._one_at_a_time = threading.Lock()
+
+    def __iter__(self) -> "_InTurns":
+        return self
+
+    def __next__(self) -> Member:
+        with self._one_at_a_time:
+            return next(self._items)
 
 
 class _Threads:
@@ -234,14 +253,15 @@ class _Threads:
             self._count -= 1
         self._work.put(function)
 
-    def run(self, functions: Sequence[Callable[[], object]]) -> None:
-        """Calls all of them, and returns once all have returned; raises what the first of them raised, if any did."""
+    def run(self, functions: Sequence[Callable[[], int]]) -> list[int]:
+        """What all of them return, once all have; raises what the first of them raised, if any did."""
+        results = [0] * len(functions)
         failures: list[BaseException | None] = [None] * len(functions)
         ended = threading.Semaphore(0)
 
         def call(number: int) -> None:
             try:
-                functions[number]()
+                results[number] = functions[number]()
             except BaseException as error:
                 failures[number] = error
             ended.release()
@@ -253,6 +273,7 @@ class _Threads:
         for failure in failures:
             if failure is not None:
                 raise failure
+        return results
 
     def _serve(self) -> None:
         while True:

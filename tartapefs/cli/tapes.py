@@ -14,6 +14,7 @@ import click
 
 from tartapefs import layout, merkle
 from tartapefs.audit import verify as find_drift
+from tartapefs.buffers import aligned
 from tartapefs.cli.common import (
     DRIFT,
     REFUSED,
@@ -430,7 +431,7 @@ def _play_events(player: TapePlayer, start: int, stop: int, out: BinaryIO | None
 
 
 def _play_bytes(player: TapePlayer, start: int, stop: int, out: BinaryIO, update: Update) -> None:
-    buffer = memoryview(bytearray(CHUNK))
+    buffer = aligned(CHUNK)
     for position in range(start, stop, CHUNK):
         out.write(buffer[: player.readinto(buffer[: stop - position], position)])
         update(position - start, position)

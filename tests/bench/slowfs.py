@@ -6,29 +6,33 @@ Stays in the foreground until it is unmounted. What a network file system does t
 """
 
 import ctypes
+import errno
+import heapq
+import itertools
 import os
+import select
 import sys
-import threading
 import time
 from typing import Any
 
 import fuse
 
-_THREADS = 32
+_LARGEST = (1 << 17) + (1 << 12)  # bytes of a request
+_SLOW = {14, 15}  # FUSE_OPEN and FUSE_READ
 
 
 class SlowFS:
-    """`root`, with `delay` seconds added to `open` and `read`.
+    """`root`; `serve` adds `delay` seconds to each `open` and `read`.
 
     No `fuse.Operations`, whose defaults for everything else would each cost a call: most of the time of this file
     system shall be its delay.
     """
 
     use_ns = True
+    delay = 0.001
 
-    def __init__(self, root: str, delay: float) -> None:
+    def __init__(self, root: str) -> None:
         self.root = os.path.realpath(root)
-        self.delay = delay
 
     def __call__(self, operation: str, path: str, *arguments: Any) -> Any:
         return getattr(self, operation)(self.root + path, *arguments)
@@ -48,42 +52,59 @@ class SlowFS:
         return os.readlink(path)
 
     def open(self, path: str, flags: int) -> int:
-        time.sleep(self.delay)
         return os.open(path, flags)
 
     def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
-        time.sleep(self.delay)
         return os.pread(fh, size, offset)
 
     def release(self, path: str, fh: int) -> None:
         os.close(fh)
 
 
-def serve_by_threads(count: int, *arguments: object) -> int:
-    """libfuse's `fuse_main_real`, with threads of Python's in place of its own.
+def serve(count: int, *arguments: object) -> int:
+    """libfuse's `fuse_main_real`, in one thread that waits for many requests at once.
 
-    Those are as many as wait at a time, and each call on them costs a new thread state: this file system would be
-    busy, where it is meant to wait.
+    A thread for each that waits would be more work than the requests: this file system would be busy, where it is meant
+    to wait.
     """
+    libfuse = fuse._libfuse
+    for function in (libfuse.fuse_setup, libfuse.fuse_get_session, libfuse.fuse_session_next_chan):
+        function.restype = ctypes.c_void_p
     mounted, multithreaded = ctypes.c_void_p(), ctypes.c_int()
-    fuse._libfuse.fuse_setup.restype = ctypes.c_void_p
-    handle = fuse._libfuse.fuse_setup(count, *arguments[:3], ctypes.byref(mounted), ctypes.byref(multithreaded), None)
-    if handle:
-        threads = [
-            threading.Thread(target=fuse._libfuse.fuse_loop, args=(ctypes.c_void_p(handle),)) for _ in range(_THREADS)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    return 0 if handle else 1
+    handle = libfuse.fuse_setup(count, *arguments[:3], ctypes.byref(mounted), ctypes.byref(multithreaded), None)
+    if not handle:
+        return 1
+    session = ctypes.c_void_p(libfuse.fuse_get_session(ctypes.c_void_p(handle)))
+    channel = ctypes.c_void_p(libfuse.fuse_session_next_chan(session, None))
+    device, order = libfuse.fuse_chan_fd(channel), itertools.count()
+    waiting: list[tuple[float, int, bytes]] = []  # when each is to be answered
+
+    def answer(request: bytes) -> None:
+        libfuse.fuse_session_process(session, request, ctypes.c_size_t(len(request)), channel)
+
+    while True:
+        timeout = max(waiting[0][0] - time.monotonic(), 0) if waiting else None
+        if select.select([device], [], [], timeout)[0]:
+            try:
+                request = os.read(device, _LARGEST)
+            except OSError as error:
+                if error.errno == errno.ENODEV:  # unmounted
+                    return 0
+                continue
+            if int.from_bytes(request[4:8], sys.byteorder) in _SLOW:
+                heapq.heappush(waiting, (time.monotonic() + SlowFS.delay, next(order), request))
+            else:
+                answer(request)
+        while waiting and waiting[0][0] <= time.monotonic():
+            answer(heapq.heappop(waiting)[2])
 
 
 def main() -> None:
-    fuse._libfuse.fuse_main_real = serve_by_threads
+    fuse._libfuse.fuse_main_real = serve
     source, mountpoint, *delay = sys.argv[1:]
-    slow = SlowFS(source, float(*delay or ["1"]) / 1000)
-    fuse.FUSE(slow, mountpoint, foreground=True, ro=True, use_ino=True, attr_timeout=3600, entry_timeout=3600)
+    if delay:
+        SlowFS.delay = float(delay[0]) / 1000
+    fuse.FUSE(SlowFS(source), mountpoint, foreground=True, ro=True, use_ino=True, attr_timeout=3600, entry_timeout=3600)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ _COARSE_TICK_NS = 2 * 10**9  # a stamp of whole seconds: of a file system that c
 _FRESH_AT_ONCE = 4096  # how many fresh members are remembered before waiting for the clock
 _PROGRESS_EVERY = 1024  # members
 _KIND = 0o170000  # of the mode: what `stat.S_IFMT` gives, without a call
+_FILE, _FOLDER = stat.S_IFREG, stat.S_IFDIR
 _NS = 10**9
 
 Progress = Callable[[int, int], None]
@@ -198,22 +199,23 @@ class TapeRecorder:
         """
         root = os.fsencode(os.path.basename(self.root)) + b"/"
         position = count = 0
-        recent, problems = self._recent, self._problems
-        owner = None
+        recent, problems, anonymize = self._recent, self._problems, self._anonymize
+        owner, longest_unsplit = None, ustar.LONGEST_UNSPLIT
         for found in scan:
             path, seen, target = found
             name = root + path
             mode, mtime_ns, ctime_ns = seen.st_mode, seen.st_mtime_ns, seen.st_ctime_ns
-            kind = mode & _KIND
-            size = seen.st_size if kind == stat.S_IFREG else 0
-            if kind == stat.S_IFDIR and path:
+            size = 0
+            if mode & _KIND == _FILE:
+                size = seen.st_size
+            elif mode & _KIND == _FOLDER and path:
                 name += b"/"
-            if not self._anonymize:
+            if not anonymize:
                 owner = _owner(seen.st_uid, seen.st_gid)
             try:
                 if target:
                     ustar.check_target(target)
-                if len(name) > ustar.LONGEST_UNSPLIT:
+                if len(name) > longest_unsplit:
                     ustar.split_name(name)
             except ValueError as error:
                 problems.append(Problem(os.fsdecode(path), str(error)))

@@ -51,6 +51,7 @@ class Crew:
         self._filler = filler
         self._divides = threading.Lock()  # held by whoever may divide its request
         self._helper: Helper | None = None
+        self.is_bound_by_python = False  # in the last request, so that threads would only wait for each other
         self._density = 0.0  # members a byte in the last request
         self._expected = -1  # where the last request ended
         self._suspected = False  # whether the last that was not divided took long
@@ -92,7 +93,7 @@ class Crew:
 
     def fill(self, view: memoryview, start: int, stop: int) -> None:
         """Fills `view` with the bytes `[start, stop)` of the archive; raises what `Filler.fill` raises."""
-        self.first_summed, helper = MAX_OFFSET, self._helper
+        self.first_summed, self.is_bound_by_python, helper = MAX_OFFSET, False, self._helper
         if helper is not None and self._begun is not None and self._begun == (helper.place_of(view), start, stop):
             self._begun = None
             with self._divides:
@@ -174,6 +175,7 @@ class Crew:
 
     def _share(self, helper: Helper, place: int, view: memoryview, start: int, stop: int) -> None:
         """With the helper, member by member."""
+        self.is_bound_by_python = True
         helper.begin(place, start, stop)
         self._meet(helper, view, start, stop)
 

@@ -109,6 +109,11 @@ class ArchiveFS:
         return 0
 
     @property
+    def is_served_by_one(self) -> bool:
+        """Whether requests are such that several threads would only wait for each other."""
+        return self._player.is_bound_by_python
+
+    @property
     def is_open(self) -> bool:
         """Whether any program has the archive open."""
         return bool(self.activity.readers)

@@ -99,6 +99,11 @@ class TapePlayer:
         """Ends that process, if there is one."""
         self._crew.close()
 
+    @property
+    def is_bound_by_python(self) -> bool:
+        """Whether the last read took Python's own work for the most part, which threads do one at a time."""
+        return self._crew.is_bound_by_python
+
     def close(self) -> None:
         """Closes the source. The tape stays open: it is the caller's."""
         self.end_helper()

@@ -106,8 +106,8 @@ class Helper:
 
     def close(self) -> None:
         """Ends the process; waits a second for that, unless it waits for a source that does not answer."""
-        self._ours.settimeout(_LAST_WAIT)
         with contextlib.suppress(OSError):  # it is gone, or busy still
+            self._ours.settimeout(_LAST_WAIT)
             self._ours.shutdown(socket.SHUT_WR)
             while self._ours.recv(_COUNT.size):
                 pass

@@ -56,7 +56,7 @@ def play(tape: Tape, crew: Crew, readinto: _ReadInto, position: int, chunk_size:
                 stop, (chunk, sums) = members[-1].stop, chunks[0]
                 readinto(chunk[: stop - position], position)
                 some = _together(members, position, chunk, sums, crew.first_summed)
-            if len(members) != 1 and len(following) > 1:
+            if is_helped and len(members) != 1 and len(following) > 1:
                 chunks.reverse()
                 crew.expect(chunks[0][0][: following[-1].stop - stop], stop, chunks[0][1])
             yield from some

@@ -18,7 +18,7 @@ import packed
 import pytest
 from reference import Reference
 
-from tartapefs import Tape, TapeError, TapeFormatError, TapeNotFoundError, TapePlayer, TapeRecorder, cli, packs
+from tartapefs import Member, Tape, TapeError, TapeFormatError, TapeNotFoundError, TapePlayer, TapeRecorder, cli, packs
 from tartapefs import index as index_module
 
 Damage = Callable[[Path], None]
@@ -57,6 +57,11 @@ def read_whole(root: Path) -> bytes:
             return player.read(0, tape.total_size)
         finally:
             player.close()
+
+
+def backwards(root: Path) -> list[Member]:
+    with Tape.discover(root) as tape:
+        return list(tape.members_backwards(0, tape.total_size))
 
 
 def refused(root: Path) -> TapeFormatError:
@@ -670,10 +675,16 @@ DAMAGES = {f"{kind}: {what}": damage
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_bad_index_is_refused(recorded: Path, damage: str) -> None:
-    """With TapeFormatError, at opening or where the bad row is used; never with another error, never believed."""
-    before = read_whole(recorded)
+    """With TapeFormatError, at opening or where the bad row is used; never with another error, never believed.
+
+    Not by who goes back through it, either.
+    """
+    before, members = read_whole(recorded), backwards(recorded)
+    assert members
     DAMAGES[damage](index_of(recorded))
     refused(recorded)
+    with suppress(TapeFormatError):
+        assert backwards(recorded) == members
     assert len(before) > 1024
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from reference import Reference
 
-from tartapefs import Kind, Member, OffsetError, Tape, TapeFormatError, TapePlayer, TapeRecorder
+from tartapefs import Kind, Member, OffsetError, Tape, TapeFormatError, TapePlayer, TapeRecorder, packs
+from tartapefs.sealer import seal
 
 
 @pytest.fixture
@@ -82,6 +83,26 @@ def test_members_that_overlap_a_range(varied: Path, tape: Tape, width: int) -> N
             stop = start + width
             wanted = [member for member in members if member.start < stop and start < member.stop]
             assert list(tape.members(start, stop)) == wanted, (start, stop)
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_members_backwards(varied: Path, sealed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same members of any range, the last one first, in packs of a few; whatever was read before."""
+    monkeypatch.setattr(packs, "MOST", 9 if sealed else 3)
+    TapeRecorder(varied, overwrite=True).commit()
+    with Tape.discover(varied) as tape, contextlib.closing(TapePlayer(tape)) as player:
+        if sealed:
+            seal(tape, player.source, player.at_home)
+    with Tape.discover(varied) as tape:
+        every = list(tape.members())
+        assert list(tape.members_backwards(0, tape.total_size)) == every[::-1]
+    some = random.Random(1)
+    with Tape.discover(varied) as tape:
+        for _ in range(1000):
+            start, stop = sorted(some.randrange(-600, tape.total_size + 600) for _ in range(2))
+            expected = [member for member in every if member.start < stop and start < member.stop and start < stop]
+            assert list(tape.members_backwards(start, stop)) == expected[::-1]
+            assert list(tape.members(start, stop)) == expected
 
 
 def test_members_of_no_range(tape: Tape) -> None:

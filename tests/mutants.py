@@ -38,6 +38,7 @@ ESCAPE = "test_escape.py"
 BUSY = "test_busy.py"
 FS = "test_fs.py"
 CREW = "test_crew.py"
+STREAM = "test_stream.py"
 SEALS = "test_seals.py"
 SEALED_MOUNT = "test_sealed_mount.py"
 EXTRACTED = "test_extracted.py"
@@ -96,10 +97,12 @@ MUTANTS = [
     Mutant(
         "rows join without a gap",
         "index.py",
-        "            if row[0] != end:\n                raise",
-        "            if False:\n                raise",
+        "if following not in (None, end):",
+        "if False:",
         INDEX,
     ),
+    Mutant("and batches of them", "index.py", "if joins and page.starts[first] != start:", "if False:", INDEX),
+    Mutant("and those gone back", "index.py", "if joins and page.members[last].stop != stop:", "if False:", INDEX),
     Mutant("the schema is ours", "index.py", "if schema != [", "if False and schema != [", INDEX),
     Mutant("the ends of the tape are checked", "index.py", "            self._check_ends()\n", "", INDEX),
     Mutant(
@@ -112,8 +115,8 @@ MUTANTS = [
     Mutant(
         "a page covers what it is fetched for",
         "index.py",
-        "if not starts or not starts[0] <= position < end <= self.facts.total_size - FOOTER:",
-        "if not starts:",
+        "if not starts[0] <= position < end <= self.facts.total_size - FOOTER:",
+        "if False:",
         INDEX,
     ),
     Mutant("numbers of members are integers", "index.py", "if not isinstance(counted, int):", "if False:", INDEX),
@@ -147,13 +150,29 @@ MUTANTS = [
             ("folders end with a slash", 'folder.endswith(b"/") and ', ""),
             ("folders have no way up", ' and _NO_NAMES.isdisjoint(folder[:-1].split(b"/"))', ""),
             ("folders are checked", "if folder and not (", "if False and not ("),
-            ("members are of a kind", "if kind not in RECORDABLE or", "if"),
-            ("files alone have a size", "(size and kind != _FILE) or ", ""),
-            ("links, and no others, have targets", " or (kind == _LINK) != bool(target)", ""),
-            ("links have targets", "(kind == _LINK) != bool(target)", "(kind != _LINK and target)"),
-            ("others have none", "(kind == _LINK) != bool(target)", "(kind == _LINK and not target)"),
-            ("targets fit into headers", "        ustar.check_target(target)\n", ""),
-            ("folders are as many as it says", "if found != folder_count:", "if False:"),
+            ("members are of a kind", "not RECORDABLE.issuperset(kinds)", "False"),
+            (
+                "files alone have a size",
+                "or any(size for kind, size in zip(kinds, sizes, strict=True) if kind != _FILE)",
+                "",
+            ),
+            (
+                "links, and no others, have targets",
+                "or [kind == _LINK for kind in kinds] != list(map(bool, targets))",
+                "",
+            ),
+            (
+                "links have targets",
+                "[kind == _LINK for kind in kinds] !=",
+                "any(targets) and [kind == _LINK for kind in kinds] !=",
+            ),
+            (
+                "others have none",
+                "[kind == _LINK for kind in kinds] !=",
+                "_LINK in kinds and [kind == _LINK for kind in kinds] !=",
+            ),
+            ("targets fit into headers", "    ustar.check_target(max(targets, key=len))\n", ""),
+            ("folders are as many as it says", "if kinds.count(_FOLDER) != folder_count:", "if False:"),
             ("their numbers are limited", "{1,10}", "+"),
             ("their names are limited", "{0,31}", "*"),
             ("no owner is taken from nowhere", "if owners_named or any(owned_by) else", "if owners_named else"),
@@ -210,9 +229,27 @@ MUTANTS = [
     Mutant(
         "a helper that failed is believed nothing",
         "crew.py",
-        "        if not filled:\n            self._filler.fill(view[own:]",
-        "        if False:\n            self._filler.fill(view[own:]",
+        "        if theirs < 0:\n            self._filler.fill(view, start, stop)\n        else:",
+        "        if theirs < 0:\n            pass\n        else:",
         CREW,
+    ),
+    Mutant(
+        "of blocks either",
+        "crew.py",
+        "        if theirs < 0:\n            self._filler.fill(view, start, stop)\n        self._suspected",
+        "        if False:\n            pass\n        self._suspected",
+        SEALED_MOUNT,
+    ),
+    Mutant(
+        "a helper that fails says so",
+        "helper.py",
+        "        return -1\n\n\ndef _summed",
+        "        return 1\n\n\ndef _summed",
+        CREW,
+    ),
+    Mutant("sums are of the members that have them", "stream.py", "first >= first_summed and", "first and", STREAM),
+    Mutant(
+        "a stream owns what its helper fills", "stream.py", "if is_helped and len(members)", "if len(members)", STREAM
     ),
     Mutant("an error in any thread is raised", "crew.py", "failures[number] = error", "pass", CREW),
     Mutant(
@@ -246,8 +283,8 @@ MUTANTS = [
     Mutant(
         "what is kept is of the file as it is",
         "contents.py",
-        " or block.stamps != stamps:",
-        ":",
+        "block.stamps != stamps:\n                if position",
+        "False:\n                if position",
         SEALS + " -k block_is_kept",
     ),
     Mutant(
@@ -312,7 +349,7 @@ MUTANTS = [
     ),
     Mutant(
         "the helper is held to contents",
-        "crew.py",
+        "helper.py",
         "filler.at_home, strict=filler.strict)",
         "filler.at_home, contents=False)",
         SEALED_MOUNT + " -k helper",

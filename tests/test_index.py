@@ -688,6 +688,33 @@ def test_bad_index_is_refused(recorded: Path, damage: str) -> None:
     assert len(before) > 1024
 
 
+def test_rows_join_where_no_other_check_sees_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the last row the one before, one block later, so that it ends where the last one did.
+
+    Whoever reads on gets none of its members, and whoever goes back none before it.
+    """
+    root = tmp_path / "data"
+    root.mkdir()
+    for name in range(27):
+        (root / f"{name:02}").write_bytes(b"x" * (26 - name))
+    monkeypatch.setattr(packs, "MOST", 3)
+    TapeRecorder(root).commit()
+    with Tape.discover(root) as tape:
+        members = list(tape.members())
+    before, last = members[-4].start, members[-1].start
+    sealed(f"DELETE FROM pack WHERE start = {last}", COPY.format(before + 512, before))(index_of(root))
+    forwards, back = [], []
+    with Tape.discover(root) as tape:
+        with pytest.raises(TapeFormatError, match="do not join"):
+            for member in tape.members():
+                forwards.append(member)
+        with pytest.raises(TapeFormatError, match="do not join"):
+            for member in tape.members_backwards(0, tape.total_size):
+                back.append(member)
+    assert forwards == members[:-1]
+    assert len(back) == 3
+
+
 AT_OPENING = ["fact: size too large", "fact: size too small", "fact: size odd", "fact: root's name another",
               "row: all rows gone", "row: first row gone", "row: last row gone", "row: last row too early",
               "row: last row too late", "row: start negative", "member: first gone", "member: last gone",

@@ -106,7 +106,7 @@ _OPERATIONS = ("getattr", "readdir", "open", "release", "statfs", "getxattr", "l
 _REQUEST = struct.Struct("=4xIQ24xQqI")  # opcode, number of the request; of a read: handle, offset, size
 _ANSWER = struct.Struct("=IiQ")  # its length, minus an errno or 0, number of the request
 _READ, _INTERRUPT, _INIT = 15, 36, 26
-_REST = 0.1  # seconds; so long requests may wait, should the one thread that serves be held up by the source
+_REST = 0.05  # seconds; so long requests may wait, should the one thread that serves be held up by the source
 _LARGEST_REQUEST = IO_SIZE + mmap.PAGESIZE  # bytes: what libfuse 3 allows a write to have, and its head
 ANSWER = mmap.PAGESIZE + IO_SIZE  # bytes of memory for the answer to a read: its head ends where the page does
 
@@ -130,7 +130,8 @@ class Session:
             self._fuse = ctypes.c_void_p(mounted(os.fsencode(mountpoint), ",".join(_fuse_options(source, options))))
         if not self._fuse:
             raise MountError(mountpoint, "; ".join(said()) or "libfuse could not mount it")
-        self._waiting: set[int] = set()  # threads that do, for requests
+        self._serving = 0  # threads that do not rest
+        self._counting = threading.Lock()
         self._device, self._pass_on = (_device_3 if self._is_3 else _device_2)(self._libfuse, self._fuse)
 
     def _bound(self, module: Any) -> Any:
@@ -190,9 +191,9 @@ class Session:
         """Answers requests until the archive is unmounted, reads with the help of `memory`, of `ANSWER` bytes."""
         request = mmap.mmap(-1, _LARGEST_REQUEST)
         address = ctypes.addressof(ctypes.c_char.from_buffer(request))
-        me, waiting = threading.get_ident(), self._waiting
+        with self._counting:
+            self._serving += 1
         while True:
-            waiting.add(me)
             try:
                 length = os.readv(self._device, (request,))
             except OSError as error:
@@ -201,17 +202,25 @@ class Session:
                 if error.errno in (errno.ENOENT, errno.EAGAIN):  # the request was withdrawn before it was taken
                     continue
                 raise
-            finally:
-                waiting.discard(me)
             if not length:
                 return
             opcode, number, handle, offset, size = _REQUEST.unpack_from(request)
             if opcode == _READ:
                 self._answer_read(memory, number, handle, offset, size)
-                if waiting and self._archive.is_served_by_one:
-                    time.sleep(_REST)  # and leave Python to who waits already, and will take the next one
+                if self._archive.is_served_by_one:
+                    self._rest()
             elif opcode != _INTERRUPT:  # every answer comes soon, or waits for the source, which nothing interrupts
                 self._pass_on(address, length)
+
+    def _rest(self) -> None:
+        """Leaves Python to another thread for a while, if there is one that does not rest."""
+        with self._counting:
+            if self._serving < 2:
+                return
+            self._serving -= 1
+        time.sleep(_REST)
+        with self._counting:
+            self._serving += 1
 
     def _answer_read(self, memory: memoryview, number: int, handle: int, offset: int, size: int) -> None:
         head, body = mmap.PAGESIZE - _ANSWER.size, mmap.PAGESIZE

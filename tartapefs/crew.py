@@ -51,8 +51,8 @@ class Crew:
         self._filler = filler
         self._divides = threading.Lock()  # held by whoever may divide its request
         self._helper: Helper | None = None
-        self.is_bound_by_python = False  # in the last request, so that threads would only wait for each other
-        self._density = 0.0  # members a byte in the last request
+        self.is_bound_by_python = False  # the last request, so that threads would only wait for each other
+        self._density = 0.0  # in the last request, how many members began after another, a byte
         self._expected = -1  # where the last request ended
         self._suspected = False  # whether the last that was not divided took long
         self._slow_requests = 0  # still to be divided among threads
@@ -93,7 +93,9 @@ class Crew:
 
     def fill(self, view: memoryview, start: int, stop: int) -> None:
         """Fills `view` with the bytes `[start, stop)` of the archive; raises what `Filler.fill` raises."""
-        self.first_summed, self.is_bound_by_python, helper = MAX_OFFSET, False, self._helper
+        self.first_summed, helper = MAX_OFFSET, self._helper
+        is_fast = not (self._slow_requests or self._cold_requests)
+        self.is_bound_by_python = is_fast and helper is not None and self._has_many_members(start, stop)
         if helper is not None and self._begun is not None and self._begun == (helper.place_of(view), start, stop):
             self._begun = None
             with self._divides:
@@ -120,7 +122,7 @@ class Crew:
             self._load(start, stop + _AHEAD)
         if self._slow_requests > 0:
             self._divide(view, start, stop)
-        elif helper is not None and size * self._density >= _HELPED and (place := helper.place_of(view)) >= 0:
+        elif helper is not None and self._has_many_members(start, stop) and (place := helper.place_of(view)) >= 0:
             self._share(helper, place, view, start, stop)
         elif (start != self._expected or self._suspected) and size > 2 * _PROBE:
             # Of a source that may be slow a little, before as much as is asked for.
@@ -129,6 +131,10 @@ class Crew:
             self._fill(view[_PROBE:], start + _PROBE, stop)
         else:
             self._observed(view, start, stop)
+
+    def _has_many_members(self, start: int, stop: int) -> bool:
+        """Whether a helper is worth its wake-ups, if the request is like the last one."""
+        return (stop - start) * self._density >= _HELPED
 
     def _observed(self, view: memoryview, start: int, stop: int, members: Iterable[Member] | None = None) -> int:
         """Fills as `Filler.fill` does, and notes how.
@@ -143,7 +149,7 @@ class Crew:
         size = stop - start
         takes_long = time.monotonic() - begun > _SLOW_MEMBER * count + _SLOW_BYTE * size
         after = resource.getrusage(resource.RUSAGE_THREAD)
-        self._density = count / size
+        self._density = (count - 1) / size
         waited = after.ru_nvcsw - before.ru_nvcsw >= max(count / 2, _FEWEST_WAITS)
         if (after.ru_inblock - before.ru_inblock) * BLOCK > _FROM_DISK * size:
             self._cold_requests = _COLD_REQUESTS
@@ -175,7 +181,6 @@ class Crew:
 
     def _share(self, helper: Helper, place: int, view: memoryview, start: int, stop: int) -> None:
         """With the helper, member by member."""
-        self.is_bound_by_python = True
         helper.begin(place, start, stop)
         self._meet(helper, view, start, stop)
 
@@ -187,7 +192,7 @@ class Crew:
         if theirs < 0:
             self._filler.fill(view, start, stop)
         else:
-            self._density = (ours + theirs) / (stop - start)
+            self._density = (ours + theirs - 1) / (stop - start)
 
     def _share_blocks(self, helper: Helper, place: int, view: memoryview, start: int, stop: int) -> bool:
         """With the helper, block by block, if the request is for several of one member of a sealed tape.
@@ -223,7 +228,7 @@ class Crew:
         else:
             cuts = [start + size * number // hands for number in range(hands + 1)]
             work = [partial(fill, view[a - start : b - start], a, b) for a, b in pairwise(cuts)]
-        self._density = sum(self._threads.run(work)) / size
+        self._density = (sum(self._threads.run(work)) - 1) / size
 
 
 class _InTurns:

@@ -11,6 +11,7 @@ stays open.
 import errno
 import os
 from collections.abc import Callable, Iterable
+from itertools import takewhile
 from typing import NamedTuple
 
 from tartapefs import ustar
@@ -145,9 +146,12 @@ class Filler:
             view[low - start : stop - start] = bytes(stop - low)
         return count
 
-    def prepare(self, members: Iterable[Member]) -> None:
-        """Makes what the index alone tells of members that are likely to be asked for next: rows and headers."""
-        self._prepared = {member.start: member.header() for member in members}
+    def prepare(self, members: Iterable[Member], ends: Callable[[], bool]) -> None:
+        """Makes what the index alone tells of members that are likely to be asked for next: rows and headers.
+
+        It ends early once `ends()`.
+        """
+        self._prepared = {member.start: member.header() for member in takewhile(lambda _: not ends(), members)}
 
     def blocks(self, start: int, stop: int) -> Blocks | None:
         """What `[start, stop)` has of the body of the member at `start`, if the tape is sealed and it has anything."""

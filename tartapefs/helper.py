@@ -193,12 +193,13 @@ def _help(filler: Filler, channel: int, memory: memoryview, claims: _Claims) -> 
                 count = _fill(own, claims, view, start, stop, in_blocks, memory[sums:] if sums >= 0 else None)
                 os.write(channel, _COUNT.pack(count))
                 # A reader that goes on will ask for as much, as far ahead, and for so many of us again.
-                step = stop - last_stop
+                step, is_asked = stop - last_stop, partial(claims.are_more_than, ranges)
                 with contextlib.suppress(TapeError, OSError):  # whoever asks for it meets the same
-                    if not in_blocks:
-                        own.prepare(islice(tape.members_backwards(start + step, stop + step), max(count, 0)))
-                    elif step == last_step:  # twice as far
-                        own.hash_ahead(start + step, stop + step, partial(claims.are_more_than, ranges))
+                    if in_blocks and step == last_step:  # twice as far
+                        own.hash_ahead(start + step, stop + step, is_asked)
+                    elif not in_blocks and start == last_stop:
+                        following = tape.members_backwards(start + step, stop + step)
+                        own.prepare(islice(following, max(count, 0)), is_asked)
                 last_stop, last_step = stop, step
     finally:
         os._exit(0)

@@ -327,7 +327,7 @@ def play(source: Path, target: Path) -> None:
     with (
         Tape.discover(source, index_of(source)) as tape,
         closing(TapePlayer(tape)) as player,
-        target.open("wb") as file,
+        target.open("wb", buffering=MIB) as file,
     ):
         for event in player.play():
             if event.type == "file_data":

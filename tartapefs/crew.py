@@ -219,31 +219,46 @@ class Crew:
         return True
 
     def _divide(self, view: memoryview, start: int, stop: int) -> None:
-        """By threads: members, each by whoever is free; few large ones in equal parts. Raises what one of them does."""
+        """By threads: many members one by one, each by whoever is free; few large ones in equal parts.
+
+        Of what the threads raise, what is first in the archive's order.
+        """
         self._slow_requests -= 1
-        size, fill = stop - start, self._filler.fill
+        size, filler, one_at_a_time = stop - start, self._filler, threading.Lock()
         hands = min(_THREADS, size // _PART)
         if size * self._density >= 2 * hands:
-            work = hands * [partial(fill, view, start, stop, _InTurns(self._filler.tape.members(start, stop)))]
+            members = filler.tape.members(start, stop)
+            takers = [_Taker(members, one_at_a_time) for _ in range(hands)]
+            work = [partial(filler.fill, view, start, stop, taker) for taker in takers]
         else:
-            cuts = [start + size * number // hands for number in range(hands + 1)]
-            work = [partial(fill, view[a - start : b - start], a, b) for a, b in pairwise(cuts)]
-        self._density = (sum(self._threads.run(work)) - 1) / size
+            cuts = list(pairwise(start + size * number // hands for number in range(hands + 1)))
+            takers = [_Taker(filler.tape.members(a, b), one_at_a_time) for a, b in cuts]
+            work = [
+                partial(filler.fill, view[a - start : b - start], a, b, taker)
+                for (a, b), taker in zip(cuts, takers, strict=True)
+            ]
+        counts, failures = self._threads.run(work)
+        if failures:
+            raise failures[min(failures, key=lambda number: takers[number].start)]
+        self._density = (sum(counts) - 1) / size
 
 
-class _InTurns:
-    """An iterator that several threads take from, each something else."""
+class _Taker:
+    """One of several threads that take members, each another one. `start`: of the last member that it took."""
 
-    def __init__(self, items: Iterator[Member]) -> None:
-        self._items = items
-        self._one_at_a_time = threading.Lock()
+    def __init__(self, members: Iterator[Member], one_at_a_time: threading.Lock) -> None:
+        self.start = 0
+        self._members = members
+        self._one_at_a_time = one_at_a_time
 
-    def __iter__(self) -> "_InTurns":
+    def __iter__(self) -> "_Taker":
         return self
 
     def __next__(self) -> Member:
         with self._one_at_a_time:
-            return next(self._items)
+            member = next(self._members)
+        self.start = member.start
+        return member
 
 
 class _Threads:
@@ -260,10 +275,10 @@ class _Threads:
             self._count -= 1
         self._work.put(function)
 
-    def run(self, functions: Sequence[Callable[[], int]]) -> list[int]:
-        """What all of them return, once all have; raises what the first of them raised, if any did."""
+    def run(self, functions: Sequence[Callable[[], int]]) -> tuple[list[int], dict[int, BaseException]]:
+        """What each of them returns, and, by their numbers, what those raised that failed; once all have ended."""
         results = [0] * len(functions)
-        failures: list[BaseException | None] = [None] * len(functions)
+        failures: dict[int, BaseException] = {}
         ended = threading.Semaphore(0)
 
         def call(number: int) -> None:
@@ -277,10 +292,7 @@ class _Threads:
             self.start(partial(call, number))
         for _ in functions:
             ended.acquire()
-        for failure in failures:
-            if failure is not None:
-                raise failure
-        return results
+        return results, failures
 
     def _serve(self) -> None:
         while True:

@@ -7,6 +7,8 @@ import os
 import socket
 import stat
 import struct
+import threading
+import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +39,7 @@ class FakePlayer:
             total_size=SIZE, recorded_ns=RECORDED, fingerprint=FINGERPRINT, seal="", member_count=7
         )
         self.source = SimpleNamespace(root="/some where/dätä\n")
+        self.is_bound_by_python = False
         self.drift: TapeIntegrityError | None = None
         self._reads = reads or self._fill
 
@@ -518,3 +521,30 @@ def test_options_of_the_mount(adapter: MakeAdapter, cached: bool, allow_other: b
     assert (b"direct_io" in options) is not cached
     assert (b"allow_other" in options) is allow_other
     assert made.library.mountpoint == b"/mnt/x"
+
+
+def test_one_thread_always_serves(adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many find at once that they hinder each other, all but one rest."""
+    session, resting, most = adapter()._session, [], []
+    at_once = threading.Barrier(4)
+
+    def sleep(seconds: float) -> None:
+        resting.append(seconds)
+        most.append(len(resting))
+        time.sleep(0.2)
+        resting.pop()
+
+    def serve() -> None:
+        for _ in range(5):
+            at_once.wait()
+            session._rest()
+
+    monkeypatch.setattr(binding, "time", SimpleNamespace(sleep=sleep))
+    session._serving = 4
+    threads = [threading.Thread(target=serve) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(most) == 3
+    assert session._serving == 4

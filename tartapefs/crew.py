@@ -35,7 +35,7 @@ _BLOCKS_SHARED = 2  # whole ones in a request of a sealed tape
 _THREADS = 32  # that wait for a slow source at once
 _PART = 1 << 13  # bytes, the smallest part for one of them
 _SLOW_MEMBER, _SLOW_BYTE = 150e-6, 2e-9  # seconds; a source that takes longer than both together is slow
-_FEWEST_WAITS = 4  # of a thread for the source, in one fill, so that one that was late by chance is not slow
+_FEWEST_WAITS = 8  # of a thread for the source, in one fill: for Python it waits as well, up to five times a member
 _PROBE = 1 << 15  # bytes that tell whether the source is slow
 _SLOW_REQUESTS = 128  # to be divided before the source is looked at again
 _FROM_DISK = 0.25  # of the bytes of a request: if a disk had to be read for as many, it is cold
@@ -76,7 +76,8 @@ class Crew:
         self._helper = Helper(self._filler, memory)
 
     def close(self) -> None:
-        """Ends the helper. The threads wait for work, and end with the process."""
+        """Ends the helper, and the threads once they are done."""
+        self._threads.close()
         if self._helper is not None:
             self._helper.close()
             self._helper = self._begun = None
@@ -262,17 +263,18 @@ class _Taker:
 
 
 class _Threads:
-    """Threads that end with the process, whatever they wait for; started with the first work."""
+    """Threads that end with the process at the latest, whatever they wait for; started with the first work."""
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._started = 0
+        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
 
     def start(self, function: Callable[[], None]) -> None:
         """Has it called by one of them, in its turn; it raises nothing."""
-        while self._count:
+        while self._started < self._count:
             threading.Thread(target=self._serve, daemon=True).start()
-            self._count -= 1
+            self._started += 1
         self._work.put(function)
 
     def run(self, functions: Sequence[Callable[[], int]]) -> tuple[list[int], dict[int, BaseException]]:
@@ -294,6 +296,12 @@ class _Threads:
             ended.acquire()
         return results, failures
 
+    def close(self) -> None:
+        """Each ends once it is done with what was asked of it before; more work would start others."""
+        for _ in range(self._started):
+            self._work.put(None)
+        self._started = 0
+
     def _serve(self) -> None:
-        while True:
-            self._work.get()()
+        while work := self._work.get():
+            work()

@@ -82,6 +82,9 @@ class Crew:
             self._helper.close()
             self._helper = self._begun = None
 
+    def __del__(self) -> None:
+        self._threads.close()
+
     def expect(self, view: memoryview, start: int, sums: memoryview) -> None:
         """Has the helper, if there is one, begin to fill `view`, from `start` of the archive on.
 
@@ -305,3 +308,4 @@ class _Threads:
     def _serve(self) -> None:
         while work := self._work.get():
             work()
+            del work  # which has the source open

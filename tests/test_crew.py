@@ -206,6 +206,22 @@ def test_a_slow_source_is_read_by_threads(many: Path, monkeypatch: pytest.Monkey
         player.close()
 
 
+@pytest.mark.parametrize("closed", [True, False])
+def test_threads_end_with_their_player(many: Path, monkeypatch: pytest.MonkeyPatch, closed: bool) -> None:
+    """Also if nobody closes it, and none keeps the source open."""
+    slow, before = Slow(monkeypatch), len(os.listdir("/proc/self/fd"))
+    with Tape.discover(many) as tape:
+        player = TapePlayer(tape)
+        for at in range(0, 3 * MIB, MIB):
+            player.read(at, MIB)
+        assert len(slow.threads) > 8
+        if closed:
+            player.close()
+        del player
+        wait_until(lambda: not any("_serve" in thread.name for thread in threading.enumerate()))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_source_that_is_fast_again_is_noticed(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, Tape.discover(many) as tape:
         slow = Slow(patch)

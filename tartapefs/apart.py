@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
+MANY = 2048  # members, from which on a second process is worth the fork
 _BATCH = 256  # items in a message
 _MOST = 1 << 18  # bytes of a message; the kernel takes 208 KiB
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -31,6 +32,13 @@ def fork() -> int:
         return os.fork()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def ignore_signals() -> None:
+    """For a forked process that ends when its parent does, and not before."""
+    for number in (*_SIGNALS, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)
 
 
 def is_possible() -> bool:
@@ -92,9 +100,7 @@ def _received(channel: socket.socket) -> Iterator[Any]:
 
 def _serve(work: Callable[[Iterator[Any]], Any], channel: socket.socket) -> NoReturn:
     try:
-        for number in _SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # it ends when its parent does
-        signal.set_wakeup_fd(-1)
+        ignore_signals()
         answer: tuple[Any, Exception | None]
         try:
             answer = work(_received(channel)), None

@@ -5,7 +5,7 @@ digest that the index gives, whose way up to the seal has been checked. What was
 whole, and the block kept for the neighbouring reads, as long as the file's timestamps stay as they were when it was
 read. Whether the file is still the one recorded is for the caller to see, at each read.
 
-Hashing takes longer than reading what the system has in memory. So the helper process (`crew`) takes a part of each
+Hashing takes longer than reading what the system has in memory. So the helper process (`helper`) takes a part of each
 request and, while a reader that goes on takes what it asked for, reads and hashes the blocks that come next. (Without
 digests nothing is read ahead: a change after the look would be missed. Here the bytes themselves are known to be the
 recorded ones, and the file is looked at when they are asked for.) Threads would wait for each other: one of Python's

@@ -2,8 +2,8 @@
 
 Rule: a request is divided only while it is being answered. Nothing is read before it is asked for, so that every byte
 is checked between the moment at which it was asked for and the moment at which it leaves; and the parts are made by the
-same `Filler`, with the same checks. One request at a time is divided: where several are to be answered at once, each
-has a thread of its own, and these are hands enough.
+same `Filler`, with the same checks. (Who calls `expect` has asked.) One request at a time is divided: where several are
+to be answered at once, each has a thread of its own, and these are hands enough.
 
 Three things are slow about many small members. Where the source is fast it is Python's own work, of which one process
 does one piece at a time: a second process, the helper, takes a part. Where the source is far (a network file system) it
@@ -68,6 +68,10 @@ class Crew:
     def has_helper(self) -> bool:
         return self._helper is not None
 
+    @property
+    def _is_fast(self) -> bool:
+        return not (self._slow_requests or self._cold_requests)
+
     def fork_helper(self, memory: mmap.mmap) -> None:
         """Forks the helper, which can fill buffers that lie in `memory`.
 
@@ -91,15 +95,14 @@ class Crew:
         The caller's next call of `fill` is to be for this. Then `first_summed` says where the first file starts of
         those whose MD5 sums are in `sums`, at `helper.sum_at`. Both lie in the helper's memory.
         """
-        if self._helper is not None and not self._slow_requests and not self._cold_requests:
+        if self._helper is not None and self._is_fast:
             self._begun = self._helper.place_of(view), start, start + len(view)
             self._helper.begin(*self._begun, sums=self._helper.place_of(sums))
 
     def fill(self, view: memoryview, start: int, stop: int) -> None:
         """Fills `view` with the bytes `[start, stop)` of the archive; raises what `Filler.fill` raises."""
         self.first_summed, helper = MAX_OFFSET, self._helper
-        is_fast = not (self._slow_requests or self._cold_requests)
-        self.is_bound_by_python = is_fast and helper is not None and self._has_many_members(start, stop)
+        self.is_bound_by_python = self._is_fast and helper is not None and self._has_many_members(start, stop)
         if helper is not None and self._begun is not None and self._begun == (helper.place_of(view), start, stop):
             self._begun = None
             with self._divides:
@@ -231,16 +234,15 @@ class Crew:
         size, filler, one_at_a_time = stop - start, self._filler, threading.Lock()
         hands = min(_THREADS, size // _PART)
         if size * self._density >= 2 * hands:
-            members = filler.tape.members(start, stop)
-            takers = [_Taker(members, one_at_a_time) for _ in range(hands)]
-            work = [partial(filler.fill, view, start, stop, taker) for taker in takers]
+            parts = hands * [(start, stop, filler.tape.members(start, stop))]
         else:
-            cuts = list(pairwise(start + size * number // hands for number in range(hands + 1)))
-            takers = [_Taker(filler.tape.members(a, b), one_at_a_time) for a, b in cuts]
-            work = [
-                partial(filler.fill, view[a - start : b - start], a, b, taker)
-                for (a, b), taker in zip(cuts, takers, strict=True)
-            ]
+            cuts = pairwise(start + size * number // hands for number in range(hands + 1))
+            parts = [(a, b, filler.tape.members(a, b)) for a, b in cuts]
+        takers = [_Taker(members, one_at_a_time) for _, _, members in parts]
+        work = [
+            partial(filler.fill, view[a - start : b - start], a, b, taker)
+            for (a, b, _), taker in zip(parts, takers, strict=True)
+        ]
         counts, failures = self._threads.run(work)
         if failures:
             raise failures[min(failures, key=lambda number: takers[number].start)]

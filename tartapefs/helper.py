@@ -15,7 +15,6 @@ import ctypes
 import hashlib
 import mmap
 import os
-import signal
 import socket
 import struct
 import time
@@ -38,7 +37,6 @@ _COUNT = struct.Struct("=q")  # the members that were filled, or -1
 _LAST_WAIT = 1.0  # seconds, for the end of a helper
 _POLLS = 20  # of a helper that is at its last member, before it is slept for
 SUM = 16  # bytes of an MD5 sum
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
 
 _Unit = TypeVar("_Unit", Member, int)
 _start_of = attrgetter("start")
@@ -92,17 +90,18 @@ class Helper:
     def end(self) -> int:
         """Waits until it is done, and returns how many members it filled; -1 if it failed, and nothing is certain."""
         self._claims.end()
+        answer = b""
         with contextlib.suppress(OSError):  # it is gone
-            for _ in range(_POLLS):
-                with contextlib.suppress(BlockingIOError):
-                    return self._count(self._ours.recv(_COUNT.size, socket.MSG_DONTWAIT))
-            return self._count(self._ours.recv(_COUNT.size))
-        return self._count(b"")
-
-    def _count(self, answer: bytes) -> int:
-        count = _COUNT.unpack(answer)[0] if answer else -1
+            answer = self._answer()
+        count: int = _COUNT.unpack(answer)[0] if answer else -1
         self.first_filled = self._claims.first_from_the_back() if count >= 0 else MAX_OFFSET
         return count
+
+    def _answer(self) -> bytes:
+        for _ in range(_POLLS):
+            with contextlib.suppress(BlockingIOError):
+                return self._ours.recv(_COUNT.size, socket.MSG_DONTWAIT)
+        return self._ours.recv(_COUNT.size)
 
     def close(self) -> None:
         """Ends the process; waits a second for that, unless it waits for a source that does not answer."""
@@ -174,9 +173,7 @@ def _help(filler: Filler, channel: int, memory: memoryview, claims: _Claims) -> 
     SQLite's connections must not be used in two processes; an index that was replaced meanwhile is another tape's.
     """
     try:
-        for number in _SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # it ends when its parent does
-        signal.set_wakeup_fd(-1)
+        apart.ignore_signals()
         os.chdir("/")
         low, high = sorted((channel, filler.source.descriptor))
         os.closerange(0, low)

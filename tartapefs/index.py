@@ -67,7 +67,6 @@ _SEALED_SCHEMA = sorted(
 )
 _SCHEMA_OF = {FORMAT: _SCHEMA, SEALED_FORMAT: _SEALED_SCHEMA}
 _PAGE_SIZE = 1 << 14  # bytes of SQLite's pages: of smaller ones, packs would leave a large part unused
-_MANY = 2048  # members, from which on a second process is worth the fork
 _LEVEL_BITS = 54  # below them, the start of a node in blocks
 _UNDER_WAY = ".new"  # what is added to the name of an index that is being written
 _PACKS = 8  # that are fetched at once by a reader that goes on where it stopped
@@ -237,8 +236,8 @@ class IndexWriter:
         there are many, and that is possible, a second process writes what this one takes from `members`.
         """
         members = iter(members)
-        some = list(islice(members, _MANY))
-        is_apart = len(some) == _MANY and apart.is_possible()
+        some = list(islice(members, apart.MANY))
+        is_apart = len(some) == apart.MANY and apart.is_possible()
         members = chain(some, members)
         self._rows_digest, fingerprint = apart.apart(self._add, members) if is_apart else self._add(members)
         return fingerprint
@@ -600,9 +599,10 @@ class Index:
             if page.start <= position < page.stop:
                 return page
             sequential = sequential or page.stop == position
-        row, following = self._rows.pop(position, (None, None))
-        if row is None:
-            row, following = self._fetch(position, self.facts.total_size if sequential else stop)
+        if sequential:
+            stop = self.facts.total_size
+        kept = self._rows.pop(position, None)
+        row, following = kept or self._fetch(position, stop)
         starts, end, members = self._members(row)
         if following not in (None, end):
             raise self._bad(f"its members do not join at offset {end}")
@@ -610,7 +610,7 @@ class Index:
             raise self._bad(f"no member covers offset {position}")
         page = _Page(starts[0], end, starts, members, {})
         if self._checker is not None:
-            page = self._checked(page, position, self.facts.total_size if sequential else stop, self._checker)
+            page = self._checked(page, position, stop, self._checker)
         self._pages = (page, *self._pages[: _PAGES_KEPT - 1])  # one store: threads see the old pages or the new
         return page
 
@@ -628,10 +628,9 @@ class Index:
             raise self._bad(f"no member covers offset {position}")
         if len(self._rows) + len(rows) > _ROWS_KEPT:
             self._rows = {}
-        followings = [row[0] for row in rows[1:]] + [None]
-        for row, following in zip(rows[1:], followings[1:], strict=True):
-            self._rows[row[0]] = row, following
-        return rows[0], followings[0]
+        first, *others = zip(rows, [*(row[0] for row in rows[1:]), None], strict=True)
+        self._rows.update({row[0]: (row, following) for row, following in others})
+        return first
 
     def _checked(self, page: "_Page", position: int, stop: int, checker: merkle.Checker) -> "_Page":
         """Of a page of a sealed tape, the leaves between `position` and `stop`, which pack by pack are whole.

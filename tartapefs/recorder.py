@@ -205,10 +205,9 @@ class TapeRecorder:
             path, seen, target = found
             name = root + path
             mode, mtime_ns, ctime_ns = seen.st_mode, seen.st_mtime_ns, seen.st_ctime_ns
-            size = 0
-            if mode & _KIND == _FILE:
-                size = seen.st_size
-            elif mode & _KIND == _FOLDER and path:
+            kind = mode & _KIND
+            size = seen.st_size if kind == _FILE else 0
+            if kind == _FOLDER and path:
                 name += b"/"
             if not anonymize:
                 owner = _owner(seen.st_uid, seen.st_gid)

@@ -25,7 +25,6 @@ from tartapefs.tape import Tape
 CHUNK = 1 << 20
 _SUMS = CHUNK // BLOCK * SUM  # bytes, for the sums of as many members as a chunk may hold
 _LARGE = 1 << 18  # bytes; MD5 takes 0.4 ms for so many, several times what a thread costs
-_MANY = 2048  # members, from which on a helper is worth the fork
 
 _ReadInto = Callable[[memoryview, int], int]
 
@@ -36,7 +35,7 @@ def play(tape: Tape, crew: Crew, readinto: _ReadInto, position: int, chunk_size:
     `readinto` is to have buffers filled by `crew`.
     """
     most = min(chunk_size, CHUNK)
-    is_helped = tape.member_count >= _MANY and not crew.has_helper and apart.is_possible()
+    is_helped = tape.member_count >= apart.MANY and not crew.has_helper and apart.is_possible()
     if is_helped:
         memory = mmap.mmap(-1, 2 * (CHUNK + _SUMS))
         crew.fork_helper(memory)
@@ -46,14 +45,13 @@ def play(tape: Tape, crew: Crew, readinto: _ReadInto, position: int, chunk_size:
         chunks = 2 * [(aligned(most), memoryview(b""))]
     try:
         for members, following in pairwise(chain([[]], _groups(tape, position, most), [[]])):
-            stop: int = position
+            stop = members[-1].stop if members else position
             some: Iterator[events.Event] = iter(())
             if len(members) == 1:
-                stop = members[0].stop
                 chunk = chunks[0][0] if chunk_size == most else aligned(min(chunk_size, stop - position))
                 some = _alone(members[0], position, chunk, readinto)
             elif members:
-                stop, (chunk, sums) = members[-1].stop, chunks[0]
+                chunk, sums = chunks[0]
                 readinto(chunk[: stop - position], position)
                 some = _together(members, position, chunk, sums, crew.first_summed)
             if is_helped and len(members) != 1 and len(following) > 1:

@@ -60,6 +60,9 @@ def run(*command: object, **options: object) -> subprocess.CompletedProcess[str]
     return subprocess.run([*TARTAPEFS, *map(os.fspath, command)], **(text | options))  # type: ignore[arg-type]
 
 
+needs_two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a helper needs a second core")
+
+
 def our_mounts() -> list[str]:
     lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")
     escaped = [line.split(" ")[4] for line in lines if " - fuse.tartapefs " in line]

@@ -9,12 +9,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from conftest import needs_two_cores
 from reference import Reference
 
 from tartapefs import Tape, TapePlayer, TapeRecorder
 from tartapefs.sealer import seal
 
-needs_two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a helper needs a second core")
 pytestmark = needs_two_cores
 
 

@@ -232,9 +232,11 @@ class Session:
             answer = memory[head : body + count]
         except BaseException as error:
             count, answer = 0, memoryview(_ANSWER.pack(_ANSWER.size, -self._archive.errno_of(error), number))
-        with contextlib.suppress(OSError):  # who asked was killed meanwhile, or the archive unmounted
+        try:
             os.write(self._device, answer)
-            self._archive.activity.delivered(handle, offset, count)
+        except OSError:  # who asked was killed meanwhile, or the archive unmounted
+            return
+        self._archive.activity.delivered(handle, offset, count)
 
     def _answering(self, operation: Callable[..., int | None]) -> Callable[..., int]:
         def answer(*arguments: Any) -> int:

@@ -26,7 +26,7 @@ from queue import SimpleQueue
 
 from tartapefs.errors import TapeError
 from tartapefs.fill import Filler
-from tartapefs.helper import Helper
+from tartapefs.helper import Headed, Helper
 from tartapefs.layout import BLOCK, MAX_OFFSET
 from tartapefs.member import Member
 
@@ -101,16 +101,11 @@ class Crew:
 
     def fill(self, view: memoryview, start: int, stop: int) -> None:
         """Fills `view` with the bytes `[start, stop)` of the archive; raises what `Filler.fill` raises."""
-        self.first_summed, helper = MAX_OFFSET, self._helper
-        self.is_bound_by_python = self._is_fast and helper is not None and self._has_many_members(start, stop)
-        if helper is not None and self._begun is not None and self._begun == (helper.place_of(view), start, stop):
-            self._begun = None
-            with self._divides:
-                self._meet(helper, view, start, stop)
-                self.first_summed = helper.first_filled
-                self._expected = stop
+        self.first_summed, is_small = MAX_OFFSET, stop - start < 2 * _PART
+        if self._begun is not None and self._has_begun(view, start, stop):
             return
-        if stop - start < 2 * _PART or not self._divides.acquire(blocking=False):
+        self.is_bound_by_python = not is_small and self._is_helped(start, stop) and self._is_fast
+        if is_small or not self._divides.acquire(blocking=False):
             self._filler.fill(view, start, stop)
             return
         try:
@@ -118,6 +113,18 @@ class Crew:
             self._expected = stop
         finally:
             self._divides.release()
+
+    def _has_begun(self, view: memoryview, start: int, stop: int) -> bool:
+        """Fills `view` with the helper, if it has begun to, and says whether it had."""
+        helper = self._helper
+        if helper is None or self._begun != (helper.place_of(view), start, stop):
+            return False
+        self._begun = None
+        with self._divides:
+            self._meet(helper, view, start, stop)
+            self.first_summed = helper.first_filled
+            self._expected = stop
+        return True
 
     def _fill(self, view: memoryview, start: int, stop: int) -> None:
         size, helper = stop - start, self._helper
@@ -129,7 +136,7 @@ class Crew:
             self._load(start, stop + _AHEAD)
         if self._slow_requests > 0:
             self._divide(view, start, stop)
-        elif helper is not None and self._has_many_members(start, stop) and (place := helper.place_of(view)) >= 0:
+        elif helper is not None and self._is_helped(start, stop) and (place := helper.place_of(view)) >= 0:
             self._share(helper, place, view, start, stop)
         elif (start != self._expected or self._suspected) and size > 2 * _PROBE:
             # Of a source that may be slow a little, before as much as is asked for.
@@ -139,11 +146,11 @@ class Crew:
         else:
             self._observed(view, start, stop)
 
-    def _has_many_members(self, start: int, stop: int) -> bool:
-        """Whether a helper is worth its wake-ups, if the request is like the last one."""
-        return (stop - start) * self._density >= _HELPED
+    def _is_helped(self, start: int, stop: int) -> bool:
+        """Whether there is a helper that is worth its wake-ups, if the request is like the last one."""
+        return self._helper is not None and (stop - start) * self._density >= _HELPED
 
-    def _observed(self, view: memoryview, start: int, stop: int, members: Iterable[Member] | None = None) -> int:
+    def _observed(self, view: memoryview, start: int, stop: int, members: Iterable[Headed] | None = None) -> int:
         """Fills as `Filler.fill` does, and notes how.
 
         What the kernel had to read from a disk says that it is cold. What takes long is observed again: the source is
@@ -193,7 +200,7 @@ class Crew:
 
     def _meet(self, helper: Helper, view: memoryview, start: int, stop: int) -> None:
         try:
-            ours = self._observed(view, start, stop, helper.our_members(self._filler.tape.members(start, stop)))
+            ours = self._observed(view, start, stop, helper.our_members(self._filler.tape.headed(start, stop)))
         finally:
             theirs = helper.end()
         if theirs < 0:
@@ -234,10 +241,10 @@ class Crew:
         size, filler, one_at_a_time = stop - start, self._filler, threading.Lock()
         hands = min(_THREADS, size // _PART)
         if size * self._density >= 2 * hands:
-            parts = hands * [(start, stop, filler.tape.members(start, stop))]
+            parts = hands * [(start, stop, iter(filler.tape.headed(start, stop)))]
         else:
             cuts = pairwise(start + size * number // hands for number in range(hands + 1))
-            parts = [(a, b, filler.tape.members(a, b)) for a, b in cuts]
+            parts = [(a, b, iter(filler.tape.headed(a, b))) for a, b in cuts]
         takers = [_Taker(members, one_at_a_time) for _, _, members in parts]
         work = [
             partial(filler.fill, view[a - start : b - start], a, b, taker)
@@ -252,7 +259,7 @@ class Crew:
 class _Taker:
     """One of several threads that take members, each another one. `start`: of the last member that it took."""
 
-    def __init__(self, members: Iterator[Member], one_at_a_time: threading.Lock) -> None:
+    def __init__(self, members: Iterator[Headed], one_at_a_time: threading.Lock) -> None:
         self.start = 0
         self._members = members
         self._one_at_a_time = one_at_a_time
@@ -260,11 +267,11 @@ class _Taker:
     def __iter__(self) -> "_Taker":
         return self
 
-    def __next__(self) -> Member:
+    def __next__(self) -> Headed:
         with self._one_at_a_time:
-            member = next(self._members)
+            member, header = next(self._members)
         self.start = member.start
-        return member
+        return member, header
 
 
 class _Threads:

@@ -11,19 +11,16 @@ stays open.
 import errno
 import os
 from collections.abc import Callable, Iterable
-from itertools import takewhile
 from typing import NamedTuple
 
-from tartapefs import ustar
 from tartapefs.contents import Contents, as_shown, read_all
 from tartapefs.errors import Difference, TapeIntegrityError
 from tartapefs.integrity import agrees, check_place, differences, drift, inspect, only_stamps
-from tartapefs.layout import BLOCK, FOOTER, span
-from tartapefs.member import Member
+from tartapefs.layout import BLOCK, FOOTER
+from tartapefs.member import WITNESS, Member
 from tartapefs.source import Source
 from tartapefs.tape import Tape
 
-_NS = 10**9
 _NOT_BELOW = (errno.ELOOP, errno.EXDEV, errno.ENOTDIR, errno.ENOENT)  # what `Source.open` says of a path that strays
 
 
@@ -58,20 +55,19 @@ class Filler:
         self._contents = Contents(tape) if contents and tape.seal else None
         self._stamps_count = strict or not tape.seal
         self._end = tape.total_size - FOOTER
-        self._prepared: dict[int, bytes] = {}  # headers, by the starts of their members
 
     def fill(
         self,
         view: memoryview,
         start: int,
         stop: int,
-        members: Iterable[Member] | None = None,
+        members: Iterable[tuple[Member, bytes]] | None = None,
         blocks: Iterable[int] | None = None,
     ) -> int:
         """Fills `view` with the bytes `[start, stop)` of the archive; returns from how many members.
 
-        `members`: those, in any order, whose bytes are to be filled in; all that overlap the range by default.
-        `blocks`: of a range in one member of a sealed tape, the numbers of those that are.
+        `members`: those, in any order and each with its header, whose bytes are to be filled in; all that overlap the
+        range by default. `blocks`: of a range in one member of a sealed tape, the numbers of those that are.
 
         Raises TapeIntegrityError where the source is not as recorded, TapeFormatError for a damaged index, and OSError
         where the source cannot be read; what the buffer then holds is undefined.
@@ -79,20 +75,20 @@ class Filler:
         One long function of plain numbers, without `min` and `max`, since it runs once for every member that anybody
         reads: in smaller pieces it took 15 instead of 13 microseconds a member, most of which are system calls.
         """
-        source, at_home, contents, prepared = self.source, self.at_home, self._contents, self._prepared
+        source, at_home, contents = self.source, self.at_home, self._contents
+        open_in, preadv, fstat, close = source.open_in, os.preadv, os.fstat, os.close
         check_place(source, self.tape.root_name)
         count = 0
         # Of the last file: its folder, and that folder as a place, opened for its second file, closed at the end.
         last_folder, place = None, -1
         try:
-            for member in self.tape.members(start, stop) if members is None else members:
+            for member, header in self.tape.headed(start, stop) if members is None else members:
                 count += 1
-                first, name, mode, size, mtime_ns, _, _, target, owner = member
+                first, name, size = member.start, member.name, member.size
                 body = first + BLOCK
                 padding = body + size
                 if start < body:
                     low, high = start if start > first else first, stop if stop < body else body
-                    header = prepared.pop(first, b"") or ustar.header(name, mode, size, mtime_ns // _NS, target, owner)
                     view[low - start : high - start] = header[low - first : high - first]
                 low, high = start if start > body else body, stop if stop < padding else padding
                 if low < high:
@@ -102,13 +98,13 @@ class Filler:
                         if folder != last_folder:
                             last_folder = folder
                             if place >= 0:
-                                os.close(place)
+                                close(place)
                                 place = -1
-                            fd = source.open(member.path)
+                            fd = source.open(name.partition(b"/")[2])
                         else:
                             if place < 0:
                                 place = source.place(folder.partition(b"/")[2])
-                            fd = source.open_in(place, last)
+                            fd = open_in(place, last)
                     except OSError as error:
                         error.filename = member.arc_path
                         self._check(member, error)
@@ -118,40 +114,35 @@ class Filler:
                         try:
                             if contents is not None:
                                 contents.read(fd, member, part, position, blocks)
-                            elif os.preadv(fd, (part,), position) < high - low:
+                            elif preadv(fd, (part,), position) < high - low:
                                 read_all(fd, part, position)  # what one call read only in part
                         except OSError as error:
                             error.filename = member.arc_path
                             failure = error
                         except TapeIntegrityError as error:
                             failure = error
-                        found = os.fstat(fd)
+                        found = fstat(fd)
                     finally:
-                        os.close(fd)
-                    if not agrees(member, found, at_home):
+                        close(fd)
+                    seen = found.st_mode, found.st_size, found.st_mtime_ns, found.st_ino, found.st_ctime_ns
+                    if seen != member[WITNESS] and not agrees(member, found, at_home):
                         self._raise(member, differences(member, found, b"", at_home), failure)
                     if failure is not None:
                         raise failure
                 else:
                     self._check(member)
-                end = first + span(size)
-                if padding < end and padding < stop:
+                unpadded = size % BLOCK
+                if unpadded and padding < stop:
+                    end = padding + BLOCK - unpadded
                     low, high = start if start > padding else padding, stop if stop < end else end
                     view[low - start : high - start] = bytes(high - low)
         finally:
             if place >= 0:
-                os.close(place)
+                close(place)
         low = max(start, self._end)
         if low < stop:
             view[low - start : stop - start] = bytes(stop - low)
         return count
-
-    def prepare(self, members: Iterable[Member], ends: Callable[[], bool]) -> None:
-        """Makes what the index alone tells of members that are likely to be asked for next: rows and headers.
-
-        It ends early once `ends()`.
-        """
-        self._prepared = {member.start: member.header() for member in takewhile(lambda _: not ends(), members)}
 
     def blocks(self, start: int, stop: int) -> Blocks | None:
         """What `[start, stop)` has of the body of the member at `start`, if the tape is sealed and it has anything."""
@@ -167,7 +158,7 @@ class Filler:
 
     def fill_blocks(self, view: memoryview, blocks: Blocks, numbers: Iterable[int]) -> None:
         """Fills into `view`, which is for all of `blocks`, those of these numbers; raises as `fill` does."""
-        self.fill(view, blocks.start, blocks.stop, (blocks.member,), numbers)
+        self.fill(view, blocks.start, blocks.stop, ((blocks.member, b""),), numbers)
 
     def hash_ahead(self, start: int, stop: int, ends: Callable[[], bool]) -> None:
         """Has the `blocks` of this range at hand when they are asked for, the last ones first, until `ends()`.

@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, islice
-from operator import attrgetter
 from typing import NoReturn, TypeVar
 
 from tartapefs import apart
@@ -38,8 +37,12 @@ _LAST_WAIT = 1.0  # seconds, for the end of a helper
 _POLLS = 20  # of a helper that is at its last member, before it is slept for
 SUM = 16  # bytes of an MD5 sum
 
-_Unit = TypeVar("_Unit", Member, int)
-_start_of = attrgetter("start")
+Headed = tuple[Member, bytes]  # with its header
+_Unit = TypeVar("_Unit", Headed, int)
+
+
+def _start_of(unit: Headed) -> int:
+    return unit[0].start
 
 
 def sum_at(member: Member, start: int) -> int:
@@ -79,7 +82,7 @@ class Helper:
         with contextlib.suppress(OSError):  # it is gone: `end` says so
             self._ours.send(_JOB.pack(place, start, stop, in_blocks, sums))
 
-    def our_members(self, members: Iterable[Member]) -> Iterator[Member]:
+    def our_members(self, members: Iterable[Headed]) -> Iterator[Headed]:
         """Of the members of the range, in their order, those that are to be filled here."""
         return self._claims.from_the_front(members, _start_of)
 
@@ -194,9 +197,9 @@ def _help(filler: Filler, channel: int, memory: memoryview, claims: _Claims) -> 
                 with contextlib.suppress(TapeError, OSError):  # whoever asks for it meets the same
                     if in_blocks and step == last_step:  # twice as far
                         own.hash_ahead(start + step, stop + step, is_asked)
-                    elif not in_blocks and start == last_stop:
-                        following = tape.members_backwards(start + step, stop + step)
-                        own.prepare(islice(following, max(count, 0)), is_asked)
+                    elif not in_blocks and start == last_stop:  # rows and headers
+                        following = islice(tape.headed_backwards(start + step, stop + step), max(count, 0))
+                        any(is_asked() for _ in following)
                 last_stop, last_step = stop, step
     finally:
         os._exit(0)
@@ -215,7 +218,7 @@ def _fill(
     try:
         blocks = filler.blocks(start, stop) if in_blocks else None
         if blocks is None:
-            members = claims.from_the_back(filler.tape.members_backwards(start, stop), _start_of)
+            members = claims.from_the_back(filler.tape.headed_backwards(start, stop), _start_of)
             return filler.fill(view, start, stop, members if sums is None else _summed(members, view, start, sums))
         ours = claims.from_the_back(reversed(blocks.whole), int)
         filler.fill_blocks(view, blocks, chain(blocks.ends, ours))
@@ -224,10 +227,10 @@ def _fill(
         return -1
 
 
-def _summed(members: Iterable[Member], view: memoryview, start: int, sums: memoryview) -> Iterator[Member]:
+def _summed(members: Iterable[Headed], view: memoryview, start: int, sums: memoryview) -> Iterator[Headed]:
     """Those `members`, which whoever takes them fills into `view`; each file's sum once it is there, if it is whole."""
-    for member in members:
-        yield member
+    for member, header in members:
+        yield member, header
         at, body = sum_at(member, start), member.start + BLOCK - start
         if member.is_file and at >= 0:
             sums[at : at + SUM] = hashlib.md5(view[body : body + member.size], usedforsecurity=False).digest()

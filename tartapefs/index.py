@@ -45,7 +45,7 @@ from zlib import crc32
 from tartapefs import apart, merkle, packs, ustar
 from tartapefs.errors import TapeBusyError, TapeFormatError, TapeNotFoundError
 from tartapefs.layout import BLOCK, FOOTER, MAX_OFFSET
-from tartapefs.member import Member, MemberFacts
+from tartapefs.member import Member
 
 FORMAT, SEALED_FORMAT = 3, 4
 _APPLICATION = 0x54415045  # "TAPE", where file(1) looks for it
@@ -77,7 +77,6 @@ _CONNECTIONS = 4  # more readers at once than there are cores to run them gain n
 _LONGEST_VALUE = 1 << 20
 _LONGEST_ROW = packs.LONGEST + (1 << 10)  # bytes
 _STEPS = 10_000  # of SQLite's machine, between two looks at how long a query takes
-_NS = 10**9
 _pack_numbers = struct.Struct("<qHH").pack
 
 
@@ -229,7 +228,7 @@ class IndexWriter:
             yield db
             db.execute("COMMIT")
 
-    def add(self, members: Iterable[MemberFacts]) -> str:
+    def add(self, members: Iterable[ustar.Facts]) -> str:
         """Writes all members, in the order of their starts.
 
         Returns their fingerprint: SHA-256 over all headers, 64 hex digits. Names and targets are to fit into one. Where
@@ -242,7 +241,7 @@ class IndexWriter:
         self._rows_digest, fingerprint = apart.apart(self._add, members) if is_apart else self._add(members)
         return fingerprint
 
-    def _add(self, members: Iterator[MemberFacts]) -> tuple[str, str]:
+    def _add(self, members: Iterator[ustar.Facts]) -> tuple[str, str]:
         """Writes them, and returns the digests of their rows and of their headers."""
         digest, fingerprint = hashlib.sha256(), hashlib.sha256()
         with self._written() as db:
@@ -252,29 +251,21 @@ class IndexWriter:
 
     def _rows(
         self,
-        members: Iterator[MemberFacts],
+        members: Iterator[ustar.Facts],
         add_row: Callable[[bytes], object],
         add_headers: Callable[[bytes], object],
     ) -> Iterator[tuple[Any, ...]]:
-        header = ustar.header
         for some in self._packs(members):
-            add_headers(
-                b"".join(
-                    [
-                        header(name, mode, size, mtime_ns // _NS, target, owner)
-                        for _, name, mode, size, mtime_ns, _, _, target, owner in some
-                    ]
-                )
-            )
+            add_headers(b"".join(ustar.headers(some)))
             folders = sum([facts[2] & 0o170000 == stat.S_IFDIR for facts in some])
             numbers, packed = (some[0][0], len(some), folders), packs.pack(some)
             row = _row(*numbers, packed)
             add_row(row)
             yield *numbers, packed, crc32(row)
 
-    def _packs(self, members: Iterator[MemberFacts]) -> Iterator[list[MemberFacts]]:
+    def _packs(self, members: Iterator[ustar.Facts]) -> Iterator[list[ustar.Facts]]:
         """As many as fit into a pack each; of a sealed tape, whole leaves (see `merkle`)."""
-        some: list[MemberFacts] = []
+        some: list[ustar.Facts] = []
         if not self._block_size:
             while some := list(islice(members, packs.MOST)):
                 yield some
@@ -343,7 +334,8 @@ def _disk_errors(path: str) -> Iterator[None]:
         raise OSError(number, os.strerror(number), path) from error
 
 
-class _Page(NamedTuple):
+@dataclass(slots=True)
+class _Page:
     """Members that follow each other without a gap, and cover `[start, stop)`."""
 
     start: int
@@ -351,6 +343,25 @@ class _Page(NamedTuple):
     starts: list[int]
     members: list[Member]
     digests: dict[int, bytes]  # of a sealed tape, by the starts of the members that have a body
+    # The members that were asked for with their headers last, and which these are.
+    _headed: tuple[int, int, list[tuple[Member, bytes]]] = (0, 0, [])
+
+    def within(self, start: int, stop: int) -> list[Member]:
+        """Those that overlap `[start, stop)`, which begins in this page and is not empty."""
+        return self.members[bisect_right(self.starts, start) - 1 : bisect_left(self.starts, stop)]
+
+    def headed(self, start: int, stop: int) -> list[tuple[Member, bytes]]:
+        """As `within`, each with its header."""
+        first, end = bisect_right(self.starts, start) - 1, bisect_left(self.starts, stop)
+        headed = self._headed  # one load: threads see the old ones or the new
+        if headed[0] != first or headed[1] != end:
+            members = self.members[first:end]
+            headed = self._headed = first, end, list(zip(members, ustar.headers(members), strict=True))
+        return headed[2]
+
+    def has_start(self, position: int) -> bool:
+        """Whether a member starts there; it lies in this page."""
+        return self.starts[bisect_right(self.starts, position) - 1] == position
 
 
 class Index:
@@ -376,6 +387,7 @@ class Index:
                     self._open_connections += 1
             self.facts = self._read_facts()
             self._root = self.facts.root_name + b"/"
+            self._end = self.facts.total_size - FOOTER  # of the last member
             self._limit_rows()
             if self.facts.seal:
                 self._checker = self._make_checker(self.facts)
@@ -548,9 +560,8 @@ class Index:
     def _check_ends(self) -> None:
         """There is a first member, and the last one ends where the footer starts."""
         next(self.between(0, 1))
-        end = self.facts.total_size - FOOTER
-        (last,) = self.between(end - 1, end)
-        if last.stop != end:
+        (last,) = self.between(self._end - 1, self._end)
+        if last.stop != self._end:
             raise self._bad("its members do not add up to its total size")
 
     def between(self, start: int, stop: int) -> Iterator[Member]:
@@ -558,32 +569,40 @@ class Index:
 
         No connection is held between two of them. Raises TapeFormatError where a row cannot be believed.
         """
-        start, stop = max(start, 0), min(stop, self.facts.total_size - FOOTER)
+        return chain.from_iterable(page.within(start, stop) for page, start in self._pages_from(start, stop))
+
+    def headed(self, start: int, stop: int) -> Iterable[tuple[Member, bytes]]:
+        """As `between`, each with its header."""
+        for page in self._pages:  # one that is kept and has all: what a reader here and there has, as a rule
+            if page.start <= start < stop <= page.stop:
+                return page.headed(start, stop)
+        return chain.from_iterable(page.headed(start, stop) for page, start in self._pages_from(start, stop))
+
+    def headed_backwards(self, start: int, stop: int) -> Iterable[tuple[Member, bytes]]:
+        """As `headed`, the last one first."""
+        pages = self._pages_back(start, stop)
+        return chain.from_iterable(reversed(page.headed(max(start, page.start), stop)) for page, stop in pages)
+
+    def _pages_from(self, start: int, stop: int) -> Iterator[tuple["_Page", int]]:
+        """Those with members that overlap `[start, stop)`, in order, and from where on each has those that follow."""
+        start, stop = max(start, 0), min(stop, self._end)
         joins = False
         while start < stop:
             page = self._page(start, stop)
-            first = bisect_right(page.starts, start) - 1
-            if joins and page.starts[first] != start:
+            if joins and not page.has_start(start):
                 raise self._bad(f"its members do not join at offset {start}")
-            for member in islice(page.members, first, None):
-                if member.start >= stop:
-                    return
-                yield member
+            yield page, start
             start, joins = page.stop, True
 
-    def backwards(self, start: int, stop: int) -> Iterator[Member]:
-        """The members that `between` yields, the last one first."""
-        start, stop = max(start, 0), min(stop, self.facts.total_size - FOOTER)
+    def _pages_back(self, start: int, stop: int) -> Iterator[tuple["_Page", int]]:
+        """As `_pages_from`, the last one first, and up to where each has those that precede."""
+        start, stop = max(start, 0), min(stop, self._end)
         joins = False
         while start < stop:
             page = self._page(stop - 1, stop)
-            last = bisect_left(page.starts, stop) - 1
-            if joins and page.members[last].stop != stop:
+            if joins and page.stop != stop and not page.has_start(stop):
                 raise self._bad(f"its members do not join at offset {stop}")
-            for member in page.members[last::-1]:
-                yield member
-                if member.start <= start:
-                    return
+            yield page, stop
             stop, joins = page.start, True
 
     def _page(self, position: int, stop: int) -> "_Page":
@@ -606,7 +625,7 @@ class Index:
         starts, end, members = self._members(row)
         if following not in (None, end):
             raise self._bad(f"its members do not join at offset {end}")
-        if not starts[0] <= position < end <= self.facts.total_size - FOOTER:
+        if not starts[0] <= position < end <= self._end:
             raise self._bad(f"no member covers offset {position}")
         page = _Page(starts[0], end, starts, members, {})
         if self._checker is not None:

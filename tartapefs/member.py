@@ -6,11 +6,8 @@ from typing import NamedTuple
 
 from tartapefs import layout, ustar
 
-_NS = 10**9
 RECORDABLE = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK})  # kinds that have a place in an archive
-
-# A member's fields in their order, as a tuple that may be a Member.
-MemberFacts = tuple[int, bytes, int, int, int, int, int, bytes, ustar.Owner | None]
+WITNESS = slice(2, 7)  # of a member: all that its `stat` said, in the order of the fields
 
 
 class Member(NamedTuple):
@@ -57,4 +54,4 @@ class Member(NamedTuple):
 
     def header(self) -> bytes:
         """The 512 bytes of its header. Raises ValueError where the name does not fit."""
-        return ustar.header(self.name, self.mode, self.size, self.mtime_ns // _NS, self.target, self.owner)
+        return ustar.headers((self,))[0]

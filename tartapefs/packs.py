@@ -12,10 +12,11 @@ import stat
 import struct
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
+from operator import add
 
 from tartapefs import ustar
-from tartapefs.layout import BLOCK, MAX_OFFSET, span
-from tartapefs.member import RECORDABLE, Member, MemberFacts
+from tartapefs.layout import BLOCK, MAX_OFFSET
+from tartapefs.member import RECORDABLE, Member
 
 MOST = 32  # members in a pack: whoever reads one has to unpack all
 LONGEST = 1 << 15  # bytes; names, targets and owners have at most 500 a member
@@ -39,7 +40,7 @@ def is_name(name: bytes) -> bool:
     return name not in _NO_NAMES and b"/" not in name and b"\0" not in name
 
 
-def pack(members: Sequence[MemberFacts]) -> bytes:
+def pack(members: Sequence[ustar.Facts]) -> bytes:
     """At most `MOST` members, whose names and targets fit into headers, as bytes, of which there are at most `LONGEST`.
 
     Their starts are not among them: they follow from the first one and the sizes.
@@ -89,15 +90,16 @@ def unpack(root: bytes, start: int, count: int, folder_count: int, data: bytes) 
     columns = zip(*_FACTS.iter_unpack(data[facts_start:facts_stop]), strict=True)
     sizes, mtimes, mtime_nsecs, inos, ctimes, ctime_nsecs, modes, in_folder, owned_by = columns
     names, targets, rests = strings[:count], strings[count : 2 * count], strings[2 * count :]
-    starts = list(accumulate(map(span, sizes), initial=start))
+    starts = list(accumulate([(size + 2 * BLOCK - 1) & -BLOCK for size in sizes], initial=start))  # `layout.span`
     stop = starts.pop()
     if start % BLOCK or stop > MAX_OFFSET or max(mtime_nsecs) >= _NS or max(ctime_nsecs) >= _NS:
         raise ValueError("a number is out of its range")
     if not _NO_NAMES.isdisjoint(names) or b"/" in b"".join(names):
         raise ValueError("a name does not lead down")
     folders = _folders(root, data[_HEAD.size : facts_start], rests[:folders_named])
-    names = [folders[number] + name for number, name in zip(in_folder, names, strict=True)]
-    if (start == 0) != (names[0] == root[:-1]) or b"" in [folders[number] for number in in_folder[start == 0 :]]:
+    above = [folders[number] for number in in_folder]
+    names = list(map(add, above, names))
+    if (start == 0) != (names[0] == root[:-1]) or b"" in above[start == 0 :]:
         raise ValueError("the root, and nothing else, comes first and lies in no folder")
     if start == 0 and modes[0] & 0o170000 != _FOLDER:
         raise ValueError("the root is no folder")

@@ -31,7 +31,7 @@ from tartapefs.errors import (
 from tartapefs.index import Index, IndexWriter, is_index, remove_unfinished
 from tartapefs.integrity import inspect
 from tartapefs.layout import FOOTER, MAX_OFFSET, span
-from tartapefs.member import Member, MemberFacts
+from tartapefs.member import Member
 from tartapefs.scan import Exclude, Found, IsLeftOut, Scan, changed, exclusion
 from tartapefs.source import TAPE_FOLDER, Folder, Source, default_index
 
@@ -192,7 +192,7 @@ class TapeRecorder:
         if busy:
             raise SourceBusyError(busy)
 
-    def _members(self, scan: Iterable[Found]) -> Iterator[MemberFacts]:
+    def _members(self, scan: Iterable[Found]) -> Iterator[ustar.Facts]:
         """Every member, in order; what does not fit goes to `_problems`.
 
         One loop of plain tuples, since it runs once for every member: see docs/performance.md, "Recording".

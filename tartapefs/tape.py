@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -98,9 +98,13 @@ class Tape:
         """The members that overlap the bytes `[start, stop)` of the archive, in order; all by default."""
         return self._index.between(start, self.total_size if stop is None else stop)
 
-    def members_backwards(self, start: int, stop: int) -> Iterator[Member]:
-        """The members that overlap the bytes `[start, stop)` of the archive, the last one first."""
-        return self._index.backwards(start, stop)
+    def headed(self, start: int, stop: int) -> Iterable[tuple[Member, bytes]]:
+        """As `members`, each with its header."""
+        return self._index.headed(start, stop)
+
+    def headed_backwards(self, start: int, stop: int) -> Iterable[tuple[Member, bytes]]:
+        """As `headed`, the last member first."""
+        return self._index.headed_backwards(start, stop)
 
     def count(self, start: int, stop: int) -> int:
         """How many members start in the bytes `[start, stop)` of the archive."""

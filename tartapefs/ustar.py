@@ -7,9 +7,10 @@ GNU tar: a number that its octal field cannot hold is written in base 256, big e
 
 import stat
 import struct
-import zlib
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
+from zlib import adler32
 
 MAX_NAME = 255
 MAX_TARGET = 100
@@ -26,6 +27,9 @@ class Owner(NamedTuple):
 
 
 SCRUBBED = Owner()
+
+# Of a member: start, name, mode, size, mtime_ns, inode, ctime_ns, target, owner; see `member.Member`.
+Facts = tuple[int, bytes, int, int, int, int, int, bytes, Owner | None]
 
 
 def _number(value: int, width: int) -> bytes:
@@ -71,13 +75,14 @@ def check_target(target: bytes) -> None:
 
 
 _TYPES = {stat.S_IFREG: b"0", stat.S_IFDIR: b"5", stat.S_IFLNK: b"2"}
+_NS = 10**9
 _OCTAL_11 = 8**11
 _SPACES = 8 * ord(" ")  # the checksum is taken over spaces in its own place
 
 
 def _sum(part: bytes) -> int:
     """The sum of at most 256 bytes: it stays below 65521, the modulus of Adler-32's low half, here started at 0."""
-    return zlib.adler32(part, 0) & 0xFFFF
+    return adler32(part, 0) & 0xFFFF
 
 
 # What comes before the checksum: name; mode and ids; size and mtime, as they are or as eleven digits in three parts.
@@ -104,30 +109,42 @@ def _fixed(mode: int, owner: Owner | None, prefix: bytes) -> tuple[bytes, bytes,
     return mode_and_ids, after, _sum(after[:256]) + _sum(after[256:]) + _SPACES
 
 
-def header(name: bytes, mode: int, size: int, mtime: int, target: bytes = b"", owner: Owner | None = None) -> bytes:
-    """The 512 bytes of one member's header.
+def headers(members: Iterable[Facts]) -> list[bytes]:
+    """The 512 bytes of the header of each of these members.
 
-    `name`: the whole name in the archive, a directory's slash included. `mode`: `st_mode` of a regular file, directory
-    or symbolic link. `size`: bytes of the body, 0 for directories and links. `mtime`: seconds since 1970, floored.
-    `owner`: None writes the scrubbed one. Raises ValueError where the name does not fit.
+    Names are whole, a directory's slash included; modes are `st_mode` of regular files, directories and symbolic links;
+    sizes 0 for directories and links; times are floored to seconds. The scrubbed owner is written for None. Raises
+    ValueError where a name does not fit.
+
+    One loop, and not a function for each: a third of the time goes into calls, and into what siblings share.
     """
-    prefix, rest = split_name(name) if len(name) > LONGEST_UNSPLIT else (b"", name)
-    mode_and_ids, after, its_sum = _fixed(mode, owner, prefix)
-    if target:
-        after = after[:1] + target.ljust(MAX_TARGET, b"\0") + after[1 + MAX_TARGET :]
-        its_sum += _sum(target)
-    if 0 <= size < _OCTAL_11 and 0 <= mtime < _OCTAL_11:
-        before = _pack_octal(
-            rest,
-            mode_and_ids,
-            _OCTAL_3[size >> 24],
-            _OCTAL_4[size >> 12 & 0xFFF],
-            _OCTAL_4[size & 0xFFF],
-            _OCTAL_3[mtime >> 24],
-            _OCTAL_4[mtime >> 12 & 0xFFF],
-            _OCTAL_4[mtime & 0xFFF],
-        )
-    else:
-        before = _pack_before(rest, mode_and_ids, _number(size, 12) + _number(mtime, 12))
-    checksum = _sum(before) + its_sum
-    return b"%b%b%b\0 %b" % (before, _OCTAL_3[checksum >> 9], _OCTAL_3[checksum & 0o777], after)
+    made, shared = [], None
+    for _, name, mode, size, mtime_ns, _, _, target, owner in members:
+        prefix = b""
+        if len(name) > LONGEST_UNSPLIT:
+            prefix, name = split_name(name)
+        if shared != (mode, owner, prefix):
+            shared = mode, owner, prefix
+            mode_and_ids, after, its_sum = _fixed(*shared)
+        mtime = mtime_ns // _NS
+        if 0 <= size | mtime < _OCTAL_11:
+            before = _pack_octal(
+                name,
+                mode_and_ids,
+                _OCTAL_3[size >> 24],
+                _OCTAL_4[size >> 12 & 0xFFF],
+                _OCTAL_4[size & 0xFFF],
+                _OCTAL_3[mtime >> 24],
+                _OCTAL_4[mtime >> 12 & 0xFFF],
+                _OCTAL_4[mtime & 0xFFF],
+            )
+        else:
+            before = _pack_before(name, mode_and_ids, _number(size, 12) + _number(mtime, 12))
+        checksum = (adler32(before, 0) & 0xFFFF) + its_sum
+        if target:
+            checksum += _sum(target)
+            its_after = after[:1] + target.ljust(MAX_TARGET, b"\0") + after[1 + MAX_TARGET :]
+        else:
+            its_after = after
+        made.append(b"%b%b%b\0 %b" % (before, _OCTAL_3[checksum >> 9], _OCTAL_3[checksum & 0o777], its_after))
+    return made

@@ -144,7 +144,7 @@ def test_they_meet(many: Path) -> None:
         from tartapefs.player import TapePlayer
         with Tape.discover(sys.argv[1]) as tape:
             player, stop = TapePlayer(tape), 400_000
-            members = list(tape.members(0, stop))
+            members = list(tape.headed(0, stop))
             helper = Helper(player._filler, mmap.mmap(-1, 1 << 20))
             helper.begin(0, 0, stop)
             time.sleep(1)

@@ -61,7 +61,7 @@ def read_whole(root: Path) -> bytes:
 
 def backwards(root: Path) -> list[Member]:
     with Tape.discover(root) as tape:
-        return list(tape.members_backwards(0, tape.total_size))
+        return [member for member, _ in tape.headed_backwards(0, tape.total_size)]
 
 
 def refused(root: Path) -> TapeFormatError:
@@ -709,7 +709,7 @@ def test_rows_join_where_no_other_check_sees_it(tmp_path: Path, monkeypatch: pyt
             for member in tape.members():
                 forwards.append(member)
         with pytest.raises(TapeFormatError, match="do not join"):
-            for member in tape.members_backwards(0, tape.total_size):
+            for member, _ in tape.headed_backwards(0, tape.total_size):
                 back.append(member)
     assert forwards == members[:-1]
     assert len(back) == 3

@@ -86,8 +86,8 @@ def test_members_that_overlap_a_range(varied: Path, tape: Tape, width: int) -> N
 
 
 @pytest.mark.parametrize("sealed", [False, True])
-def test_members_backwards(varied: Path, sealed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same members of any range, the last one first, in packs of a few; whatever was read before."""
+def test_members_with_headers(varied: Path, sealed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same members of any range, in both directions, in packs of a few; whatever was read before."""
     monkeypatch.setattr(packs, "MOST", 9 if sealed else 3)
     TapeRecorder(varied, overwrite=True).commit()
     with Tape.discover(varied) as tape, contextlib.closing(TapePlayer(tape)) as player:
@@ -95,13 +95,15 @@ def test_members_backwards(varied: Path, sealed: bool, monkeypatch: pytest.Monke
             seal(tape, player.source, player.at_home)
     with Tape.discover(varied) as tape:
         every = list(tape.members())
-        assert list(tape.members_backwards(0, tape.total_size)) == every[::-1]
+        assert list(tape.headed_backwards(0, tape.total_size)) == [(m, m.header()) for m in every[::-1]]
     some = random.Random(1)
     with Tape.discover(varied) as tape:
         for _ in range(1000):
             start, stop = sorted(some.randrange(-600, tape.total_size + 600) for _ in range(2))
             expected = [member for member in every if member.start < stop and start < member.stop and start < stop]
-            assert list(tape.members_backwards(start, stop)) == expected[::-1]
+            headed = [(member, member.header()) for member in expected]
+            assert list(tape.headed_backwards(start, stop)) == headed[::-1]
+            assert list(tape.headed(start, stop)) == headed
             assert list(tape.members(start, stop)) == expected
 
 

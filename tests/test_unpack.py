@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from tartapefs import packs
 from tartapefs.layout import MAX_OFFSET, span
-from tartapefs.member import Member, MemberFacts
-from tartapefs.ustar import Owner, split_name
+from tartapefs.member import Member
+from tartapefs.ustar import Facts, Owner, split_name
 
 ROOT = b"data/"
 NS = 10**9
@@ -52,12 +52,12 @@ def fits(name: bytes) -> bool:
 
 
 @st.composite
-def members_of_a_pack(draw: st.DrawFn) -> list[MemberFacts]:
+def members_of_a_pack(draw: st.DrawFn) -> list[Facts]:
     """Members that follow each other, from the root on or from anywhere; in folders that come again and again."""
     some_folders = draw(st.lists(folders, min_size=1, max_size=6))
     some_owners = draw(st.lists(owners, min_size=1, max_size=4))
     start = draw(st.just(0) | st.integers(1, 1 << 40).map(lambda blocks: blocks * 512))
-    made: list[MemberFacts] = []
+    made: list[Facts] = []
     for number in range(draw(st.integers(1, packs.MOST))):
         kind = FOLDER if number == start == 0 else draw(st.sampled_from((FILE, FILE, FOLDER, LINK)))
         name = ROOT if number == start == 0 else draw(st.sampled_from(some_folders)) + draw(parts)
@@ -72,7 +72,7 @@ def members_of_a_pack(draw: st.DrawFn) -> list[MemberFacts]:
     return made
 
 
-def rows_of(members: list[MemberFacts]) -> list[Row]:
+def rows_of(members: list[Facts]) -> list[Row]:
     """What is to be in the pack of `members`, in the order of `packed.COLUMNS`."""
     rows = []
     for _, name, mode, size, mtime_ns, ino, ctime_ns, target, owner in members:
@@ -93,7 +93,7 @@ def unpacked(start: int, rows: list[Row]) -> list[Member]:
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(members_of_a_pack())
-def test_members_as_bytes_and_back(members: list[MemberFacts]) -> None:
+def test_members_as_bytes_and_back(members: list[Facts]) -> None:
     """What is packed means what it should, and is unpacked as it was; so is what another writer made of it."""
     rows, start, count = rows_of(members), members[0][0], len(members)
     data = packs.pack(members)
@@ -134,7 +134,7 @@ def check(start: int, count: int, folder_count: int, data: bytes) -> bool:
     return True
 
 
-SOME: list[MemberFacts] = [
+SOME: list[Facts] = [
     (0, b"data/", FOLDER, 0, 1, 1, 1, b"", None),
     (512, b"data/a/", FOLDER, 0, 1, 2, 1, b"", Owner(1, 2, b"u", b"g")),
     (1024, b"data/a/b/", FOLDER, 0, 1, 3, 1, b"", None),

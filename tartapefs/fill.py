@@ -17,7 +17,7 @@ from tartapefs.contents import Contents, as_shown, read_all
 from tartapefs.errors import Difference, TapeIntegrityError
 from tartapefs.integrity import agrees, check_place, differences, drift, inspect, only_stamps
 from tartapefs.layout import BLOCK, FOOTER
-from tartapefs.member import WITNESS, Member
+from tartapefs.member import Member
 from tartapefs.source import Source
 from tartapefs.tape import Tape
 
@@ -125,7 +125,7 @@ class Filler:
                     finally:
                         close(fd)
                     seen = found.st_mode, found.st_size, found.st_mtime_ns, found.st_ino, found.st_ctime_ns
-                    if seen != member[WITNESS] and not agrees(member, found, at_home):
+                    if seen != member[2:7] and not agrees(member, found, at_home):
                         self._raise(member, differences(member, found, b"", at_home), failure)
                     if failure is not None:
                         raise failure

@@ -38,13 +38,13 @@ from dataclasses import dataclass
 from itertools import chain, count, islice
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 from zlib import crc32
 
 from tartapefs import apart, merkle, packs, ustar
 from tartapefs.errors import TapeBusyError, TapeFormatError, TapeNotFoundError
-from tartapefs.layout import BLOCK, FOOTER, MAX_OFFSET
+from tartapefs.layout import BLOCK, FOOTER, MAX_OFFSET, span
 from tartapefs.member import Member
 
 FORMAT, SEALED_FORMAT = 3, 4
@@ -229,7 +229,7 @@ class IndexWriter:
             db.execute("COMMIT")
 
     def add(self, members: Iterable[ustar.Facts]) -> str:
-        """Writes all members, in the order of their starts.
+        """Writes all members, in the order of the archive, from its first on.
 
         Returns their fingerprint: SHA-256 over all headers, 64 hex digits. Names and targets are to fit into one. Where
         there are many, and that is possible, a second process writes what this one takes from `members`.
@@ -255,13 +255,15 @@ class IndexWriter:
         add_row: Callable[[bytes], object],
         add_headers: Callable[[bytes], object],
     ) -> Iterator[tuple[Any, ...]]:
+        start = 0
         for some in self._packs(members):
             add_headers(b"".join(ustar.headers(some)))
-            folders = sum([facts[2] & 0o170000 == stat.S_IFDIR for facts in some])
-            numbers, packed = (some[0][0], len(some), folders), packs.pack(some)
+            folders = sum([facts[1] & 0o170000 == stat.S_IFDIR for facts in some])
+            numbers, packed = (start, len(some), folders), packs.pack(some)
             row = _row(*numbers, packed)
             add_row(row)
             yield *numbers, packed, crc32(row)
+            start += sum([span(facts[2]) for facts in some])
 
     def _packs(self, members: Iterator[ustar.Facts]) -> Iterator[list[ustar.Facts]]:
         """As many as fit into a pack each; of a sealed tape, whole leaves (see `merkle`)."""
@@ -274,7 +276,7 @@ class IndexWriter:
         for facts in members:
             some.append(facts)
             in_leaf += 1
-            if merkle.ends_leaf(in_leaf, facts[3], self._block_size):
+            if merkle.ends_leaf(in_leaf, facts[2], self._block_size):
                 in_leaf = 0
                 if len(some) > packs.MOST - merkle.RUN:
                     yield some
@@ -356,7 +358,8 @@ class _Page:
         headed = self._headed  # one load: threads see the old ones or the new
         if headed[0] != first or headed[1] != end:
             members = self.members[first:end]
-            headed = self._headed = first, end, list(zip(members, ustar.headers(members), strict=True))
+            headers = ustar.headers([member[1:] for member in members])
+            headed = self._headed = first, end, list(zip(members, headers, strict=True))
         return headed[2]
 
     def has_start(self, position: int) -> bool:

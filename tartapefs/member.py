@@ -7,7 +7,6 @@ from typing import NamedTuple
 from tartapefs import layout, ustar
 
 RECORDABLE = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK})  # kinds that have a place in an archive
-WITNESS = slice(2, 7)  # of a member: all that its `stat` said, in the order of the fields
 
 
 class Member(NamedTuple):
@@ -54,4 +53,4 @@ class Member(NamedTuple):
 
     def header(self) -> bytes:
         """The 512 bytes of its header. Raises ValueError where the name does not fit."""
-        return ustar.headers((self,))[0]
+        return ustar.headers((self[1:],))[0]

@@ -48,7 +48,7 @@ def pack(members: Sequence[ustar.Facts]) -> bytes:
     folders: dict[bytes, int] = {}  # and their numbers
     owners: dict[ustar.Owner | None, int] = {None: 0}
     names, targets, facts = [], [], []
-    for _, name, mode, size, mtime_ns, ino, ctime_ns, target, owner in members:
+    for name, mode, size, mtime_ns, ino, ctime_ns, target, owner in members:
         cut = name.rfind(b"/", 0, -1) + 1
         folder = folders.setdefault(name[:cut], len(folders))
         who = owners.setdefault(owner, len(owners))

@@ -32,7 +32,7 @@ from tartapefs.index import Index, IndexWriter, is_index, remove_unfinished
 from tartapefs.integrity import inspect
 from tartapefs.layout import FOOTER, MAX_OFFSET, span
 from tartapefs.member import Member
-from tartapefs.scan import Exclude, Found, IsLeftOut, Scan, changed, exclusion
+from tartapefs.scan import Exclude, IsLeftOut, Scan, Seen, changed, exclusion, seen_of
 from tartapefs.source import TAPE_FOLDER, Folder, Source, default_index
 
 _RECENT_NS = 60 * 10**9  # a file changed since then may be in the middle of a change
@@ -42,9 +42,6 @@ _TICK_NS = 20 * 10**6  # the kernel stamps files from a clock that moves every 1
 _COARSE_TICK_NS = 2 * 10**9  # a stamp of whole seconds: of a file system that counts by seconds, or by two (FAT)
 _FRESH_AT_ONCE = 4096  # how many fresh members are remembered before waiting for the clock
 _PROGRESS_EVERY = 1024  # members
-_KIND = 0o170000  # of the mode: what `stat.S_IFMT` gives, without a call
-_FILE, _FOLDER = stat.S_IFREG, stat.S_IFDIR
-_NS = 10**9
 
 Progress = Callable[[int, int], None]
 
@@ -89,7 +86,7 @@ class TapeRecorder:
         self._problems: list[Problem] = []
         self._busy: list[Problem] = []
         self._patience = _PATIENCE
-        self._fresh: list[tuple[int, Found]] = []
+        self._fresh: list[tuple[int, ustar.Facts]] = []
         self.skipped: tuple[Problem, ...] = ()
         self.left_out = 0
         self.member_count = 0
@@ -149,7 +146,9 @@ class TapeRecorder:
                 raise TapeExistsError(self.index_path)
             recorded_ns = time.time_ns()
             self._recent = recorded_ns - _RECENT_NS
-            scan = Scan(source, self._exclude, self._settled_stat, self._recent)
+            root = os.fsencode(os.path.basename(self.root)) + b"/"
+            owner_of = None if self._anonymize else _owner
+            scan = Scan(source, root, self._exclude, owner_of, self._settled, self._recent)
             fingerprint = writer.add(self._members(scan))
             self._settle()
             self._raise_problems(scan)
@@ -192,52 +191,44 @@ class TapeRecorder:
         if busy:
             raise SourceBusyError(busy)
 
-    def _members(self, scan: Iterable[Found]) -> Iterator[ustar.Facts]:
-        """Every member, in order; what does not fit goes to `_problems`.
-
-        One loop of plain tuples, since it runs once for every member: see docs/performance.md, "Recording".
-        """
-        root = os.fsencode(os.path.basename(self.root)) + b"/"
+    def _members(self, scan: Iterable[ustar.Facts]) -> Iterator[ustar.Facts]:
+        """Every member, in order; what does not fit goes to `_problems`."""
         position = count = 0
-        recent, problems, anonymize = self._recent, self._problems, self._anonymize
-        owner, longest_unsplit = None, ustar.LONGEST_UNSPLIT
-        for found in scan:
-            path, seen, target = found
-            name = root + path
-            mode, mtime_ns, ctime_ns = seen.st_mode, seen.st_mtime_ns, seen.st_ctime_ns
-            kind = mode & _KIND
-            size = seen.st_size if kind == _FILE else 0
-            if kind == _FOLDER and path:
-                name += b"/"
-            if not anonymize:
-                owner = _owner(seen.st_uid, seen.st_gid)
-            try:
-                if target:
-                    ustar.check_target(target)
-                if len(name) > longest_unsplit:
-                    ustar.split_name(name)
-            except ValueError as error:
-                problems.append(Problem(os.fsdecode(path), str(error)))
+        recent, problems, longest_unsplit = self._recent, self._problems, ustar.LONGEST_UNSPLIT
+        for facts in scan:
+            name, _, size, mtime_ns, _, ctime_ns, target, _ = facts
+            if (target or len(name) > longest_unsplit) and not self._fits(facts):
                 continue
             if ctime_ns > recent or mtime_ns > recent:
-                self._note_if_fresh(found)
-            start, position = position, position + span(size)
+                self._note_if_fresh(facts)
+            position += span(size)
             count += 1
             if not problems and position <= MAX_OFFSET:
-                yield start, name, mode, size, mtime_ns, seen.st_ino, ctime_ns, target, owner
+                yield facts
             if count % _PROGRESS_EVERY == 0:
-                self.latest = path
+                self.latest = _path(facts)
                 self._on_progress(count, position)
         self.member_count, self.total_size = count, position + FOOTER
 
-    def _settled_stat(self, folder: Folder, name: bytes, path: bytes, seen: os.stat_result) -> os.stat_result | None:
-        """The `stat` to record of a file that changed lately: one taken while nobody writes it, if there is one."""
-        if seen.st_size:
-            settled = self._patiently(lambda: folder.settled(name))
-            if settled is None:
-                self._busy.append(_busy(path))
-            return settled
-        return seen
+    def _fits(self, facts: ustar.Facts) -> bool:
+        """Whether name and target have a place in a header; if not, why is noted."""
+        try:
+            ustar.check_target(facts[6])
+            ustar.split_name(facts[0])
+        except ValueError as error:
+            self._problems.append(Problem(os.fsdecode(_path(facts)), str(error)))
+            return False
+        return True
+
+    def _settled(self, folder: Folder, name: bytes, path: bytes, seen: Seen) -> Seen | None:
+        """What to record of a file that changed lately: a `stat` taken while nobody writes it, if there is one."""
+        if not seen[3]:
+            return seen
+        settled = self._patiently(lambda: folder.settled(name))
+        if settled is None:
+            self._busy.append(_busy(path))
+            return None
+        return seen_of(settled)
 
     def _patiently(self, look: Callable[[], os.stat_result | None]) -> os.stat_result | None:
         """What `look` gives; while that is nothing, again, as long as this recording has patience."""
@@ -246,14 +237,13 @@ class TapeRecorder:
             self._patience -= _PAUSE
         return found
 
-    def _note_if_fresh(self, found: Found) -> None:
+    def _note_if_fresh(self, facts: ustar.Facts) -> None:
         """Remembers a member whose stamp could be given once more to a change that is yet to come."""
-        now = time.time_ns()
-        stamps = (found[1].st_mtime_ns, found[1].st_ctime_ns)
+        now, stamps = time.time_ns(), (facts[3], facts[5])
         ticks = ((stamp, _TICK_NS if stamp % 10**9 else _COARSE_TICK_NS) for stamp in stamps)
         past = max((stamp + tick for stamp, tick in ticks if stamp <= now), default=0)
         if now < past:
-            self._fresh.append((past, found))
+            self._fresh.append((past, facts))
             if len(self._fresh) >= _FRESH_AT_ONCE:
                 self._settle()
 
@@ -262,31 +252,26 @@ class TapeRecorder:
         if not self._fresh:
             return
         time.sleep(max(0, max(past for past, _ in self._fresh) - time.time_ns()) / 10**9)
-        for _, (path, seen, target) in self._fresh:
-            member = Member(
-                0,
-                b"/" + path,
-                seen.st_mode,
-                seen.st_size,
-                seen.st_mtime_ns,
-                seen.st_ino,
-                seen.st_ctime_ns,
-                target,
-                None,
-            )
-            self._check_unchanged(member, path)
+        for _, facts in self._fresh:
+            member = Member(0, *facts)
+            self._check_unchanged(member)
             if member.is_file and member.size:  # somebody may have begun to write it since then, with the same stamp
                 try:
-                    settled = self._patiently(partial(self._source.settled, path))
+                    settled = self._patiently(partial(self._source.settled, member.path))
                 finally:
-                    self._check_unchanged(member, path)
+                    self._check_unchanged(member)
                 if settled is None:
-                    raise SourceBusyError([_busy(path)])
+                    raise SourceBusyError([_busy(member.path)])
         self._fresh.clear()
 
-    def _check_unchanged(self, member: Member, path: bytes) -> None:
+    def _check_unchanged(self, member: Member) -> None:
         for difference in inspect(member, self._source, at_home=True):
-            raise changed(path, difference)
+            raise changed(member.path, difference)
+
+
+def _path(facts: ustar.Facts) -> bytes:
+    """The path below the root of what has these facts."""
+    return Member(0, *facts).path
 
 
 def _busy(path: bytes) -> Problem:

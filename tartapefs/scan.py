@@ -10,8 +10,10 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
 from typing import NamedTuple
 
+from tartapefs import ustar
 from tartapefs.display import file_type, moment
 from tartapefs.errors import Difference, Problem, SourceUnreadableError, TapeIntegrityError
 from tartapefs.source import TAPE_FOLDER, Folder, Source
@@ -21,122 +23,142 @@ _KIND = 0o170000  # of the mode: what `stat.S_IFMT` gives, without a call
 _READABLE_FILE = stat.S_IFREG | stat.S_IRUSR
 _KIND_AND_READABLE = _KIND | stat.S_IRUSR
 IsLeftOut = Callable[[bytes, bool], bool]  # (path below the root, whether it is a directory)
+OwnerOf = Callable[[int, int], ustar.Owner]  # (user, group)
 
-
-# What the scan found: path relative to the root, empty for the root itself; stat; target of a symbolic link, else
-# empty. A plain tuple, since one is made for every member.
-Found = tuple[bytes, os.stat_result, bytes]
-OnFile = Callable[[Folder, bytes, bytes, os.stat_result], os.stat_result | None]  # (its folder, name, path, stat)
+Seen = tuple[int, int, int, int, int, int, int]  # of a `stat`, as follows
+seen_of: Callable[[os.stat_result], Seen] = attrgetter(
+    "st_mode", "st_uid", "st_gid", "st_size", "st_mtime_ns", "st_ino", "st_ctime_ns"
+)
+OnFile = Callable[[Folder, bytes, bytes, Seen], Seen | None]  # (its folder, name, path)
 
 
 class _Level(NamedTuple):
     folder: Folder
-    path: bytes
-    stat: os.stat_result
+    name: bytes  # in the archive, with its slash
+    mtime_ns: int
     names: Iterator[bytes]
 
 
 class Scan:
-    """Iterate over it once for everything below the source; then `unreadable` and `left_out` tell what is not there.
+    """Iterate over it once for everything in the source; then `unreadable` and `left_out` tell what is not there.
 
     `unreadable`: paths that this user cannot read. `left_out`: how many sockets, pipes and devices there are.
-    `on_file` is called for every regular file that changed after `since` (ns) and gives its `stat`, as the caller wants
-    it taken, or None to leave it out.
+
+    `root`: what all names in the archive begin with, a slash included. `owner_of` gives the owner to write for a user
+    and a group; without it owners are scrubbed. `on_file` is called for every regular file that changed after `since`
+    (ns) and gives its `stat`, as the caller wants it taken, or None to leave it out.
     """
 
-    def __init__(self, source: Source, exclude: IsLeftOut | None, on_file: OnFile, since: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        root: bytes,
+        exclude: IsLeftOut | None,
+        owner_of: OwnerOf | None,
+        on_file: OnFile,
+        since: int,
+    ) -> None:
         self._source = source
+        self._root = root
         self._exclude = exclude
+        self._owner_of = owner_of
         self._on_file = on_file
         self._since = since
         self._euid = os.geteuid()
         self.unreadable: list[Problem] = []
         self.left_out = 0
 
-    def __iter__(self) -> Iterator[Found]:
+    def __iter__(self) -> Iterator[ustar.Facts]:
+        """One long function, and little in it for a file of this user's that has been at rest: the common case."""
+        levels: list[_Level] = []
+        euid, since, owner_of, all_are_in = self._euid, self._since, self._owner_of, self._exclude is None
         try:
-            levels = [self._enter(self._source.folder(), b"")]
-        except OSError as error:
-            raise SourceUnreadableError([Problem(self._source.root, error.strerror or "")]) from None
-        euid, since, all_are_in = self._euid, self._since, self._exclude is None
-        try:
-            yield b"", levels[0].stat, b""
+            try:
+                root = self._enter(levels, self._source.folder(), self._root)
+            except OSError as error:
+                raise SourceUnreadableError([Problem(self._source.root, error.strerror or "")]) from None
+            yield root
             while levels:
                 level = levels[-1]
-                lstat, above = level.folder.lstat, level.path
-                for name in level.names:
-                    path = above + name
+                above, lstat = level.name, level.folder.lstat
+                for last in level.names:
+                    name, target = above + last, b""
                     try:
-                        seen = lstat(name)
+                        seen = seen_of(lstat(last))
                     except OSError as error:
-                        self._gone_or_unreadable(path, error)
+                        self._gone_or_unreadable(self._path(name), error)
                         continue
-                    # The common case by itself, without a call: a file of this user's that has been at rest.
-                    if (
-                        seen.st_mode & _KIND_AND_READABLE == _READABLE_FILE
-                        and seen.st_uid == euid
-                        and seen.st_ctime_ns <= since
-                        and seen.st_mtime_ns <= since
+                    mode, uid, gid, size, mtime_ns, ino, ctime_ns = seen
+                    if not (
+                        mode & _KIND_AND_READABLE == _READABLE_FILE
+                        and uid == euid
+                        and ctime_ns <= since
+                        and mtime_ns <= since
                         and all_are_in
                     ):
-                        yield path, seen, b""
-                        continue
-                    found = self._look(level, name, path, seen)
-                    if found is None:
-                        continue
-                    if stat.S_ISDIR(seen.st_mode):
-                        try:
-                            below = self._enter(level.folder.folder(name), path + b"/")
-                        except OSError as error:
-                            self._gone_or_unreadable(path, error)
+                        found = self._look(level.folder, last, self._path(name), seen)
+                        if found is None:
                             continue
-                        levels.append(below)
-                        yield path, below.stat, b""
-                        break
-                    yield found
+                        (mode, uid, gid, size, mtime_ns, ino, ctime_ns), target = found
+                        if stat.S_ISDIR(mode):
+                            try:
+                                folder = self._enter(levels, level.folder.folder(last), name + b"/")
+                            except OSError as error:
+                                self._gone_or_unreadable(self._path(name), error)
+                                continue
+                            yield folder
+                            break
+                        size = 0 if target else size
+                    yield name, mode, size, mtime_ns, ino, ctime_ns, target, owner_of and owner_of(uid, gid)
                 else:
                     self._leave(levels.pop())
         finally:
             for level in levels:
                 level.folder.close()
 
-    def _enter(self, folder: Folder, path: bytes) -> _Level:
+    def _enter(self, levels: list[_Level], folder: Folder, name: bytes) -> ustar.Facts:
+        """Adds the level of a folder, and returns what is to be recorded of itself."""
         try:
-            before = folder.stat()  # so that what is added while it is listed shows
-            return _Level(folder, path, before, iter(folder.names()))
+            mode, uid, gid, _, mtime_ns, ino, ctime_ns = seen_of(folder.stat())  # so that what is added meanwhile shows
+            levels.append(_Level(folder, name, mtime_ns, iter(folder.names())))
         except BaseException:
             folder.close()
             raise
+        return name, mode, 0, mtime_ns, ino, ctime_ns, b"", self._owner_of and self._owner_of(uid, gid)
 
     def _leave(self, level: _Level) -> None:
-        after = level.folder.stat()
+        mtime_ns = level.folder.stat().st_mtime_ns
         level.folder.close()
-        if after.st_mtime_ns != level.stat.st_mtime_ns:
-            times = moment(level.stat.st_mtime_ns), moment(after.st_mtime_ns)
-            raise changed(level.path.rstrip(b"/"), Difference("mtime", *times))
+        if mtime_ns != level.mtime_ns:
+            raise changed(self._path(level.name), Difference("mtime", moment(level.mtime_ns), moment(mtime_ns)))
 
-    def _look(self, level: _Level, name: bytes, path: bytes, found: os.stat_result) -> Found | None:
-        kind = found.st_mode & _KIND
+    def _path(self, name: bytes) -> bytes:
+        """Where below the root that lies which has this name in the archive."""
+        return name[len(self._root) :].rstrip(b"/")
+
+    def _look(self, folder: Folder, name: bytes, path: bytes, seen: Seen) -> tuple[Seen, bytes] | None:
+        """What it is by a closer look, and the target of a link, else nothing; None if it is to be left out."""
+        mode, uid, _, _, mtime_ns, _, ctime_ns = seen
+        kind = mode & _KIND
         if (kind == stat.S_IFDIR and path == TAPE_FOLDER) or self._leaves_out(path, kind == stat.S_IFDIR):
             return None
         try:
             if kind == stat.S_IFREG:
                 # The owner's permission is decided by the mode alone; for others an ACL may say more.
-                owned = found.st_uid == self._euid and found.st_mode & stat.S_IRUSR
-                if not owned and not level.folder.is_readable(name):
+                if not (uid == self._euid and mode & stat.S_IRUSR) and not folder.is_readable(name):
                     raise PermissionError(errno.EACCES, "")
-                if found.st_ctime_ns <= self._since and found.st_mtime_ns <= self._since:
-                    return path, found, b""
-                settled = self._on_file(level.folder, name, path, found)
+                if ctime_ns <= self._since and mtime_ns <= self._since:
+                    return seen, b""
+                settled = self._on_file(folder, name, path, seen)
                 if settled is None:
                     return None
-                if not stat.S_ISREG(settled.st_mode):
-                    raise changed(path, Difference("type", file_type(kind), file_type(settled.st_mode)))
-                return path, settled, b""
+                if not stat.S_ISREG(settled[0]):
+                    raise changed(path, Difference("type", file_type(kind), file_type(settled[0])))
+                return settled, b""
             if kind == stat.S_IFLNK:
-                return path, found, level.folder.readlink(name)
+                return seen, folder.readlink(name)
             if kind == stat.S_IFDIR:
-                return path, found, b""
+                return seen, b""
             self.left_out += 1
         except OSError as error:
             self._gone_or_unreadable(path, error)

@@ -68,7 +68,7 @@ def _write(
         with Tape.from_index(tape.index_path) as now:
             if not now.is_same(tape):  # recorded again meanwhile
                 raise TapeBusyError(tape.index_path)
-        writer.add(tape.members())
+        writer.add(member[1:] for member in tape.members())
         rows = (builder.add(member.header(), member.size, digests) for member in tape.members())
         writer.add_digests(chain.from_iterable(rows))
         writer.add_digests(builder.finish())

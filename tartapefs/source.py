@@ -16,9 +16,8 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from types import TracebackType
 
 TAPE_FOLDER = b".tartape"  # holds the index; no part of the archive where it lies directly in the root
@@ -146,8 +145,6 @@ class Folder:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        # The `stat` of what has this name in it: a call that costs no frame of Python's, made for every member.
-        self.lstat: Callable[[bytes], os.stat_result] = partial(os.stat, dir_fd=fd, follow_symlinks=False)
 
     def close(self) -> None:
         os.close(self._fd)
@@ -159,6 +156,9 @@ class Folder:
         """The names in it, in the archive's order."""
         encoding, errors = _NAMES_ARE
         return sorted([name.encode(encoding, errors) for name in os.listdir(self._fd)])
+
+    def lstat(self, name: bytes) -> os.stat_result:
+        return os.lstat(name, dir_fd=self._fd)
 
     def readlink(self, name: bytes) -> bytes:
         return os.readlink(name, dir_fd=self._fd)

@@ -28,8 +28,8 @@ class Owner(NamedTuple):
 
 SCRUBBED = Owner()
 
-# Of a member: start, name, mode, size, mtime_ns, inode, ctime_ns, target, owner; see `member.Member`.
-Facts = tuple[int, bytes, int, int, int, int, int, bytes, Owner | None]
+# What is recorded of a member: name, mode, size, mtime_ns, inode, ctime_ns, target, owner; see `member.Member`.
+Facts = tuple[bytes, int, int, int, int, int, bytes, Owner | None]
 
 
 def _number(value: int, width: int) -> bytes:
@@ -119,7 +119,7 @@ def headers(members: Iterable[Facts]) -> list[bytes]:
     One loop, and not a function for each: a third of the time goes into calls, and into what siblings share.
     """
     made, shared = [], None
-    for _, name, mode, size, mtime_ns, _, _, target, owner in members:
+    for name, mode, size, mtime_ns, _, _, target, owner in members:
         prefix = b""
         if len(name) > LONGEST_UNSPLIT:
             prefix, name = split_name(name)

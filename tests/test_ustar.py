@@ -38,7 +38,7 @@ def header(
     owner: ustar.Owner | None = None,
 ) -> bytes:
     """What we make of them."""
-    (made,) = ustar.headers([(0, name, mode, size, mtime * 10**9, 0, 0, target, owner)])
+    (made,) = ustar.headers([(name, mode, size, mtime * 10**9, 0, 0, target, owner)])
     return made
 
 

@@ -108,7 +108,9 @@ _ANSWER = struct.Struct("=IiQ")  # its length, minus an errno or 0, number of th
 _READ, _INTERRUPT, _INIT = 15, 36, 26
 _REST = 0.05  # seconds; so long requests may wait, should the one thread that serves be held up by the source
 _LARGEST_REQUEST = IO_SIZE + mmap.PAGESIZE  # bytes: what libfuse 3 allows a write to have, and its head
-ANSWER = mmap.PAGESIZE + IO_SIZE  # bytes of memory for the answer to a read: its head ends where the page does
+# Bytes of memory for the answer to a read: its head ends, and its body begins, where a page does.
+ANSWER = mmap.PAGESIZE + IO_SIZE
+_HEAD, _BODY = mmap.PAGESIZE - _ANSWER.size, mmap.PAGESIZE
 
 
 class Session:
@@ -223,13 +225,12 @@ class Session:
             self._serving += 1
 
     def _answer_read(self, memory: memoryview, number: int, handle: int, offset: int, size: int) -> None:
-        head, body = mmap.PAGESIZE - _ANSWER.size, mmap.PAGESIZE
-        if body + size > len(memory):  # no kernel asks for so much
-            memory = memoryview(bytearray(body + size))
+        if _BODY + size > len(memory):  # no kernel asks for so much
+            memory = memoryview(bytearray(_BODY + size))
         try:
-            count = self._archive.readinto(memory[body : body + size], offset)
-            _ANSWER.pack_into(memory, head, _ANSWER.size + count, 0, number)
-            answer = memory[head : body + count]
+            count = self._archive.readinto(memory[_BODY : _BODY + size], offset)
+            _ANSWER.pack_into(memory, _HEAD, _ANSWER.size + count, 0, number)
+            answer = memory[_HEAD : _BODY + count]
         except BaseException as error:
             count, answer = 0, memoryview(_ANSWER.pack(_ANSWER.size, -self._archive.errno_of(error), number))
         try:

@@ -2,8 +2,8 @@
 
 Rule: every byte asked for is the recorded one, or an exception is raised. A member is checked after its bytes are in
 the buffer, by the descriptor they came from, which was opened by name for this one read: so a change before or during
-the read is seen before the bytes leave, and no kept descriptor can hide that the name leads elsewhere by now. Nothing
-stays open.
+the read is seen before the bytes leave, and nothing can hide that the name leads elsewhere by now. The descriptor of a
+large file may be kept from one of its parts to the next; then all names on its way are looked at each time (`kept`).
 """
 
 # ruff: noqa: FURB136 -- min and max are calls, see Filler.fill
@@ -16,6 +16,7 @@ from typing import NamedTuple
 from tartapefs.contents import Contents, as_shown, read_all
 from tartapefs.errors import Difference, TapeIntegrityError
 from tartapefs.integrity import agrees, check_place, differences, drift, inspect, only_stamps
+from tartapefs.kept import LARGE, Kept
 from tartapefs.layout import BLOCK, FOOTER
 from tartapefs.member import Member
 from tartapefs.source import Source
@@ -44,16 +45,25 @@ class Filler:
 
     Of a sealed tape, files and links are as recorded if contents and all other facts are, though timestamps or inode
     are not; `strict`: not then either. `contents`: whether bodies are held to their digests here. Else it is for the
-    caller to do.
+    caller to do. `keeps`: large files that are read in parts stay open for the next part, until `rest` is called.
     """
 
-    def __init__(self, tape: Tape, source: Source, at_home: bool, contents: bool = True, strict: bool = False) -> None:
+    def __init__(
+        self,
+        tape: Tape,
+        source: Source,
+        at_home: bool,
+        contents: bool = True,
+        strict: bool = False,
+        keeps: bool = False,
+    ) -> None:
         self.tape = tape
         self.source = source
         self.at_home = at_home
         self.strict = strict
         self._contents = Contents(tape) if contents and tape.seal else None
         self._stamps_count = strict or not tape.seal
+        self._kept = Kept(source) if keeps and self._contents is None else None
         self._end = tape.total_size - FOOTER
 
     def fill(
@@ -75,10 +85,9 @@ class Filler:
         One long function of plain numbers, without `min` and `max`, since it runs once for every member that anybody
         reads: in smaller pieces it took 15 instead of 13 microseconds a member, most of which are system calls.
         """
-        source, at_home, contents = self.source, self.at_home, self._contents
+        source, at_home, contents, kept = self.source, self.at_home, self._contents, self._kept
         open_in, preadv, fstat, close = source.open_in, os.preadv, os.fstat, os.close
-        check_place(source, self.tape.root_name)
-        count = 0
+        count, is_in_place = 0, False
         # Of the last file: its folder, and that folder as a place, opened for its second file, closed at the end.
         last_folder, place = None, -1
         try:
@@ -90,7 +99,22 @@ class Filler:
                 if start < body:
                     low, high = start if start > first else first, stop if stop < body else body
                     view[low - start : high - start] = header[low - first : high - first]
+                unpadded = size % BLOCK
+                if unpadded and padding < stop:
+                    end = padding + BLOCK - unpadded
+                    low, high = start if start > padding else padding, stop if stop < end else end
+                    view[low - start : high - start] = bytes(high - low)
                 low, high = start if start > body else body, stop if stop < padding else padding
+                is_large = kept is not None and size >= LARGE
+                if (
+                    is_large
+                    and body < low < high  # or nobody can have read what comes before
+                    and kept.read(member, view[low - start : high - start], low - body, at_home)
+                ):
+                    continue
+                if not is_in_place:
+                    check_place(source, self.tape.root_name)
+                    is_in_place = True
                 if low < high:
                     part, position = view[low - start : high - start], low - body
                     folder, _, last = name.rpartition(b"/")
@@ -122,8 +146,12 @@ class Filler:
                         except TapeIntegrityError as error:
                             failure = error
                         found = fstat(fd)
+                        if is_large and high < padding:  # more of it will be read
+                            kept.keep(member, fd, found)
+                            fd = -1
                     finally:
-                        close(fd)
+                        if fd >= 0:
+                            close(fd)
                     seen = found.st_mode, found.st_size, found.st_mtime_ns, found.st_ino, found.st_ctime_ns
                     if seen != member[2:7] and not agrees(member, found, at_home):
                         self._raise(member, differences(member, found, b"", at_home), failure)
@@ -131,18 +159,20 @@ class Filler:
                         raise failure
                 else:
                     self._check(member)
-                unpadded = size % BLOCK
-                if unpadded and padding < stop:
-                    end = padding + BLOCK - unpadded
-                    low, high = start if start > padding else padding, stop if stop < end else end
-                    view[low - start : high - start] = bytes(high - low)
         finally:
             if place >= 0:
                 close(place)
         low = max(start, self._end)
         if low < stop:
+            if not is_in_place:
+                check_place(source, self.tape.root_name)
             view[low - start : stop - start] = bytes(stop - low)
         return count
+
+    def rest(self) -> None:
+        """Closes what is open of the source; reads open it again."""
+        if self._kept is not None:
+            self._kept.close()
 
     def blocks(self, start: int, stop: int) -> Blocks | None:
         """What `[start, stop)` has of the body of the member at `start`, if the tape is sealed and it has anything."""

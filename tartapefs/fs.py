@@ -106,6 +106,8 @@ class ArchiveFS:
 
     def release(self, path: str, fh: int) -> int:
         self.activity.closed(fh)
+        if not self.is_open:  # whoever removes a file of the source gets its space back
+            self._player.rest()
         return 0
 
     @property

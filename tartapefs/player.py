@@ -78,7 +78,7 @@ class TapePlayer:
         self.at_home = check == "full" and tape.is_at_home(self.source)
         self.strict = strict
         self._headers_due = expect is not None and tape.expect(expect) == "fingerprint"
-        self._filler = Filler(tape, self.source, self.at_home, strict=strict)
+        self._filler = Filler(tape, self.source, self.at_home, strict=strict, keeps=True)
         self._crew = Crew(self._filler)
         self.drift: TapeIntegrityError | None = None
         self.scrubbed = Scrubbed(0, 0)
@@ -104,9 +104,14 @@ class TapePlayer:
         """Whether the last read took Python's own work for the most part, which threads do one at a time."""
         return self._crew.is_bound_by_python
 
+    def rest(self) -> None:
+        """Closes the files of the source that were read in part; to be called when no more reads are near."""
+        self._filler.rest()
+
     def close(self) -> None:
         """Closes the source. The tape stays open: it is the caller's."""
         self.end_helper()
+        self.rest()
         self.source.close()
 
     def read(self, offset: int, size: int) -> bytes:
@@ -133,11 +138,14 @@ class TapePlayer:
         view = memoryview(buffer)
         if view.format != "B" or view.ndim != 1:
             view = view.cast("B")
-        stop = min(offset + len(view), self.tape.total_size)
+        stop = offset + len(view)
+        if stop > self.tape.total_size:
+            stop = self.tape.total_size
+            view = view[: max(0, stop - offset)]
         if offset >= stop:
             return 0
         try:
-            self._crew.fill(view[: stop - offset], offset, stop)
+            self._crew.fill(view, offset, stop)
             if stop >= self._end:
                 self._guard_footer(offset, stop)
         except TapeIntegrityError as error:

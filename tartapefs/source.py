@@ -140,6 +140,9 @@ def _write_back(fd: int) -> None:
         os.fsync(fd)
 
 
+Way = list[tuple[bytes, int, int]]  # of folders and a file below the last: absolute path, device, inode
+
+
 class Folder:
     """One folder of the source, open for listing. Raises OSError as the system does."""
 
@@ -282,6 +285,28 @@ class Source:
         except OSError as error:
             error.filename = os.path.join(self.root, os.fsdecode(path))
             raise
+
+    def way_to(self, path: bytes) -> Way:
+        """The root, by its own path, each folder on the way to the file at `path`, and the file: where they are now.
+
+        Raises NotADirectoryError where there is no folder on the way, but a link to one.
+        """
+        places = [self._path]
+        for name in path.split(b"/"):
+            places.append(places[-1] + b"/" + name)
+        found = [os.lstat(place) for place in places]
+        if not all(stat.S_ISDIR(one.st_mode) for one in found[:-1]):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+        return [(place, one.st_dev, one.st_ino) for place, one in zip(places, found, strict=True)]
+
+    @staticmethod
+    def end_of(way: Way) -> os.stat_result | None:
+        """The `lstat` of the last on the way, if all on it are still where they were; else None, or OSError."""
+        for place, dev, ino in way:
+            found = os.lstat(place)
+            if found.st_ino != ino or found.st_dev != dev:
+                return None
+        return found
 
     def readlink(self, path: bytes) -> bytes:
         return os.readlink(path, dir_fd=self._root)

@@ -54,9 +54,34 @@ MUTANTS = [
     Mutant(
         "a body is checked after it was read",
         "fill.py",
-        "if not agrees(member, found, at_home):",
+        "if seen != member[2:7] and not agrees(member, found, at_home):",
         "if False:",
         PLAYER,
+    ),
+    Mutant("so is one of a file that was kept open", "kept.py", " and agrees(member, found, at_home)", "", PLAYER),
+    Mutant(
+        "whose path leads to it", "source.py", "if found.st_ino != ino or found.st_dev != dev:", "if False:", PLAYER
+    ),
+    Mutant(
+        "and by no link",
+        "source.py",
+        "if not all(stat.S_ISDIR(one.st_mode) for one in found[:-1]):",
+        "if False:",
+        PLAYER,
+    ),
+    Mutant(
+        "what is short is read anew",
+        "kept.py",
+        "if os.preadv(fd, (part,), position) == len(part):",
+        "if os.preadv(fd, (part,), position):",
+        PLAYER,
+    ),
+    Mutant(
+        "large files close when nobody reads",
+        "fs.py",
+        "            self._player.rest()\n",
+        "            pass\n",
+        "test_mounted.py -k stays_open",
     ),
     Mutant("members without a body are checked", "fill.py", "self._check(member)\n", "pass\n", PLAYER),
     Mutant("the root's place is checked", "integrity.py", "if not source.is_in_place():", "if False:", PLAYER),
@@ -101,8 +126,14 @@ MUTANTS = [
         "if False:",
         INDEX,
     ),
-    Mutant("and batches of them", "index.py", "if joins and page.starts[first] != start:", "if False:", INDEX),
-    Mutant("and those gone back", "index.py", "if joins and page.members[last].stop != stop:", "if False:", INDEX),
+    Mutant("and batches of them", "index.py", "if joins and not page.has_start(start):", "if False:", INDEX),
+    Mutant(
+        "and those gone back",
+        "index.py",
+        "if joins and page.stop != stop and not page.has_start(stop):",
+        "if False:",
+        INDEX,
+    ),
     Mutant("the schema is ours", "index.py", "if schema != [", "if False and schema != [", INDEX),
     Mutant("the ends of the tape are checked", "index.py", "            self._check_ends()\n", "", INDEX),
     Mutant(
@@ -115,7 +146,7 @@ MUTANTS = [
     Mutant(
         "a page covers what it is fetched for",
         "index.py",
-        "if not starts[0] <= position < end <= self.facts.total_size - FOOTER:",
+        "if not starts[0] <= position < end <= self._end:",
         "if False:",
         INDEX,
     ),
@@ -134,7 +165,7 @@ MUTANTS = [
             ("the root comes first", "if (start == 0) != (names[0] == root[:-1]) or", "if"),
             (
                 "all but the root lie in a folder",
-                ' or b"" in [folders[number] for number in in_folder[start == 0 :]]',
+                ' or b"" in above[start == 0 :]',
                 "",
             ),
             ("the root is a folder", "if start == 0 and modes[0] & 0o170000 != _FOLDER:", "if False:"),
@@ -199,7 +230,9 @@ MUTANTS = [
         "if False and",
         BUSY,
     ),
-    Mutant("the witness is taken while nobody writes", "recorder.py", "return settled\n", "return seen\n", BUSY),
+    Mutant(
+        "the witness is taken while nobody writes", "recorder.py", "return seen_of(settled)\n", "return seen\n", BUSY
+    ),
     Mutant(
         "who waits for a lease sends no SIGIO", "source.py", "fcntl.F_SETSIG, signal.SIGURG", "fcntl.F_SETSIG, 0", BUSY
     ),
@@ -221,7 +254,7 @@ MUTANTS = [
     Mutant(
         "a folder that changes meanwhile is drift",
         "scan.py",
-        "if after.st_mtime_ns != level.stat.st_mtime_ns:",
+        "if mtime_ns != level.mtime_ns:",
         "if False:",
         RECORDER,
     ),

@@ -458,7 +458,7 @@ class LargeTape:
             (root / f"d{folder:04}" / f"f{file:06}").write_bytes(content)
         self.probes: list[tuple[int, bytes]] = []  # starts of real members, and their header and body
         with IndexWriter(os.fspath(index)) as writer:
-            writer.add(self._members(per_folder, real))
+            writer.add(member[1:] for member in self._members(per_folder, real))
             writer.commit(
                 {
                     "root_name": os.fsencode(root.name),

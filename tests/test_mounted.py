@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import run
-from daemon import daemon_of, descriptors, is_mounted, resident
+from conftest import run, wait_until
+from daemon import daemon_of, descriptors, helper_of, is_mounted, resident
 from reference import Reference
 
 Mount = Callable[..., Path]
@@ -617,3 +617,33 @@ def test_opening_and_failing_leak_nothing(tape: tuple[Path, bytes], mount: Mount
             with pytest.raises(OSError):
                 os.pread(file.fileno(), len(expected), 0)
         assert len(descriptors(pid)) <= before + 3
+
+
+def test_nothing_stays_open_without_readers(tmp_path: Path, mount: Mount) -> None:
+    """A large file that is read in part is open as long as somebody has the archive open, and no longer."""
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "large").write_bytes(random.Random(1).randbytes(3 << 20))
+    for number in range(300):  # many members, so that the helper has its part
+        (root / f"small{number}").write_bytes(b"%d" % number)
+    run("record", root)
+    archive = mount(root)
+    pid = daemon_of(archive.parent)
+
+    def opened() -> list[str]:
+        links = (
+            os.readlink(link) for process in (pid, helper_of(pid)) for link in Path(f"/proc/{process}/fd").iterdir()
+        )
+        return [target for target in links if target.startswith(f"{root}/") and ".tartape" not in target]
+
+    expected = Reference(root)
+    with open(archive, "rb", buffering=0) as one, open(archive, "rb", buffering=0) as other:
+        for at in (700_000, 5000, 1_000_000):
+            assert os.pread(one.fileno(), 4096, at) == expected.read(at, 4096)
+        assert opened() == [f"{root}/large"]
+        os.close(os.dup(other.fileno()))
+        assert os.pread(other.fileno(), 4096, 9000) == expected.read(9000, 4096)
+    wait_until(lambda: opened() == [])
+    with open(archive, "rb", buffering=1 << 20) as file:
+        assert file.read() == expected.read(0, expected.size)
+        assert opened() == []

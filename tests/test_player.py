@@ -6,11 +6,13 @@ import errno
 import gc
 import hashlib
 import os
+import random
 import shutil
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ from tartapefs import (
     TapeIntegrityError,
     TapePlayer,
     TapeRecorder,
+    fill,
+    kept,
     source,
 )
 
@@ -689,10 +693,12 @@ def assert_drift(player: TapePlayer, offset: int, size: int, member: str, says: 
 
 
 @pytest.mark.usefixtures("way_to_open")
-@pytest.mark.parametrize("part", ["body", "end of the body", "all", "two files at once"])
+@pytest.mark.parametrize("part", ["body", "end of the body", "all", "two files at once", "kept open"])
 @pytest.mark.parametrize("change", FILE_CHANGES, ids=lambda change: change.__name__)
-def test_drift_of_a_file(tmp_path: Path, change: Change, part: str) -> None:
+def test_drift_of_a_file(tmp_path: Path, change: Change, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """However a file, or the way to it, is changed: its bytes are not served, and from then on nothing is."""
+    if part == "kept open":
+        monkeypatch.setattr(fill, "LARGE", 3000)
     root = tmp_path / "data"
     (root / "folder").mkdir(parents=True)
     for name in ("a", "b", "c"):
@@ -708,12 +714,14 @@ def test_drift_of_a_file(tmp_path: Path, change: Change, part: str) -> None:
             "end of the body": (b.start + 512 + 2999, 1),
             "all": (b.start, b.stop - b.start),
             "two files at once": (a.start + 600, 3000 + 1024),
+            "kept open": (b.start + 512 + 1, 1000),
         }[part]
         if part == "two files at once":  # the first one is as recorded unless the folder is not
             member = "data/folder/a" if change.__name__.startswith("parent") else "data/folder/b"
         else:
             member = "data/folder/b"
         assert player.read(offset, size) == before[offset : offset + size]
+        assert open_in(root) == ([f"{root}/folder/b"] if part == "kept open" else [])
         change(root / "folder" / "b")
         if change.__name__.startswith("root"):
             member = "data"
@@ -974,6 +982,78 @@ def test_no_file_stays_open(player: TapePlayer, small: Path, archive: bytes) -> 
         assert event.type
         assert open_in(small) == []
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> Path:
+    """A recorded folder with large files, at depths from the root on to where none is kept open."""
+    root = tmp_path / "deep"
+    for depth in range(6):
+        place = root.joinpath(*"abcde"[:depth])
+        place.mkdir()
+        (place / "file").write_bytes(random.Random(depth).randbytes((1 << 20) + 700 * depth))
+    TapeRecorder(root).commit()
+    return root
+
+
+@pytest.mark.usefixtures("way_to_open")
+def test_large_files_stay_open_while_they_are_read(deep: Path) -> None:
+    """From one part to the next; not beyond the last one, nor beyond `rest`, nor where that would not be faster."""
+    reference = Reference(deep)
+    with Tape.discover(deep) as tape, closing(TapePlayer(tape)) as player:
+        for depth in range(6):
+            path = deep.joinpath(*"abcde"[:depth], "file")
+            start = reference.starts[f"deep/{path.relative_to(deep)}".encode()] + 512
+            for at in (start + 9999, start, start + 5, start + 600_000):
+                assert player.read(at, 4096) == reference.read(at, 4096)
+                assert open_in(deep) == ([str(path)] if depth < 4 else [])
+            size = path.stat().st_size
+            assert player.read(start + 4096, size - 4096) == path.read_bytes()[4096:]
+            assert open_in(deep) == []
+        for depth in (2, 0, 1):
+            start = reference.starts[f"deep/{'a/b/'[: 2 * depth]}file".encode()] + 512
+            assert player.read(start, 700) == reference.read(start, 700)
+        assert len(open_in(deep)) == 3
+        player.rest()
+        assert open_in(deep) == []
+        assert b"".join(event.data for event in player.play()) == reference.read(0, reference.size)
+        assert open_in(deep) == []
+        assert player.read(start, 700) == reference.read(start, 700)
+        assert len(open_in(deep)) == 1
+    assert open_in(deep) == []
+
+
+def test_large_files_kept_by_many_threads(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a descriptor for itself while it reads; of those of all no more stay than are kept."""
+    monkeypatch.setattr(kept, "_MOST", 2)
+    reference = Reference(deep)
+
+    def read(seed: int) -> None:
+        some = random.Random(seed)
+        for _ in range(500):
+            at, size = some.randrange(reference.size - 1024), some.randrange(1, 5000)
+            assert player.read(at, size) == reference.read(at, size)[: tape.total_size - at]
+
+    with Tape.discover(deep) as tape, closing(TapePlayer(tape)) as player:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(read, range(16)))
+        assert len(open_in(deep)) <= 2
+    assert open_in(deep) == []
+
+
+@pytest.mark.parametrize("way", [replace, exchange_with_equal], ids=lambda way: way.__name__)
+def test_a_kept_file_hides_no_other(deep: Path, way: Change) -> None:
+    """Where inodes do not count: what has the name now is read, or found to be another."""
+    before = (deep / "file").stat()
+    with Tape.discover(deep) as tape, closing(TapePlayer(tape, check="mtime")) as player:
+        start = tape.find("deep/file").start + 512
+        old = player.read(start, 1000)
+        way(deep / "file")
+        with open(deep / "file", "r+b") as file:
+            file.write(b"other bytes")
+        restamp(deep / "file", before)
+        assert player.read(start + 1, 999) == b"ther bytes" + (deep / "file").read_bytes()[11:1000]
+        assert player.read(start, 1000) != old
 
 
 @pytest.mark.usefixtures("way_to_open")

@@ -18,7 +18,7 @@ from pathlib import Path
 from tartapefs import Tape
 from tartapefs.index import IndexWriter
 from tartapefs.layout import BLOCK, FOOTER, span
-from tartapefs.member import Member
+from tartapefs.ustar import Facts
 
 REAL = 10_000
 SIZE = 4096  # of each file
@@ -68,7 +68,7 @@ class Synthetic:
             for file in range(self.real(folder)):
                 (place / _file_name(file)).write_bytes(os.urandom(SIZE))
         with IndexWriter(os.fspath(self.index)) as writer:
-            writer.add(self._rows())
+            writer.add(self._members())
             writer.commit(
                 {
                     "root_name": os.fsencode(self.root.name),
@@ -83,19 +83,19 @@ class Synthetic:
                 }
             )
 
-    def _rows(self) -> Iterator[Member]:
+    def _members(self) -> Iterator[Facts]:
         name = os.fsencode(self.root.name) + b"/"
-        yield _member(0, name, os.lstat(self.root))
+        yield _facts(name, os.lstat(self.root))
         for folder in range(self.folders):
-            place, start = self.root / _folder_name(folder), BLOCK + folder * _FOLDER_SPAN
+            place = self.root / _folder_name(folder)
             below = name + os.fsencode(place.name) + b"/"
             seen = os.lstat(place)
-            yield _member(start, below, seen)
+            yield _facts(below, seen)
             real = self.real(folder)
             for file in range(_FILES):
                 if file < real:
                     seen = os.lstat(place / _file_name(file))
-                yield _member(self.start(folder, file), below + os.fsencode(_file_name(file)), seen)
+                yield _facts(below + os.fsencode(_file_name(file)), seen)
 
 
 def _folder_name(folder: int) -> str:
@@ -106,20 +106,10 @@ def _file_name(file: int) -> str:
     return f"IMG_{file:06}.jpg"
 
 
-def _member(start: int, name: bytes, seen: os.stat_result) -> Member:
-    """A member like what was `seen`: itself, or for a row alone, the last real file before it."""
-    is_file = stat.S_ISREG(seen.st_mode)
-    return Member(
-        start,
-        name,
-        seen.st_mode,
-        seen.st_size if is_file else 0,
-        seen.st_mtime_ns,
-        seen.st_ino,
-        seen.st_ctime_ns,
-        b"",
-        None,
-    )
+def _facts(name: bytes, seen: os.stat_result) -> Facts:
+    """Those of a member like what was `seen`: itself, or for a row alone, the last real file before it."""
+    size = seen.st_size if stat.S_ISREG(seen.st_mode) else 0
+    return name, seen.st_mode, size, seen.st_mtime_ns, seen.st_ino, seen.st_ctime_ns, b"", None
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class Filler:
         One long function of plain numbers, without `min` and `max`, since it runs once for every member that anybody
         reads: in smaller pieces it took 15 instead of 13 microseconds a member, most of which are system calls.
         """
-        source, at_home, contents, kept = self.source, self.at_home, self._contents, self._kept
+        source, at_home, contents = self.source, self.at_home, self._contents
         open_in, preadv, fstat, close = source.open_in, os.preadv, os.fstat, os.close
         count, is_in_place = 0, False
         # Of the last file: its folder, and that folder as a place, opened for its second file, closed at the end.
@@ -105,9 +105,9 @@ class Filler:
                     low, high = start if start > padding else padding, stop if stop < end else end
                     view[low - start : high - start] = bytes(high - low)
                 low, high = start if start > body else body, stop if stop < padding else padding
-                is_large = kept is not None and size >= LARGE
+                kept = self._kept if size >= LARGE else None
                 if (
-                    is_large
+                    kept is not None
                     and body < low < high  # or nobody can have read what comes before
                     and kept.read(member, view[low - start : high - start], low - body, at_home)
                 ):
@@ -146,17 +146,17 @@ class Filler:
                         except TapeIntegrityError as error:
                             failure = error
                         found = fstat(fd)
-                        if is_large and high < padding:  # more of it will be read
-                            kept.keep(member, fd, found)
-                            fd = -1
+                        seen = found.st_mode, found.st_size, found.st_mtime_ns, found.st_ino, found.st_ctime_ns
+                        if seen != member[2:7] and not agrees(member, found, at_home):
+                            self._raise(member, differences(member, found, b"", at_home), failure)
+                        if failure is not None:
+                            raise failure
+                        if kept is not None and high < padding:  # more of it will be read
+                            its_fd, fd = fd, -1
+                            kept.keep(member, its_fd, found)
                     finally:
                         if fd >= 0:
                             close(fd)
-                    seen = found.st_mode, found.st_size, found.st_mtime_ns, found.st_ino, found.st_ctime_ns
-                    if seen != member[2:7] and not agrees(member, found, at_home):
-                        self._raise(member, differences(member, found, b"", at_home), failure)
-                    if failure is not None:
-                        raise failure
                 else:
                     self._check(member)
         finally:

@@ -32,6 +32,7 @@ _NO_NAMES = frozenset((b"", b".", b".."))
 # folders do not share, owners.
 _HEAD = struct.Struct("<BB")
 _FACTS = struct.Struct("<QqIQqIHBB")
+_pack_facts = _FACTS.pack
 _tuple_new = tuple.__new__  # what a named tuple's own constructor comes to, at two thirds of its time
 
 
@@ -47,15 +48,19 @@ def pack(members: Sequence[ustar.Facts]) -> bytes:
     """
     folders: dict[bytes, int] = {}  # and their numbers
     owners: dict[ustar.Owner | None, int] = {None: 0}
-    names, targets, facts = [], [], []
-    for name, mode, size, mtime_ns, ino, ctime_ns, target, owner in members:
-        cut = name.rfind(b"/", 0, -1) + 1
-        folder = folders.setdefault(name[:cut], len(folders))
-        who = owners.setdefault(owner, len(owners))
-        names.append(name[cut:].rstrip(b"/"))
-        targets.append(target)
-        mtime, ctime = (mtime_ns // _NS, mtime_ns % _NS), (ctime_ns // _NS, ctime_ns % _NS)
-        facts.append(_FACTS.pack(size, *mtime, ino, *ctime, mode, folder, who))
+    names, facts, folder_before, folder = [], [], None, 0
+    for name, mode, size, mtime_ns, ino, ctime_ns, _, owner in members:
+        above, _, last = name.rpartition(b"/")
+        if not last:  # a folder's slash
+            above, _, last = above.rpartition(b"/")
+        if above != folder_before:
+            folder_before = above
+            folder = folders.setdefault(above and above + b"/", len(folders))
+        who = owners.setdefault(owner, len(owners)) if owner else 0
+        mtime, ctime = mtime_ns // _NS, ctime_ns // _NS
+        facts.append(_pack_facts(size, mtime, mtime_ns % _NS, ino, ctime, ctime_ns % _NS, mode, folder, who))
+        names.append(last)
+    targets = [its_facts[6] for its_facts in members]
     shared, rests = _front_coded(folders)
     written = [b"%d:%d:%b:%b" % owner for owner in owners if owner is not None]
     strings = b"\0".join([*names, *targets, *rests, *written])

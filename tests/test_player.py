@@ -1041,6 +1041,29 @@ def test_large_files_kept_by_many_threads(deep: Path, monkeypatch: pytest.Monkey
     assert open_in(deep) == []
 
 
+def test_a_kept_file_that_is_read_short(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system call may give less than it was asked for."""
+    whole, content = os.preadv, (deep / "file").read_bytes()
+    with Tape.discover(deep) as tape, closing(TapePlayer(tape)) as player:
+        start = tape.find("deep/file").start + 512
+        assert player.read(start, 1000) == content[:1000]
+        assert open_in(deep)
+        monkeypatch.setattr(os, "preadv", lambda fd, views, at: whole(fd, [views[0][: -(-len(views[0]) // 2)]], at))
+        assert player.read(start + 5, 1000) == content[5:1005]
+
+
+def test_no_way_leads_by_a_link(deep: Path) -> None:
+    """Not even to the very file: nothing is kept that was opened in the instant in which a folder became a link."""
+    with closing(source.Source(str(deep))) as folder:
+        assert [place for place, _, _ in folder.way_to(b"a/b/file")] == [
+            os.fsencode(deep / below) for below in ("", "a", "a/b", "a/b/file")
+        ]
+        (deep / "a").rename(deep / "moved")
+        (deep / "a").symlink_to("moved")
+        with pytest.raises(NotADirectoryError):
+            folder.way_to(b"a/b/file")
+
+
 @pytest.mark.parametrize("way", [replace, exchange_with_equal], ids=lambda way: way.__name__)
 def test_a_kept_file_hides_no_other(deep: Path, way: Change) -> None:
     """Where inodes do not count: what has the name now is read, or found to be another."""

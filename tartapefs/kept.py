@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from tartapefs.integrity import agrees
 from tartapefs.member import Member
-from tartapefs.source import Source, Way
+from tartapefs.source import Source, Way, is_local
 
 LARGE = 1 << 20  # bytes: what nobody reads in one request
 _MOST = 4  # as many as readers that a mount serves at once
@@ -48,7 +48,7 @@ class Kept:
     def keep(self, member: Member, fd: int, found: os.stat_result) -> None:
         """Takes over the descriptor `fd` of the member's file, whose `fstat` is `found`."""
         way: Way = []
-        if member.path.count(b"/") <= _DEEPEST:
+        if member.path.count(b"/") <= _DEEPEST and is_local(fd):
             with suppress(OSError):
                 way = self._source.way_to(member.path)
         if way and way[-1][1:] == (found.st_dev, found.st_ino):

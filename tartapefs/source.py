@@ -39,6 +39,8 @@ _WRITE_AND_WAIT = 7  # SYNC_FILE_RANGE_WAIT_BEFORE | _WRITE | _WAIT_AFTER
 _libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
 _OVERLAYFS = 0x794C7630  # as `fstatfs` names it
 _LEASED_BY_A_SERVER = {0x6969, 0xFF534D42, 0xFE534D42}  # nfs, cifs, smb3: without a delegation no lease, writers or not
+# ext4, xfs, btrfs, tmpfs, f2fs, zfs, bcachefs: what has been changed there shows at once, by whatever descriptor.
+_LOCAL = {0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0xF2F52010, 0x2FC12FC1, 0xCA451A4E}
 _NAMES_ARE = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 
 
@@ -100,6 +102,14 @@ def _file_system(fd: int) -> int:
     """The magic number of the file system that the file lies on; 0 if it has none to tell."""
     facts = (ctypes.c_long * 32)()
     return 0 if _libc.fstatfs(fd, facts) else facts[0] & 0xFFFF_FFFF
+
+
+def is_local(fd: int) -> bool:
+    """Whether the file lies on a file system that nobody but this kernel changes.
+
+    Others (NFS, SMB, FUSE) are sure to look at a file anew only when it is opened; until then a `stat` may be old.
+    """
+    return _file_system(fd) in _LOCAL
 
 
 def _settled(fd: int) -> os.stat_result | None:

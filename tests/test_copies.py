@@ -60,6 +60,13 @@ def player(recorded: Path) -> Iterator[TapePlayer]:
         player.close()
 
 
+@pytest.fixture(autouse=True)
+def at_rest(player: TapePlayer) -> Iterator[None]:
+    """A file that a test read in part is open no longer than the test takes."""
+    yield
+    player.rest()
+
+
 @pytest.fixture
 def in_small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Strides so small that the sample of a small archive is one of places."""

@@ -21,7 +21,7 @@ import pytest
 from filesystems import KINDS, Filesystem, filesystem_of
 from reference import Reference
 
-from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder
+from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder, fill
 
 B, C, TOP, PHOTOS, DEEP = "data/photos/b.bin", "data/photos/deep/c.bin", "data", "data/photos", "data/photos/deep"
 LINK, EMPTY = "data/photos/link", "data/empty"
@@ -342,6 +342,7 @@ MOMENTS = {
     "before": before_opening,
     "between reads": between_two_reads,
     "inside a body": inside_a_body,
+    "inside a body that is kept open": inside_a_body,
     "inside one read": inside_one_read,
 }
 MOUNTED = {  # change, moment: each once on a real mount
@@ -376,8 +377,16 @@ def sources(filesystem: Filesystem) -> Iterator[dict[tuple[str, str], Source]]:
 
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_change(filesystem: Filesystem, sources: dict[tuple[str, str], Source], name: str, moment: str) -> None:
+def test_a_change(
+    filesystem: Filesystem,
+    sources: dict[tuple[str, str], Source],
+    name: str,
+    moment: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Each byte that is returned is the recorded one, and who reads on to the end gets an error that names a path."""
+    if "kept open" in moment:
+        monkeypatch.setattr(fill, "LARGE", 1)
     source = sources[name, moment]
     change, culprits = CHANGES[name]
     returned: Pieces = []

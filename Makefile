@@ -56,6 +56,7 @@ $(VENV)/%: pyproject.toml
 
 $(VENV)/for-demo: EXTRA :=
 $(VENV)/for-test: EXTRA := [lint,test]
+$(VENV)/for-bench: EXTRA := [blake3]
 $(VENV)/for-pythons: EXTRA := [test-basic]
 
 demo:
@@ -89,7 +90,7 @@ man:
 
 bench:
 	$(call install,$(BENCH_PACKAGES))
-	@$(MAKE) -s $(VENV)/for-demo
+	@$(MAKE) -s $(VENV)/for-bench
 	$(BIN)/python tests/bench/bench.py $(BENCH)
 
 fuzz:

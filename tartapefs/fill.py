@@ -22,6 +22,7 @@ from tartapefs.member import Member
 from tartapefs.source import Source
 from tartapefs.tape import Tape
 
+_ZEROS = [bytes(size) for size in range(BLOCK)]  # paddings
 _NOT_BELOW = (errno.ELOOP, errno.EXDEV, errno.ENOTDIR, errno.ENOENT)  # what `Source.open` says of a path that strays
 
 
@@ -103,7 +104,7 @@ class Filler:
                 if unpadded and padding < stop:
                     end = padding + BLOCK - unpadded
                     low, high = start if start > padding else padding, stop if stop < end else end
-                    view[low - start : high - start] = bytes(high - low)
+                    view[low - start : high - start] = _ZEROS[high - low]
                 low, high = start if start > body else body, stop if stop < padding else padding
                 kept = self._kept if size >= LARGE else None
                 if (
@@ -208,7 +209,8 @@ class Filler:
         result = inspect(member, self.source, self.at_home)
         if failure is not None and failure.errno in _NOT_BELOW and only_stamps(result):
             result = (Difference("the path", "folders all the way", failure.strerror or ""),)
-        self._raise(member, result)
+        if result:
+            self._raise(member, result)
 
     def _raise(self, member: Member, found: tuple[Difference, ...], failure: Exception | None = None) -> None:
         """Raises drift if anything was found that counts, or contents are the `failure`."""

@@ -53,9 +53,10 @@ def differences(member: Member, found: os.stat_result | None, target: bytes, at_
 
 def inspect(member: Member, source: Source, at_home: bool) -> tuple[Difference, ...]:
     """What of `member` is not as recorded now, as `differences` gives it. Raises OSError where that cannot be told."""
+    path = member.path
     try:
-        found = source.lstat(member.path)
-        target = source.readlink(member.path) if stat.S_ISLNK(found.st_mode) else b""
+        found = source.lstat(path)
+        target = source.readlink(path) if stat.S_ISLNK(found.st_mode) else b""
     except (FileNotFoundError, NotADirectoryError):
         return differences(member, None, b"", at_home)
     except OSError as error:

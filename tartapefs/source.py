@@ -291,7 +291,7 @@ class Source:
     def lstat(self, path: bytes) -> os.stat_result:
         """`lstat` of `path`, relative to the root; the root's own for an empty one."""
         try:
-            return os.stat(path, dir_fd=self._root, follow_symlinks=False) if path else os.fstat(self._root)
+            return os.lstat(path, dir_fd=self._root) if path else os.fstat(self._root)
         except OSError as error:
             error.filename = os.path.join(self.root, os.fsdecode(path))
             raise

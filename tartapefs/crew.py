@@ -26,9 +26,9 @@ from queue import SimpleQueue
 
 from tartapefs.errors import TapeError
 from tartapefs.fill import Filler
-from tartapefs.helper import Headed, Helper
+from tartapefs.helper import Helper
 from tartapefs.layout import BLOCK, MAX_OFFSET
-from tartapefs.member import Member
+from tartapefs.member import Headed, Member
 
 _HELPED = 4  # members in a request, from which on a helper is worth two wake-ups
 _BLOCKS_SHARED = 2  # whole ones in a request of a sealed tape

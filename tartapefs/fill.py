@@ -18,7 +18,7 @@ from tartapefs.errors import Difference, TapeIntegrityError
 from tartapefs.integrity import agrees, check_place, differences, drift, inspect, only_stamps
 from tartapefs.kept import LARGE, Kept
 from tartapefs.layout import BLOCK, FOOTER
-from tartapefs.member import Member
+from tartapefs.member import Headed, Member
 from tartapefs.source import Source
 from tartapefs.tape import Tape
 
@@ -72,7 +72,7 @@ class Filler:
         view: memoryview,
         start: int,
         stop: int,
-        members: Iterable[tuple[Member, bytes]] | None = None,
+        members: Iterable[Headed] | None = None,
         blocks: Iterable[int] | None = None,
     ) -> int:
         """Fills `view` with the bytes `[start, stop)` of the archive; returns from how many members.

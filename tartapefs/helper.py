@@ -27,7 +27,7 @@ from tartapefs import apart
 from tartapefs.errors import TapeError
 from tartapefs.fill import Filler
 from tartapefs.layout import BLOCK, MAX_OFFSET
-from tartapefs.member import Member
+from tartapefs.member import Headed, Member
 from tartapefs.tape import Tape
 
 # Place in the shared memory, start, stop, whether it is in one member, block by block; the place for sums, or -1.
@@ -37,7 +37,6 @@ _LAST_WAIT = 1.0  # seconds, for the end of a helper
 _POLLS = 20  # of a helper that is at its last member, before it is slept for
 SUM = 16  # bytes of an MD5 sum
 
-Headed = tuple[Member, bytes]  # with its header
 _Unit = TypeVar("_Unit", Headed, int)
 
 

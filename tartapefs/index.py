@@ -45,7 +45,7 @@ from zlib import crc32
 from tartapefs import apart, merkle, packs, ustar
 from tartapefs.errors import TapeBusyError, TapeFormatError, TapeNotFoundError
 from tartapefs.layout import BLOCK, FOOTER, MAX_OFFSET, span
-from tartapefs.member import Member
+from tartapefs.member import Headed, Member
 
 FORMAT, SEALED_FORMAT = 3, 4
 _APPLICATION = 0x54415045  # "TAPE", where file(1) looks for it
@@ -346,13 +346,13 @@ class _Page:
     members: list[Member]
     digests: dict[int, bytes]  # of a sealed tape, by the starts of the members that have a body
     # The members that were asked for with their headers last, and which these are.
-    _headed: tuple[int, int, list[tuple[Member, bytes]]] = (0, 0, [])
+    _headed: tuple[int, int, list[Headed]] = (0, 0, [])
 
     def within(self, start: int, stop: int) -> list[Member]:
         """Those that overlap `[start, stop)`, which begins in this page and is not empty."""
         return self.members[bisect_right(self.starts, start) - 1 : bisect_left(self.starts, stop)]
 
-    def headed(self, start: int, stop: int) -> list[tuple[Member, bytes]]:
+    def headed(self, start: int, stop: int) -> list[Headed]:
         """As `within`, each with its header."""
         first, end = bisect_right(self.starts, start) - 1, bisect_left(self.starts, stop)
         headed = self._headed  # one load: threads see the old ones or the new
@@ -574,14 +574,14 @@ class Index:
         """
         return chain.from_iterable(page.within(start, stop) for page, start in self._pages_from(start, stop))
 
-    def headed(self, start: int, stop: int) -> Iterable[tuple[Member, bytes]]:
+    def headed(self, start: int, stop: int) -> Iterable[Headed]:
         """As `between`, each with its header."""
         for page in self._pages:  # one that is kept and has all: what a reader here and there has, as a rule
             if page.start <= start < stop <= page.stop:
                 return page.headed(start, stop)
         return chain.from_iterable(page.headed(start, stop) for page, start in self._pages_from(start, stop))
 
-    def headed_backwards(self, start: int, stop: int) -> Iterable[tuple[Member, bytes]]:
+    def headed_backwards(self, start: int, stop: int) -> Iterable[Headed]:
         """As `headed`, the last one first."""
         pages = self._pages_back(start, stop)
         return chain.from_iterable(reversed(page.headed(max(start, page.start), stop)) for page, stop in pages)

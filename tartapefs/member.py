@@ -54,3 +54,6 @@ class Member(NamedTuple):
     def header(self) -> bytes:
         """The 512 bytes of its header. Raises ValueError where the name does not fit."""
         return ustar.headers((self[1:],))[0]
+
+
+Headed = tuple[Member, bytes]  # with its header

@@ -11,7 +11,7 @@ from tartapefs.display import printable
 from tartapefs.errors import OffsetError, TapeNotFoundError, UnexpectedTapeError
 from tartapefs.index import Index
 from tartapefs.layout import Segment
-from tartapefs.member import Member
+from tartapefs.member import Headed, Member
 from tartapefs.source import Source, default_index
 
 if TYPE_CHECKING:
@@ -98,11 +98,11 @@ class Tape:
         """The members that overlap the bytes `[start, stop)` of the archive, in order; all by default."""
         return self._index.between(start, self.total_size if stop is None else stop)
 
-    def headed(self, start: int, stop: int) -> Iterable[tuple[Member, bytes]]:
+    def headed(self, start: int, stop: int) -> Iterable[Headed]:
         """As `members`, each with its header."""
         return self._index.headed(start, stop)
 
-    def headed_backwards(self, start: int, stop: int) -> Iterable[tuple[Member, bytes]]:
+    def headed_backwards(self, start: int, stop: int) -> Iterable[Headed]:
         """As `headed`, the last member first."""
         return self._index.headed_backwards(start, stop)
 

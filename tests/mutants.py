@@ -69,6 +69,7 @@ MUTANTS = [
         "if False:",
         PLAYER,
     ),
+    Mutant("nor is one kept that others change", "kept.py", " and is_local(fd)", "", PLAYER),
     Mutant(
         "what is short is read anew",
         "kept.py",

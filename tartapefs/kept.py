@@ -48,9 +48,10 @@ class Kept:
     def keep(self, member: Member, fd: int, found: os.stat_result) -> None:
         """Takes over the descriptor `fd` of the member's file, whose `fstat` is `found`."""
         way: Way = []
-        if member.path.count(b"/") <= _DEEPEST and is_local(fd):
+        path = member.path
+        if path.count(b"/") <= _DEEPEST and is_local(fd):
             with suppress(OSError):
-                way = self._source.way_to(member.path)
+                way = self._source.way_to(path)
         if way and way[-1][1:] == (found.st_dev, found.st_ino):
             self._keep(member.start, (fd, way))
         else:

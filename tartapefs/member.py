@@ -9,6 +9,11 @@ from tartapefs import layout, ustar
 RECORDABLE = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK})  # kinds that have a place in an archive
 
 
+def path_of(name: bytes) -> bytes:
+    """Where below the source folder that lies which has this whole name in the archive; empty for the folder itself."""
+    return name[name.index(b"/") + 1 :].rstrip(b"/")
+
+
 class Member(NamedTuple):
     """One archived object, as recorded: what its header says, and the witness that drift is judged by.
 
@@ -37,7 +42,7 @@ class Member(NamedTuple):
     @property
     def path(self) -> bytes:
         """The path below the source folder; empty for the folder itself."""
-        return self.name[self.name.index(b"/") + 1 :].rstrip(b"/")
+        return path_of(self.name)
 
     @property
     def is_file(self) -> bool:

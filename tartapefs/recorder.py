@@ -31,7 +31,7 @@ from tartapefs.errors import (
 from tartapefs.index import Index, IndexWriter, is_index, remove_unfinished
 from tartapefs.integrity import inspect
 from tartapefs.layout import FOOTER, MAX_OFFSET, span
-from tartapefs.member import Member
+from tartapefs.member import Member, path_of
 from tartapefs.scan import Exclude, IsLeftOut, Scan, Seen, changed, exclusion, seen_of
 from tartapefs.source import TAPE_FOLDER, Folder, Source, default_index
 
@@ -206,7 +206,7 @@ class TapeRecorder:
             if not problems and position <= MAX_OFFSET:
                 yield facts
             if count % _PROGRESS_EVERY == 0:
-                self.latest = _path(facts)
+                self.latest = path_of(name)
                 self._on_progress(count, position)
         self.member_count, self.total_size = count, position + FOOTER
 
@@ -216,7 +216,7 @@ class TapeRecorder:
             ustar.check_target(facts[6])
             ustar.split_name(facts[0])
         except ValueError as error:
-            self._problems.append(Problem(os.fsdecode(_path(facts)), str(error)))
+            self._problems.append(Problem(os.fsdecode(path_of(facts[0])), str(error)))
             return False
         return True
 
@@ -267,11 +267,6 @@ class TapeRecorder:
     def _check_unchanged(self, member: Member) -> None:
         for difference in inspect(member, self._source, at_home=True):
             raise changed(member.path, difference)
-
-
-def _path(facts: ustar.Facts) -> bytes:
-    """The path below the root of what has these facts."""
-    return Member(0, *facts).path
 
 
 def _busy(path: bytes) -> Problem:

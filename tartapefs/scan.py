@@ -16,6 +16,7 @@ from typing import NamedTuple
 from tartapefs import ustar
 from tartapefs.display import file_type, moment
 from tartapefs.errors import Difference, Problem, SourceUnreadableError, TapeIntegrityError
+from tartapefs.member import path_of
 from tartapefs.source import TAPE_FOLDER, Folder, Source
 
 Exclude = str | Iterable[str] | Callable[[str], bool]
@@ -86,7 +87,7 @@ class Scan:
                     try:
                         seen = seen_of(lstat(last))
                     except OSError as error:
-                        self._gone_or_unreadable(self._path(name), error)
+                        self._gone_or_unreadable(path_of(name), error)
                         continue
                     mode, uid, gid, size, mtime_ns, ino, ctime_ns = seen
                     if not (
@@ -96,7 +97,7 @@ class Scan:
                         and mtime_ns <= since
                         and all_are_in
                     ):
-                        found = self._look(level.folder, last, self._path(name), seen)
+                        found = self._look(level.folder, last, path_of(name), seen)
                         if found is None:
                             continue
                         (mode, uid, gid, size, mtime_ns, ino, ctime_ns), target = found
@@ -104,7 +105,7 @@ class Scan:
                             try:
                                 folder = self._enter(levels, level.folder.folder(last), name + b"/")
                             except OSError as error:
-                                self._gone_or_unreadable(self._path(name), error)
+                                self._gone_or_unreadable(path_of(name), error)
                                 continue
                             yield folder
                             break
@@ -130,11 +131,7 @@ class Scan:
         mtime_ns = level.folder.stat().st_mtime_ns
         level.folder.close()
         if mtime_ns != level.mtime_ns:
-            raise changed(self._path(level.name), Difference("mtime", moment(level.mtime_ns), moment(mtime_ns)))
-
-    def _path(self, name: bytes) -> bytes:
-        """Where below the root that lies which has this name in the archive."""
-        return name[len(self._root) :].rstrip(b"/")
+            raise changed(path_of(level.name), Difference("mtime", moment(level.mtime_ns), moment(mtime_ns)))
 
     def _look(self, folder: Folder, name: bytes, path: bytes, seen: Seen) -> tuple[Seen, bytes] | None:
         """What it is by a closer look, and the target of a link, else nothing; None if it is to be left out."""

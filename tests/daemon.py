@@ -46,6 +46,12 @@ def descriptors(pid: int) -> list[str]:
     return found
 
 
+def open_in(root: Path, *pids: int) -> list[str]:
+    """What these processes, this one by default, have open below `root`, its index aside."""
+    targets = [target for pid in pids or (os.getpid(),) for target in descriptors(pid)]
+    return [t for t in targets if t.startswith(f"{root}/") and not t.startswith(f"{root}/.tartape/")]
+
+
 def resident(pid: int, line: str = "VmRSS") -> int:
     """The memory of a process, in bytes; `VmHWM` for the most that it ever had."""
     text = Path(f"/proc/{pid}/status").read_text()

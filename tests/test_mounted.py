@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from conftest import run, wait_until
-from daemon import daemon_of, descriptors, helper_of, is_mounted, resident
+from daemon import daemon_of, descriptors, helper_of, is_mounted, open_in, resident
 from reference import Reference
 
 Mount = Callable[..., Path]
@@ -631,10 +631,7 @@ def test_nothing_stays_open_without_readers(tmp_path: Path, mount: Mount) -> Non
     pid = daemon_of(archive.parent)
 
     def opened() -> list[str]:
-        links = (
-            os.readlink(link) for process in (pid, helper_of(pid)) for link in Path(f"/proc/{process}/fd").iterdir()
-        )
-        return [target for target in links if target.startswith(f"{root}/") and ".tartape" not in target]
+        return open_in(root, pid, helper_of(pid))
 
     expected = Reference(root)
     with open(archive, "rb", buffering=0) as one, open(archive, "rb", buffering=0) as other:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from daemon import open_in
 from reference import Reference
 
 from tartapefs import (
@@ -962,19 +963,6 @@ def is_on_a_local_disk(path: Path) -> bool:
     """Whether it lies on a file system of which large files are kept open."""
     kind = subprocess.run(["stat", "-f", "-c", "%T", path], capture_output=True, text=True, check=True).stdout.strip()
     return kind in ("ext2/ext3", "xfs", "btrfs", "tmpfs", "f2fs", "zfs", "bcachefs")
-
-
-def open_in(root: Path) -> list[str]:
-    """What this process has open below `root`, its index aside."""
-    found = []
-    for entry in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{entry}")
-        except FileNotFoundError:
-            continue
-        if target.startswith(f"{root}/") and not target.startswith(f"{root}/.tartape/"):
-            found.append(target)
-    return found
 
 
 @pytest.mark.usefixtures("way_to_open")

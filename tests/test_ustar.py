@@ -10,33 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tartapefs import ustar
+from tartapefs.ustar import Owner
 
 FILE, FOLDER, LINK = stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK
 GIB = 1 << 30
 
 
-def expected(
-    name: bytes,
-    mode: int = FILE | 0o644,
-    size: int = 0,
-    mtime: int = 0,
-    target: bytes = b"",
-    owner: ustar.Owner | None = None,
-) -> bytes:
+def expected(name: bytes, mode: int, size: int, mtime: int, target: bytes = b"", owner: Owner | None = None) -> bytes:
     """What `tarfile` makes of the same facts."""
     found = SimpleNamespace(st_mode=mode, st_size=size, st_mtime_ns=mtime * 10**9)
     text = None if owner is None else (owner.uid, owner.gid, text_of(owner.uname), text_of(owner.gname))
     return reference.header(name, found, text_of(target), text)
 
 
-def header(
-    name: bytes,
-    mode: int = FILE | 0o644,
-    size: int = 0,
-    mtime: int = 0,
-    target: bytes = b"",
-    owner: ustar.Owner | None = None,
-) -> bytes:
+def header(name: bytes, mode: int, size: int, mtime: int, target: bytes = b"", owner: Owner | None = None) -> bytes:
     """What we make of them."""
     (made,) = ustar.headers([(name, mode, size, mtime * 10**9, 0, 0, target, owner)])
     return made
@@ -165,15 +152,15 @@ def test_every_mode(kind: int) -> None:
 @pytest.mark.parametrize(
     "owner",
     [
-        ustar.Owner(),
-        ustar.Owner(1000, 1000, b"alice", b"users"),
-        ustar.Owner(0o7777777, 0o7777777, b"last", b"octal"),
-        ustar.Owner(0o7777777 + 1, 0o7777777 + 1, b"", b""),
-        ustar.Owner(2**32 - 2, 2**32 - 2, b"n" * 31, b"g" * 31),
-        ustar.Owner(65534, 65534, b"caf\xe9", "日本".encode()),
+        Owner(),
+        Owner(1000, 1000, b"alice", b"users"),
+        Owner(0o7777777, 0o7777777, b"last", b"octal"),
+        Owner(0o7777777 + 1, 0o7777777 + 1, b"", b""),
+        Owner(2**32 - 2, 2**32 - 2, b"n" * 31, b"g" * 31),
+        Owner(65534, 65534, b"caf\xe9", "日本".encode()),
     ],
 )
-def test_owners(owner: ustar.Owner) -> None:
+def test_owners(owner: Owner) -> None:
     """Kept owners; numbers beyond 2,097,151 in base 256."""
     assert header(b"d/f", FILE | 0o644, 9, 1, owner=owner) == expected(b"d/f", FILE | 0o644, 9, 1, owner=owner)
 
@@ -198,7 +185,7 @@ def test_fields_that_never_change() -> None:
 def test_checksum_of_extreme_headers(byte: int) -> None:
     """The checksum is right where all text is of the largest bytes there are."""
     name = bytes([byte]) * 155 + b"/" + bytes([byte]) * 99
-    target, owner = bytes([byte]) * 100, ustar.Owner(2**32 - 1, 2**32 - 1, bytes([byte]) * 31, bytes([byte]) * 31)
+    target, owner = bytes([byte]) * 100, Owner(2**32 - 1, 2**32 - 1, bytes([byte]) * 31, bytes([byte]) * 31)
     facts = (name, LINK | 0o7777, 0, -1, target, owner)
     assert header(*facts) == expected(*facts)
 
@@ -210,7 +197,7 @@ _names = st.builds(
 )
 _short_text = st.lists(_bytes_of_a_name, max_size=31).map(bytes)
 _ids = st.integers(0, 2**32 - 1)
-_owners = st.none() | st.builds(ustar.Owner, _ids, _ids, _short_text, _short_text)
+_owners = st.none() | st.builds(Owner, _ids, _ids, _short_text, _short_text)
 _targets = st.lists(st.integers(1, 255), min_size=1, max_size=100).map(bytes)
 
 
@@ -231,9 +218,7 @@ def fits(name: bytes) -> bool:
     st.none() | _targets,
     _owners,
 )
-def test_any_header(
-    name: bytes, bits: int, size: int, mtime: int, target: bytes | None, owner: ustar.Owner | None
-) -> None:
+def test_any_header(name: bytes, bits: int, size: int, mtime: int, target: bytes | None, owner: Owner | None) -> None:
     """Whatever the facts: the header that `tarfile` makes, or a refusal exactly where no slash fits."""
     if name.endswith(b"/"):
         facts = (name, FOLDER | bits, 0, mtime, b"", owner)

@@ -11,7 +11,7 @@ import pickle
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any, NoReturn, TypeVar
 
@@ -24,14 +24,21 @@ _MOST = 1 << 18  # bytes of a message; the kernel takes 208 KiB
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def fork() -> int:
-    """`os.fork`, with signals held back: what a handler raises within Python's own hooks at a fork would be lost."""
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """A block that no signal's handler interrupts; what came meanwhile is handled at its end."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        return os.fork()
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def fork() -> int:
+    """`os.fork`, undisturbed: what a handler raises within Python's own hooks at a fork would be lost."""
+    with undisturbed():
+        return os.fork()
 
 
 def ignore_signals() -> None:

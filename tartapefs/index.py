@@ -146,18 +146,6 @@ def is_index(path: str) -> bool:
     return False
 
 
-def remove_unfinished(path: str) -> None:
-    """Removes what a writer of `path` left behind that was interrupted before it could clean up; not one at work."""
-    with suppress(OSError):
-        fd = os.open(path + _UNDER_WAY, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.stat(path + _UNDER_WAY), os.fstat(fd)):
-                os.unlink(path + _UNDER_WAY)
-        finally:
-            os.close(fd)
-
-
 class IndexWriter:
     """Builds the index at `path`, and puts it there all at once.
 
@@ -171,18 +159,7 @@ class IndexWriter:
         self._block_size = block_size
         self._under_way = path + _UNDER_WAY
         self._rows_digest = hashlib.sha256().hexdigest()
-        self._fd = self._lock()
-        self.ino = os.fstat(self._fd).st_ino
-        try:
-            with self._written() as db:
-                version = SEALED_FORMAT if block_size else FORMAT
-                db.execute(f"PRAGMA application_id={_APPLICATION}")
-                db.execute(f"PRAGMA user_version={version}")
-                for _, statement in _SCHEMA_OF[version]:
-                    db.execute(statement)
-        except BaseException:
-            self._discard()
-            raise
+        self._fd = -1
 
     def _lock(self) -> int:
         while True:
@@ -204,17 +181,36 @@ class IndexWriter:
             os.close(fd)
 
     def __enter__(self) -> "IndexWriter":
+        try:
+            with apart.undisturbed():  # or an interrupt would leave a file that nobody knows to be ours
+                self._fd = self._lock()
+            self.ino = os.fstat(self._fd).st_ino
+            with self._written() as db:
+                version = SEALED_FORMAT if self._block_size else FORMAT
+                db.execute(f"PRAGMA application_id={_APPLICATION}")
+                db.execute(f"PRAGMA user_version={version}")
+                for _, statement in _SCHEMA_OF[version]:
+                    db.execute(statement)
+        except BaseException:
+            self._discard()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._fd >= 0:
-            self._discard()
+        self._discard()
 
     def _discard(self) -> None:
-        with suppress(FileNotFoundError):  # somebody removed the folder, and had the right to
-            os.unlink(self._under_way)
+        """Removes what is under way, if anything is."""
+        if self._fd < 0:
+            return
+        with apart.undisturbed():
+            with suppress(FileNotFoundError):  # somebody removed the folder, and had the right to
+                os.unlink(self._under_way)
+            self._close()
+
+    def _close(self) -> None:
         os.close(self._fd)
         self._fd = -1
 
@@ -307,14 +303,14 @@ class IndexWriter:
         with self._written() as db:
             db.executemany("INSERT INTO tape VALUES (?, ?)", complete.items())
         os.fsync(self._fd)
-        os.rename(self._under_way, self._path)
-        os.close(self._fd)
-        self._fd = -1
-        folder = os.open(os.path.dirname(self._path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        with apart.undisturbed():
+            os.rename(self._under_way, self._path)
+            self._close()
+            folder = os.open(os.path.dirname(self._path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
 
 def _limit_length(connection: sqlite3.Connection, longest: int) -> None:
@@ -372,11 +368,11 @@ class Index:
 
     def __init__(self, path: str) -> None:
         self.path = os.path.abspath(path)
-        self._closed = False
         # The one that was used last is used next: it has in memory what it read. Whoever has a turn finds one.
         self._connections: list[sqlite3.Connection] = []
         self._turns: SimpleQueue[None] = SimpleQueue()
         self._open_connections = 0
+        self._closed = False
         self.stat = self._check_file()
         self._pages: tuple[_Page, ...] = ()
         self._rows: dict[int, tuple[tuple[Any, ...], int | None]] = {}  # by their starts, and where the next one starts

@@ -16,9 +16,11 @@ import pwd
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import lru_cache, partial
 
 from tartapefs import ustar
+from tartapefs.apart import undisturbed
 from tartapefs.errors import (
     Problem,
     SourceBusyError,
@@ -28,7 +30,7 @@ from tartapefs.errors import (
     TapeError,
     TapeExistsError,
 )
-from tartapefs.index import Index, IndexWriter, is_index, remove_unfinished
+from tartapefs.index import Index, IndexWriter, is_index
 from tartapefs.integrity import inspect
 from tartapefs.layout import FOOTER, MAX_OFFSET, span
 from tartapefs.member import Member, path_of
@@ -113,12 +115,13 @@ class TapeRecorder:
                 raise TapeBusyError(self.index_path) from None
 
     def _record_inside(self, source: Source) -> str:
-        made = _make_tape_folder(source)
+        was_there = _has_tape_folder(source)
         try:
+            if not was_there:
+                _make_tape_folder(source)
             return self._record(source)
         except BaseException:
-            remove_unfinished(self.index_path)  # which an interrupt in a bad moment leaves
-            if made:
+            if not was_there:
                 _remove_tape_folder(source)
             raise
 
@@ -286,30 +289,28 @@ def _owner(uid: int, gid: int) -> ustar.Owner:
     return ustar.Owner(uid, gid, os.fsencode(uname)[:31], os.fsencode(gname)[:31])
 
 
-def _make_tape_folder(source: Source) -> bool:
-    """Makes the folder for the index unless it is there, leaving the root's modification time as it was."""
-    before = source.lstat(b"")
+def _has_tape_folder(source: Source) -> bool:
     try:
         found = source.lstat(TAPE_FOLDER)
     except FileNotFoundError:
-        pass
-    else:
-        if not stat.S_ISDIR(found.st_mode):
-            raise NotADirectoryError(20, "is in the way of the index and not a folder", default_index(source.root))
         return False
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotADirectoryError(20, "is in the way of the index and not a folder", default_index(source.root))
+    return True
+
+
+def _make_tape_folder(source: Source) -> None:
+    """Makes the folder for the index, leaving the root's modification time as it was."""
+    before = source.lstat(b"")
     # Before anything is changed: whoever may not set the time back may not record here.
     os.utime(source.root, ns=(before.st_atime_ns, before.st_mtime_ns))
-    try:
+    with undisturbed():
         os.mkdir(os.path.join(source.root, os.fsdecode(TAPE_FOLDER)))
-    finally:
         os.utime(source.root, ns=(before.st_atime_ns, before.st_mtime_ns))
-    return True
 
 
 def _remove_tape_folder(source: Source) -> None:
     before = source.lstat(b"")
-    try:
+    with undisturbed(), suppress(OSError):  # it was never made, or somebody has put something there
         os.rmdir(os.path.join(source.root, os.fsdecode(TAPE_FOLDER)))
-    except OSError:
-        return  # another recorder uses it by now
-    os.utime(source.root, ns=(before.st_atime_ns, before.st_mtime_ns))
+        os.utime(source.root, ns=(before.st_atime_ns, before.st_mtime_ns))

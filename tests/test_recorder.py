@@ -1,6 +1,8 @@
 """Recording real folders: the archive is the expected one to the byte, or the refusal names all that is in the way."""
 
+import contextlib
 import fcntl
+import gc
 import hashlib
 import os
 import pwd
@@ -15,6 +17,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from errno import EAGAIN, EEXIST, ENOSPC
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -529,6 +532,64 @@ def test_killed_recorder(tree: Path, had_tape: bool) -> None:
 
 def package_path() -> str:
     return str(Path(tartapefs.__file__).parents[1])
+
+
+_INTERRUPTIBLE = tuple(module.__file__ for module in (tartapefs.recorder, tartapefs.index, tartapefs.apart, contextlib))
+
+
+def _interrupted_after(moments: int, recorder: TapeRecorder) -> bool:
+    """Records, with a SIGINT in the given one of the moments in which Python handles signals; whether it had less.
+
+    These are the beginning of each function, and the end of each that is not written in Python, its result still at
+    hand.
+    """
+    left = moments
+
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal left
+        if event in ("call", "c_return") and frame.f_code.co_filename in _INTERRUPTIBLE:
+            left -= 1
+            if left == 0:
+                signal.raise_signal(signal.SIGINT)
+
+    try:
+        sys.setprofile(profile)
+        recorder.commit()
+    except KeyboardInterrupt:
+        return False
+    finally:
+        sys.setprofile(None)
+    return left > 0
+
+
+# Python drops what a handler raises within a destructor: then the recording goes on.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_interrupt_at_any_moment(tmp_path: Path, elsewhere: bool) -> None:
+    """Whenever it comes, there is no index, or the new one; nothing else is left behind, and the root is as it was."""
+    root, place = tmp_path / "data", tmp_path / "place"
+    root.mkdir()
+    place.mkdir()
+    (root / "file").write_bytes(b"content")
+    os.utime(root, (10**9, 10**9))
+    time.sleep(0.05)  # until nothing of it is fresh
+    index = place / "index" if elsewhere else None
+    moments, ended = 1, False
+    while not ended:
+        ended = _interrupted_after(moments, TapeRecorder(root, index))
+        found = os.listdir(place) if elsewhere else [path.name for path in root.glob(".tartape/*")]
+        assert found in ([], ["index" if elsewhere else "index.db"]), moments
+        assert root.stat().st_mtime == 10**9, moments
+        if found:
+            with Tape.discover(root, index) as tape:
+                assert tape.member_count == 2
+            shutil.rmtree(place if elsewhere else root / ".tartape")
+            place.mkdir(exist_ok=True)
+        assert os.listdir(root) == ["file"], moments
+        os.utime(root, (10**9, 10**9))
+        moments += 1
+    assert moments > 100, "it was not interrupted often"
+    gc.collect()  # of descriptors within reference cycles of tracebacks
 
 
 @pytest.mark.parametrize("content", [b"", b"left behind" * 5000])

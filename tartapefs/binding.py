@@ -17,7 +17,6 @@ import errno
 import functools
 import mmap
 import os
-import select
 import socket
 import struct
 import tempfile
@@ -108,8 +107,6 @@ _REQUEST = struct.Struct("=4xIQ24xQqI")  # opcode, number of the request; of a r
 _ANSWER = struct.Struct("=IiQ")  # its length, minus an errno or 0, number of the request
 _READ, _INTERRUPT, _INIT = 15, 36, 26
 _REST = 0.05  # seconds; so long requests may wait, should the one thread that serves be held up by the source
-_SMALL = 1 << 14  # bytes; a program that reads so little at a time asks again at once
-_MOMENT = 50_000  # ns; in about that time a processor that sleeps is woken
 _LARGEST_REQUEST = IO_SIZE + mmap.PAGESIZE  # bytes: what libfuse 3 allows a write to have, and its head
 # Bytes of memory for the answer to a read: its head ends, and its body begins, where a page does.
 ANSWER = mmap.PAGESIZE + IO_SIZE
@@ -196,8 +193,6 @@ class Session:
         """Answers requests until the archive is unmounted, reads with the help of `memory`, of `ANSWER` bytes."""
         request = mmap.mmap(-1, _LARGEST_REQUEST)
         address = ctypes.addressof(ctypes.c_char.from_buffer(request))
-        requests = select.poll()
-        requests.register(self._device, select.POLLIN)
         with self._counting:
             self._serving += 1
         while True:
@@ -216,8 +211,6 @@ class Session:
                 self._answer_read(memory, number, handle, offset, size)
                 if self._archive.is_served_by_one:
                     self._rest()
-                elif size <= _SMALL:
-                    _watch(requests)
             elif opcode != _INTERRUPT:  # every answer comes soon, or waits for the source, which nothing interrupts
                 self._pass_on(address, length)
 
@@ -254,13 +247,6 @@ class Session:
                 return -self._archive.errno_of(error)
 
         return answer
-
-
-def _watch(requests: select.poll) -> None:
-    """Waits a moment for the next request without sleeping, which would cost more than the wait."""
-    end = time.monotonic_ns() + _MOMENT
-    while not requests.poll(0) and time.monotonic_ns() < end:
-        pass
 
 
 class _Arguments(ctypes.Structure):

@@ -259,13 +259,6 @@ MUTANTS = [
         "if False:",
         RECORDER,
     ),
-    Mutant(
-        "a request is watched for no longer than a moment",
-        "binding.py",
-        " and time.monotonic_ns() < end",
-        "",
-        "test_mounted.py -k nobody_asks",
-    ),
     Mutant("errors become EIO, not success", "binding.py", "-self._archive.errno_of(error), number", "0, number", FS),
     Mutant(
         "a helper that failed is believed nothing",

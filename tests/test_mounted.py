@@ -106,25 +106,6 @@ def test_one_request_carries_a_mebibyte(tmp_path: Path, mount: Mount, descriptor
     assert os.stat(archive).st_blksize == 1 << 20
 
 
-def test_a_daemon_that_nobody_asks_sleeps(
-    tape: tuple[Path, bytes], mount: Mount, descriptor: Callable[[Path], int]
-) -> None:
-    """It watches for the next small request for a moment, and not for longer."""
-    root, expected = tape
-    archive = mount(root)
-    fd = descriptor(archive)
-    spent = Path(f"/proc/{daemon_of(archive.parent)}/stat")
-
-    def ticks() -> int:
-        return sum(map(int, spent.read_text().rpartition(")")[2].split()[11:13]))
-
-    for at in range(100):
-        assert os.pread(fd, 10, at) == expected[at : at + 10]
-    before = ticks()
-    time.sleep(1)
-    assert ticks() - before < 0.2 * os.sysconf("SC_CLK_TCK")
-
-
 def test_a_read_into_several_buffers(tape: tuple[Path, bytes], mount: Mount, descriptor: Callable[[Path], int]) -> None:
     root, expected = tape
     buffers = [bytearray(n) for n in (1, 700, 4096, 131072)]

@@ -88,7 +88,7 @@ def our_processes() -> list[str]:
     return found
 
 
-def wait_until(true: Callable[[], object], seconds: float = 10) -> None:
+def wait_until(true: Callable[[], object], seconds: float = 30) -> None:
     """Fails unless `true()` becomes true within `seconds`."""
     end = time.monotonic() + seconds
     while not true():

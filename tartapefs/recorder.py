@@ -16,7 +16,6 @@ import pwd
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from functools import lru_cache, partial
 
 from tartapefs import ustar
@@ -311,6 +310,9 @@ def _make_tape_folder(source: Source) -> None:
 
 def _remove_tape_folder(source: Source) -> None:
     before = source.lstat(b"")
-    with undisturbed(), suppress(OSError):  # it was never made, or somebody has put something there
-        os.rmdir(os.path.join(source.root, os.fsdecode(TAPE_FOLDER)))
+    with undisturbed():
+        try:
+            os.rmdir(os.path.join(source.root, os.fsdecode(TAPE_FOLDER)))
+        except OSError:
+            return  # it was never made, or somebody has put something there
         os.utime(source.root, ns=(before.st_atime_ns, before.st_mtime_ns))

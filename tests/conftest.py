@@ -60,6 +60,15 @@ def run(*command: object, **options: object) -> subprocess.CompletedProcess[str]
     return subprocess.run([*TARTAPEFS, *map(os.fspath, command)], **(text | options))  # type: ignore[arg-type]
 
 
+def under_strace(*options: str | Path, log: str | Path = "/dev/null") -> list[str]:
+    """`tartapefs` as strace runs it with these options.
+
+    Only the calls it traces are slowed, unless it injects signals, which get lost at the stops that a filter makes.
+    """
+    chosen = [] if any("signal=" in os.fspath(option) for option in options) else ["--seccomp-bpf"]
+    return [*map(os.fspath, ["strace", "-f", *chosen, "-qq", "-o", log, *options]), *TARTAPEFS]
+
+
 needs_two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a helper needs a second core")
 
 

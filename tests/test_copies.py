@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from conftest import TARTAPEFS, run, wait_until
+from conftest import TARTAPEFS, run, under_strace, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import Reference, gnu_tar
@@ -391,9 +391,9 @@ def test_a_copy_that_fails_to_read(recorded: Path, archive: bytes, tmp_path: Pat
     """One line that says which file: the source has many more."""
     copy = tmp_path / "copy"
     copy.write_bytes(archive)
-    strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", copy, "-e", "trace=pread64"]
     for command in (["check", "--full"], ["resume"]):
-        line = [*strace, "-e", "inject=pread64:error=EIO", *TARTAPEFS, command[0], recorded, copy, *command[1:]]
+        failing = under_strace("-P", copy, "-e", "trace=pread64", "-e", "inject=pread64:error=EIO")
+        line = [*failing, command[0], recorded, copy, *command[1:]]
         result = subprocess.run(line, capture_output=True, text=True)
         assert (result.returncode, result.stderr) == (1, f"tartapefs: {copy}: Input/output error\n")
     assert copy.read_bytes() == archive
@@ -414,9 +414,8 @@ def test_killed_at_each_change(recorded: Path, archive: bytes, tmp_path: Path) -
     for call in ("ftruncate", "fsync", "pwrite64"):
         for number in range(1, 10):
             copy.write_bytes(archive[:had] + b"rubbish" * 1000)
-            inject = f"inject={call}:signal=SIGKILL:when={number}"
-            strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject]
-            code = subprocess.run([*strace, *TARTAPEFS, "resume", recorded, copy], capture_output=True).returncode
+            killed_there = under_strace("-e", f"trace={call}", "-e", f"inject={call}:signal=SIGKILL:when={number}")
+            code = subprocess.run([*killed_there, "resume", recorded, copy], capture_output=True).returncode
             left = copy.read_bytes()
             if code == 0:
                 break
@@ -661,10 +660,9 @@ def test_segments_are_told_right(player: TapePlayer, archive: bytes) -> None:
 def on_a_slow_disk(calls: str, milliseconds: int, *command: object) -> tuple[int, bytes]:
     """Runs it with these system calls so much slower; the exit code, and what a terminal on stderr saw, uncoloured."""
     master, slave = os.openpty()
-    delay = f"inject={calls}:delay_enter={1000 * milliseconds}"
-    slowly = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", "-e", delay]
+    slowly = under_strace("-e", f"trace={calls}", "-e", f"inject={calls}:delay_enter={1000 * milliseconds}")
     process = subprocess.Popen(
-        [*slowly, *TARTAPEFS, *map(os.fspath, command)],
+        [*slowly, *map(os.fspath, command)],
         stdout=subprocess.DEVNULL,
         stderr=slave,
         env=os.environ | {"COLUMNS": "200", "TERM": "xterm"},

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from conftest import TARTAPEFS, our_mounts, run, wait_until
+from conftest import TARTAPEFS, our_mounts, run, under_strace, wait_until
 from daemon import daemon_of, force_unmount, is_mounted
 from reference import Reference
 
@@ -129,8 +129,7 @@ def killed_at(root: Path, calls: str, number: int, *options: str) -> int:
     """The exit code of a recorder that is killed on the way into the `number`th of these system calls."""
     inject = ["-e", f"trace={calls}", "-e", f"inject={calls}:signal=SIGKILL:when={number}"]
     return subprocess.run(
-        ["strace", "-f", "-qq", "-o", "/dev/null", *options, *inject,
-         *TARTAPEFS, "record", "--force", root],
+        [*under_strace(*options, *inject), "record", "--force", root],
         stdin=subprocess.DEVNULL, capture_output=True, timeout=60,
         env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
     ).returncode  # fmt: skip
@@ -279,7 +278,7 @@ def test_recorders_that_race_at_the_worst_moment(tmp_path: Path, slow: str) -> N
     make_tree(root)
     inject = ["-e", f"trace={slow}", "-e", f"inject={slow}:delay_enter=1500000"]
     process = subprocess.Popen(
-        ["strace", "-f", "-qq", "-o", "/dev/null", *inject, *TARTAPEFS, "record", root],
+        [*under_strace(*inject), "record", root],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     time.sleep(0.8)

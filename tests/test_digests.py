@@ -14,7 +14,7 @@ from pathlib import Path
 
 import blake3
 import pytest
-from conftest import TARTAPEFS, run, wait_until
+from conftest import run, under_strace, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import Reference, gnu_tar
@@ -386,21 +386,22 @@ def test_killed_and_run_again(tmp_path: Path) -> None:
     root = tmp_path / "many"
     root.mkdir()
     for number in range(3):
-        (root / f"{number}").write_bytes(os.urandom(10_000_000))
+        (root / f"{number}").write_bytes(os.urandom(30_000_000))
     TapeRecorder(root).commit()
     archive = gnu_tar(root)[: Reference(root).size]
-    state, sums = tmp_path / "state", tmp_path / "sums"
+    state, sums, calls = tmp_path / "state", tmp_path / "sums", tmp_path / "calls"
     command = ["digest", root, "-a", "sha256", "--s3-part-size", "1M", "--state", state, "--sums", sums]
-    slowly = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=preadv,preadv2", "-e",
-              "inject=preadv,preadv2:delay_enter=50000"]  # fmt: skip
+    slowly = under_strace("-e", "trace=preadv,preadv2", "-e", "inject=preadv,preadv2:delay_enter=100000", log=calls)
     choose, last = random.Random(5), 0
     for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
-        with subprocess.Popen([*slowly, *TARTAPEFS, *map(os.fspath, command)], stderr=subprocess.DEVNULL) as process:
-            wait_until(lambda: (tmp_path / "sums.new").exists(), 60)
-            time.sleep(0.3 + choose.random() / 3)
+        with subprocess.Popen([*slowly, *map(os.fspath, command)], stderr=subprocess.DEVNULL) as process:
+            # Who has read four chunks has hashed the first.
+            wait_until(lambda: calls.exists() and calls.read_text().count(" = ") >= 4, 60)
+            time.sleep(choose.random() / 3)
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             os.kill(int(children[0]), number)
             process.wait(60)
+        calls.unlink()
         reached = json.loads(state.read_text())["digests"]["sha256"]["position"] if state.exists() else 0
         assert reached >= last
         if number != signal.SIGKILL:

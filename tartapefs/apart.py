@@ -8,12 +8,13 @@ latest: it then finds no more items, and no end of them either.
 import errno
 import os
 import pickle
-import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import islice
 from typing import Any, NoReturn, TypeVar
+
+from tartapefs import signals
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -21,31 +22,12 @@ _Result = TypeVar("_Result")
 MANY = 2048  # members, from which on a second process is worth the fork
 _BATCH = 256  # items in a message
 _MOST = 1 << 18  # bytes of a message; the kernel takes 208 KiB
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """A block that no signal's handler interrupts; what came meanwhile is handled at its end."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def fork() -> int:
     """`os.fork`, undisturbed: what a handler raises within Python's own hooks at a fork would be lost."""
-    with undisturbed():
+    with signals.undisturbed():
         return os.fork()
-
-
-def ignore_signals() -> None:
-    """For a forked process that ends when its parent does, and not before."""
-    for number in (*_SIGNALS, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_IGN)
-    signal.set_wakeup_fd(-1)
 
 
 def is_possible() -> bool:
@@ -107,7 +89,7 @@ def _received(channel: socket.socket) -> Iterator[Any]:
 
 def _serve(work: Callable[[Iterator[Any]], Any], channel: socket.socket) -> NoReturn:
     try:
-        ignore_signals()
+        signals.ignore()
         answer: tuple[Any, Exception | None]
         try:
             answer = work(_received(channel)), None

@@ -23,7 +23,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import NoReturn, TypeVar
 
-from tartapefs import apart
+from tartapefs import apart, signals
 from tartapefs.errors import TapeError
 from tartapefs.fill import Filler
 from tartapefs.layout import BLOCK, MAX_OFFSET
@@ -175,7 +175,7 @@ def _help(filler: Filler, channel: int, memory: memoryview, claims: _Claims) -> 
     SQLite's connections must not be used in two processes; an index that was replaced meanwhile is another tape's.
     """
     try:
-        apart.ignore_signals()
+        signals.ignore()
         os.chdir("/")
         low, high = sorted((channel, filler.source.descriptor))
         os.closerange(0, low)

@@ -42,7 +42,7 @@ from typing import Any
 from urllib.parse import quote
 from zlib import crc32
 
-from tartapefs import apart, merkle, packs, ustar
+from tartapefs import apart, merkle, packs, signals, ustar
 from tartapefs.errors import TapeBusyError, TapeFormatError, TapeNotFoundError
 from tartapefs.layout import BLOCK, FOOTER, MAX_OFFSET, span
 from tartapefs.member import Headed, Member
@@ -182,7 +182,7 @@ class IndexWriter:
 
     def __enter__(self) -> "IndexWriter":
         try:
-            with apart.undisturbed():  # or an interrupt would leave a file that nobody knows to be ours
+            with signals.undisturbed():  # or an interrupt would leave a file that nobody knows to be ours
                 self._fd = self._lock()
             self.ino = os.fstat(self._fd).st_ino
             with self._written() as db:
@@ -205,7 +205,7 @@ class IndexWriter:
         """Removes what is under way, if anything is."""
         if self._fd < 0:
             return
-        with apart.undisturbed():
+        with signals.undisturbed():
             with suppress(FileNotFoundError):  # somebody removed the folder, and had the right to
                 os.unlink(self._under_way)
             self._close()
@@ -303,7 +303,7 @@ class IndexWriter:
         with self._written() as db:
             db.executemany("INSERT INTO tape VALUES (?, ?)", complete.items())
         os.fsync(self._fd)
-        with apart.undisturbed():
+        with signals.undisturbed():
             os.rename(self._under_way, self._path)
             self._close()
             folder = os.open(os.path.dirname(self._path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
-from tartapefs import apart, binding, notify
+from tartapefs import apart, binding, notify, signals
 from tartapefs import status as reports
 from tartapefs.activity import Activity
 from tartapefs.display import printable
@@ -36,7 +36,6 @@ _GRACE = 1.0  # seconds that requests under way get to end after the unmount
 _SCRUB_PAUSE = 60.0  # seconds between two scrubs
 _STATE_INTERVAL = 2.0  # seconds between two looks at what the service manager should be told
 _READY, _ENDED = b"R", b"E"
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class MountEntry(NamedTuple):
@@ -286,7 +285,7 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
     hear, speak = os.pipe()
     os.set_blocking(speak, False)
     old_wakeup = signal.set_wakeup_fd(speak, warn_on_full_buffer=False)
-    old_handlers = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+    old_handlers = {number: signal.signal(number, lambda *_: None) for number in signals.ENDING}
     try:
         archive = ArchiveFS(player, options)
         session = binding.Session(archive, where, player.source.root, options)

@@ -18,8 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 
-from tartapefs import ustar
-from tartapefs.apart import undisturbed
+from tartapefs import signals, ustar
 from tartapefs.errors import (
     Problem,
     SourceBusyError,
@@ -303,14 +302,14 @@ def _make_tape_folder(source: Source) -> None:
     before = source.lstat(b"")
     # Before anything is changed: whoever may not set the time back may not record here.
     os.utime(source.root, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with undisturbed():
+    with signals.undisturbed():
         os.mkdir(os.path.join(source.root, os.fsdecode(TAPE_FOLDER)))
         os.utime(source.root, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def _remove_tape_folder(source: Source) -> None:
     before = source.lstat(b"")
-    with undisturbed():
+    with signals.undisturbed():
         try:
             os.rmdir(os.path.join(source.root, os.fsdecode(TAPE_FOLDER)))
         except OSError:

@@ -15,9 +15,9 @@ import ctypes
 import hashlib
 import mmap
 import os
+import select
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, islice
@@ -33,7 +33,7 @@ from tartapefs.tape import Tape
 # Place in the shared memory, start, stop, whether it is in one member, block by block; the place for sums, or -1.
 _JOB = struct.Struct("=qqq?q")
 _COUNT = struct.Struct("=q")  # the members that were filled, or -1
-_LAST_WAIT = 1.0  # seconds, for the end of a helper
+_LAST_WAIT = 1000  # milliseconds, for the end of a helper
 _POLLS = 20  # of a helper that is at its last member, before it is slept for
 SUM = 16  # bytes of an MD5 sum
 
@@ -106,18 +106,17 @@ class Helper:
         return self._ours.recv(_COUNT.size)
 
     def close(self) -> None:
-        """Ends the process; waits a second for that, unless it waits for a source that does not answer."""
-        with contextlib.suppress(OSError):  # it is gone, or busy still
-            self._ours.settimeout(_LAST_WAIT)
-            self._ours.shutdown(socket.SHUT_WR)
-            while self._ours.recv(_COUNT.size):
-                pass
+        """Ends the process, which holds the source open until then; waits a second, it may wait for a dead source."""
+        self._ours.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):  # it is gone
+            process = os.pidfd_open(self._pid)
+            ended = select.poll()
+            ended.register(process, select.POLLIN)
+            ended.poll(_LAST_WAIT)
+            os.close(process)
         self._ours.close()
         with contextlib.suppress(ChildProcessError):
-            for _ in range(10):
-                if os.waitpid(self._pid, os.WNOHANG) != (0, 0):
-                    break
-                time.sleep(0.001)
+            os.waitpid(self._pid, os.WNOHANG)
 
 
 def _address(memory: mmap.mmap | memoryview) -> int:

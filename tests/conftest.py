@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ MARK = f"TARTAPEFS_TESTS={os.getpid()}".encode()  # in the environment of all th
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ["TARTAPEFS_TESTS"] = str(os.getpid())
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
     config.addinivalue_line("markers", "fuse: needs /dev/fuse")
     config.addinivalue_line("markers", "needs(*programs): needs these programs on PATH")
     config.addinivalue_line("markers", "root: needs to run as root")
@@ -115,7 +117,7 @@ def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     for mountpoint in left:
         subprocess.run(["umount", "-l", mountpoint], check=False)
     assert not left, "the test left mounts behind"
-    wait_until(lambda: not [p for p in our_processes() if p not in processes], 5)
+    wait_until(lambda: not [p for p in our_processes() if p not in processes])
     assert len(os.listdir("/proc/self/fd")) <= descriptors, "the test left descriptors open"
 
 

@@ -21,7 +21,8 @@ from daemon import daemon_of, descriptors, force_unmount, resident
 from reference import Reference
 
 MIB = 1 << 20
-SETTLED = 0.1  # of the time: until then caches fill
+SETTLED = 0.1  # of the time: until then what is kept grows slowly
+WARM = 8000  # reads before the first sample, in which it grows fast
 
 
 @dataclass
@@ -93,7 +94,7 @@ def descriptors_at_rest(pid: int, known: int) -> int:
 def soak_mount(
     archive: Path, expected: bytes, seconds: float, interval: float, threads: int = 4, show: bool = False
 ) -> Soak:
-    """Reads for `seconds`; every `interval` seconds all readers pause, and a sample is taken."""
+    """Reads until it is warm, and for `seconds`; every `interval` seconds all readers pause, and a sample is taken."""
     soak, pid = Soak(), daemon_of(archive.parent)
     begun = time.monotonic()
     turn = 0
@@ -107,6 +108,9 @@ def soak_mount(
             reader.start()
         for reader in readers:
             reader.join()
+        if not soak.samples and soak.reads < WARM:
+            begun = time.monotonic()
+            continue
         known = soak.samples[0][2] if soak.samples else 0
         count = descriptors_at_rest(pid, known)
         now = time.monotonic() - begun

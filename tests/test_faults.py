@@ -418,7 +418,7 @@ def test_memory_and_descriptors_are_constant(tmp_path: Path, mount: Mount) -> No
     assert run("record", root).returncode == 0
     reference = Reference(root)
     archive = mount(root, "--audit-interval", "1")
-    seen = soak.soak_mount(archive, reference.read(0, reference.size), 8, 0.5)
+    seen = soak.soak_mount(archive, reference.read(0, reference.size), 5, 0.5)
     assert seen.reads > 1000
     assert not seen.failures(bound=4)
     shutil.rmtree(root)

@@ -89,9 +89,9 @@ def foreground(source: Path, mountpoint: Path, *options: object) -> Iterator[sub
         if process.poll() is None:
             process.terminate()
         try:
-            process.wait(10)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait(10)
+            process.wait(60)
         process.stderr.close()
         force_unmount(mountpoint)

@@ -198,5 +198,5 @@ def test_a_signal_during_a_fork_is_not_lost(hook: str) -> None:
         finally:
             assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
     """
-    result = subprocess.run([sys.executable, "-c", textwrap.dedent(text)], capture_output=True, text=True, timeout=20)
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(text)], capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stderr) == (7, "")

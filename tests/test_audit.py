@@ -321,7 +321,7 @@ def auditing(player: Counted) -> Iterator[threading.Thread]:
         yield thread
     finally:
         ended.set()
-        thread.join(10)
+        thread.join(60)
     assert not thread.is_alive()
 
 
@@ -329,6 +329,7 @@ def test_no_audit_while_nobody_has_it_open() -> None:
     """One at mount, none then; every interval once it is open; and none again when it is closed."""
     player = Counted()
     with auditing(player):
+        wait_until(lambda: player.audits)
         time.sleep(0.3)
         assert player.audits == [0.5]
         player.is_open = True
@@ -347,7 +348,7 @@ def test_the_audits_go_on_after_an_error_and_end_at_drift() -> None:
     with auditing(player) as thread:
         wait_until(lambda: len(player.errors) > 3)
         player.drift = object()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 

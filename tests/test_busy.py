@@ -275,11 +275,11 @@ def test_who_waits_for_the_lease_does_no_harm(tmp_path: Path) -> None:
 
 def test_only_what_changed_lately(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A log that is always open, and written now and then, is recorded once it has been at rest."""
-    monkeypatch.setattr(recorder, "_RECENT_NS", 300_000_000)
     monkeypatch.setattr(recorder, "_PATIENCE", 0)
     root = make_root(tmp_path / "data")
     with (root / "logs" / "app.log").open("ab", buffering=0) as file:
         assert_refused(root)
+        monkeypatch.setattr(recorder, "_RECENT_NS", 300_000_000)
         time.sleep(0.5)
         TapeRecorder(root).commit()
         assert_recorded(root)

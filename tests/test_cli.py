@@ -573,7 +573,7 @@ def test_an_interrupted_recording_leaves_nothing_behind(many: Path, number: int,
         _in_the_middle(process, many / ".tartape")
         process.send_signal(number)
         process.send_signal(signal.SIGCONT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (code, b"")
     assert b"Traceback" not in err and len(err.split()) <= 10
     assert not (many / ".tartape").exists() and many.stat().st_mtime_ns == before
@@ -606,7 +606,7 @@ def test_two_recordings_at_once(many: Path, tree: Path, tmp_path: Path) -> None:
         assert index.read_bytes() == old
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGCONT)
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
     assert process.returncode == 130
     assert index.read_bytes() == old and os.listdir(index.parent) == ["index"]
 
@@ -634,7 +634,7 @@ def test_a_play_that_nobody_reads_on_can_be_interrupted(
         assert process.stdout and process.stderr and len(os.read(process.stdout.fileno(), 10)) == 10
         wait_until(lambda: "pipe" in Path(f"/proc/{process.pid}/wchan").read_text())
         process.send_signal(number)
-        assert process.wait(timeout=10) == code
+        assert process.wait(timeout=60) == code
         error = process.stderr.read()
     assert b"Traceback" not in error and b"Exception" not in error and len(error.split()) <= 2
 
@@ -847,7 +847,7 @@ def on_terminal(
                 if resume and time.monotonic() >= resume:
                     resume = float("inf")
                     sources.append(process.stdout.fileno())  # type: ignore[union-attr]
-            code = process.wait(timeout=20)
+            code = process.wait(timeout=60)
     finally:
         os.close(master)
         if slave >= 0:

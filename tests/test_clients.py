@@ -200,7 +200,7 @@ def rsync_daemon(folder: Path, work: Path) -> Iterator[str]:
             yield f"rsync://127.0.0.1:{port}/module"
         finally:
             daemon.terminate()
-            daemon.wait(10)
+            daemon.wait(60)
 
 
 def answers(port: int) -> bool:
@@ -232,7 +232,7 @@ def test_rsync_interrupted_and_resumed(library, mount, tmp_path, to_daemon, end,
         with subprocess.Popen(["rsync", "--partial", "--bwlimit=8m", *places], stderr=subprocess.DEVNULL) as client:
             wait_until(lambda: largest_file(target) > 4 * MIB)
             client.send_signal(end)
-            assert client.wait(20) == code
+            assert client.wait(60) == code
         wait_until(lambda: os.listdir(target) == ["archive.tar"] and not readers_below(target))
         partial = (target / "archive.tar").stat().st_size
         assert 4 * MIB < partial < len(library.data)
@@ -301,7 +301,7 @@ def http_server(command: list[str], **options: object) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             server.terminate()
-            server.wait(10)
+            server.wait(60)
 
 
 SERVERS = {

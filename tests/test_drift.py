@@ -369,7 +369,7 @@ def test_a_change_in_the_middle_of_reading(mounted: Mounted, how: str) -> None:
     def reads(seed: int) -> None:
         choose = random.Random(seed)
         fd = os.open(mounted.archive, os.O_RDONLY)
-        reading.wait(10)
+        reading.wait(60)
         try:
             while True:
                 at = choose.randrange(len(right))
@@ -383,7 +383,7 @@ def test_a_change_in_the_middle_of_reading(mounted: Mounted, how: str) -> None:
     readers = [threading.Thread(target=reads, args=(seed,)) for seed in range(4)]
     for reader in readers:
         reader.start()
-    reading.wait(10)
+    reading.wait(60)
     other.write_bytes(b"z" * SIZE)
     match how:
         case "overwrite":
@@ -422,10 +422,10 @@ def failing(pid: int, *options: object) -> Iterator[None]:
     finally:
         tracer.terminate()
         try:
-            tracer.wait(10)
+            tracer.wait(60)
         except subprocess.TimeoutExpired:  # it waits for a traced process that has ended meanwhile
             tracer.kill()
-            tracer.wait(10)
+            tracer.wait(60)
         tracer.stderr.close()
 
 

@@ -678,7 +678,7 @@ def test_bytes_by_direct_reads(archive: Path, expected: bytes) -> None:
 
 def test_other_ways_to_wait_and_to_lock(archive: Path, fd: int, expected: bytes) -> None:
     """Polls are ready at once, locks exclude each other, a lock to write needs a descriptor to write."""
-    assert select.select([fd], [], [], 5)[0] == [fd]
+    assert select.select([fd], [], [], 30)[0] == [fd]
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     assert poll.poll(5000) == [(fd, select.POLLIN)]

@@ -283,7 +283,7 @@ def test_bsdtar_ends(tape: tuple[Path, bytes], mount: Mount, tmp_path: Path) -> 
     """It took a block size of 0 for a reason to loop."""
     root, expected = tape
     (tmp_path / "expected.tar").write_bytes(expected)
-    done = subprocess.run(["bsdtar", "-tf", mount(root)], capture_output=True, timeout=20)
+    done = subprocess.run(["bsdtar", "-tf", mount(root)], capture_output=True, timeout=60)
     with tarfile.open(tmp_path / "expected.tar") as reference:
         assert len(done.stdout.splitlines()) == len(reference.getnames())
     assert done.returncode == 0
@@ -370,7 +370,7 @@ def mounted_for(tree: Path, public: Path, *options: str) -> Path:
 
 def as_nobody(*command: object) -> subprocess.CompletedProcess[str]:
     user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
-    return subprocess.run([*user, *map(os.fspath, command)], capture_output=True, text=True, timeout=20)
+    return subprocess.run([*user, *map(os.fspath, command)], capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.root

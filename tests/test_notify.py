@@ -37,6 +37,11 @@ class Manager:
     def hears(self, line: str, seconds: float = 30) -> None:
         wait_until(lambda: any(line in each for each in self.listen()), seconds)
 
+    def hears_nothing_for(self, seconds: float) -> bool:
+        self.listen().clear()
+        time.sleep(seconds)
+        return self.listen() == []
+
 
 @pytest.fixture(params=["path", "abstract"])
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]:
@@ -128,10 +133,7 @@ def test_the_watchdog_is_told_only_while_requests_are_answered(tree: Path, tmp_p
             readers = [
                 subprocess.Popen(["cat", mountpoint / "archive.tar"], stdout=subprocess.DEVNULL) for _ in range(8)
             ]
-            time.sleep(1)  # all held, and what was said before is heard
-            manager.listen().clear()
-            time.sleep(2)
-            assert manager.listen() == []
+            wait_until(lambda: manager.hears_nothing_for(2))
             assert process.poll() is None
             bindfs.send_signal(signal.SIGCONT)
             manager.hears("WATCHDOG=1")

@@ -376,12 +376,12 @@ def test_two_that_seal_one_tape(tmp_path: Path) -> None:
 
     def wait(position: int) -> None:
         begun.set()
-        end.wait(20)
+        end.wait(60)
 
     thread = threading.Thread(target=seal_again, args=(root,), kwargs={"on_progress": wait})
     thread.start()
     try:
-        assert begun.wait(20)
+        assert begun.wait(60)
         with pytest.raises(TapeBusyError):
             seal_again(root)
     finally:

@@ -207,7 +207,7 @@ def test_watch_shows_it_live_until_it_is_unmounted(archive: Path) -> None:
                 said += more
         except OSError:
             pass  # the other end is closed
-        assert watching.wait(10) == 0
+        assert watching.wait(60) == 0
     assert b"\x1b[1A" in said
     assert b"no archive of tartapefs is mounted here" in said
 

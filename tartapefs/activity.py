@@ -21,6 +21,7 @@ MAX_RANGES = 4096
 _BATCH = 8192  # requests: 1.6 MB
 _SAMPLES = 64  # of a reader
 _SAMPLES_A_BATCH = 16
+_LAST_FEW = 4  # requests of a reader, which may be counted in any order: the furthest of them is where it is
 _WINDOW = 10.0  # seconds that a rate is the mean of, if there are samples that far back
 _IN_FLIGHT = 8 << 20  # bytes by which the requests of a sequential reader may overtake one another
 
@@ -77,6 +78,7 @@ class Reader:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self._samples = deque([Sample(monotonic(), 0, 0)], _SAMPLES)
+        self._ends = deque[int]([], _LAST_FEW)  # of its last requests
 
     @property
     def last(self) -> Sample:
@@ -90,9 +92,8 @@ class Reader:
         for at in range(0, len(requests), stride):
             some = requests[at : at + stride]
             delivered += sum(map(_size_of, some))
-            # Requests of one read overtake one another: the furthest of the last few is where the reader is.
-            position = max(offset + size for _, offset, size, _ in some[-4:])
-            self._samples.append(Sample(some[-1][3], delivered, position))
+            self._ends.extend(offset + size for _, offset, size, _ in some[-_LAST_FEW:])
+            self._samples.append(Sample(some[-1][3], delivered, max(self._ends)))
 
     def rate(self, now: float) -> float:
         """Bytes a second of late."""

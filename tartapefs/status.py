@@ -237,10 +237,14 @@ class Server:
         while not self._ended.is_set():
             try:
                 client, _ = self._listening.accept()
+            except OSError:  # no descriptor is left, which may change
+                self._ended.wait(_PATIENCE / 10)
+                continue
+            try:
                 with client:
                     self._answer(client)
-            except OSError:  # a client that went away; no descriptor is left, which may change
-                self._ended.wait(_PATIENCE / 10)
+            except OSError:
+                pass  # it went away, or takes nothing
             except Exception:
                 log.exception("a defect in tartapefs; no status was given")
 

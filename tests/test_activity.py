@@ -174,14 +174,17 @@ def test_a_reader_here_and_there_has_no_time_left(clock: Clock) -> None:
     assert reader.seconds_left(clock.now, 1 << 40) is None
 
 
-def test_requests_that_overtake_one_another(clock: Clock) -> None:
-    """A read of 512 KiB is four requests, which four threads answer in any order."""
+@pytest.mark.parametrize("asked", [False, True])
+def test_requests_that_overtake_one_another(clock: Clock, asked: bool) -> None:
+    """A read of 512 KiB is four requests, which four threads answer in any order; somebody may ask after each."""
     activity, chosen, size = Activity(), random.Random(3), 131_072
     handle = activity.opened(1)
     for first in range(0, 400, 4):
         clock.now += 1
         for at in chosen.sample(range(first, first + 4), 4):
             activity.delivered(handle, at * size, size)
-    (reader,) = activity.so_far()[2]
-    assert reader.last.position == 400 * size
+            if asked:
+                activity.so_far()
+        (reader,) = activity.so_far()[2]
+        assert reader.last.position == (first + 4) * size
     assert reader.seconds_left(clock.now, 600 * size) == pytest.approx(50, rel=0.1)

@@ -288,6 +288,19 @@ def test_clients_that_never_read_do_no_harm(archive: Path) -> None:
     assert report(archive)["state"] == "valid"
 
 
+def test_clients_that_went_away_cost_nothing(archive: Path) -> None:
+    """A hundred of them, before the daemon comes to answer the first: the next is served all the same."""
+    place, pid = socket_of(archive), daemon_of(archive.parent)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for _ in range(100):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(place))
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert report(archive)["state"] == "valid"
+
+
 # The server by itself
 
 

@@ -67,6 +67,8 @@ demo:
 test:
 	$(call install,$(TEST_PACKAGES))
 	@$(MAKE) -s $(VENV)/for-test
+	@# Where PYTHONDONTWRITEBYTECODE is set, each of the thousands of processes would compile them.
+	@$(BIN)/python -m compileall -q tartapefs
 	$(BIN)/python -m pytest $(WORKERS)
 	TARTAPEFS_BINDING=mfusepy $(BIN)/python -m pytest $(WORKERS) $(MOUNT_TESTS)
 

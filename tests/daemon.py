@@ -58,6 +58,14 @@ def resident(pid: int, line: str = "VmRSS") -> int:
     return 1024 * int(text.partition(line + ":")[2].split()[0])
 
 
+def is_gone(pid: int) -> bool:
+    """Whether it has ended, though init or its tracer may not have heard yet."""
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
+
+
 def is_mounted(mountpoint: Path) -> bool:
     return os.fspath(mountpoint) in our_mounts()
 

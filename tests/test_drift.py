@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import run
-from daemon import daemon_of
+from conftest import run, wait_until
+from daemon import daemon_of, is_gone
 from reference import Reference
 
 Mount = Callable[..., Path]
@@ -421,11 +421,9 @@ def failing(pid: int, *options: object) -> Iterator[None]:
         yield
     finally:
         tracer.terminate()
-        try:
-            tracer.wait(60)
-        except subprocess.TimeoutExpired:  # it waits for a traced process that has ended meanwhile
-            tracer.kill()
-            tracer.wait(60)
+        wait_until(lambda: tracer.poll() is not None or is_gone(pid))
+        tracer.kill()  # it would wait for a traced process that has ended
+        tracer.wait(60)
         tracer.stderr.close()
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 import soak
 from conftest import TARTAPEFS, run, wait_until
-from daemon import daemon_of, descriptors, helper_of, is_mounted, resident
+from daemon import daemon_of, descriptors, helper_of, is_gone, is_mounted, resident
 from reference import Reference, header
 from test_drift import Mounted, failing, opened
 
@@ -385,19 +385,12 @@ def test_sigterm_while_reads_hang(flaky: Flaky) -> None:
             process.communicate(timeout=60)
 
 
-def is_gone(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return True
-
-
 @pytest.mark.needs("strace")
 def test_sigterm_while_slow_reads_are_under_way(mounted: Mounted) -> None:
     """A read that can be interrupted does not keep the daemon at all."""
     pid = daemon_of(mounted.archive.parent)
     at = mounted.starts[b"data/third/4.bin"] + BLOCK
-    with failing(pid, "-e", "trace=preadv,preadv2", "-e", "inject=preadv,preadv2:delay_enter=60000000"):
+    with failing(pid, "-e", "trace=preadv,preadv2", "-e", "inject=preadv,preadv2:delay_enter=5000000"):
         stuck = reader(mounted.archive, at, 1000)
         time.sleep(0.5)
         os.kill(pid, signal.SIGTERM)

@@ -8,6 +8,7 @@ latest: it then finds no more items, and no end of them either.
 import errno
 import os
 import pickle
+import select
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -28,6 +29,13 @@ def fork() -> int:
     """`os.fork`, undisturbed: what a handler raises within Python's own hooks at a fork would be lost."""
     with signals.undisturbed():
         return os.fork()
+
+
+def await_end(process: int, seconds: float) -> None:
+    """Until the process of this descriptor, of `os.pidfd_open`, has ended, or for so long."""
+    ended = select.poll()  # `select.select` takes no descriptor above 1023
+    ended.register(process, select.POLLIN)
+    ended.poll(1000 * seconds)
 
 
 def is_possible() -> bool:

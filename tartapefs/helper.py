@@ -15,7 +15,6 @@ import ctypes
 import hashlib
 import mmap
 import os
-import select
 import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -33,7 +32,7 @@ from tartapefs.tape import Tape
 # Place in the shared memory, start, stop, whether it is in one member, block by block; the place for sums, or -1.
 _JOB = struct.Struct("=qqq?q")
 _COUNT = struct.Struct("=q")  # the members that were filled, or -1
-_LAST_WAIT = 1000  # milliseconds, for the end of a helper
+_LAST_WAIT = 1.0  # seconds, for the end of a helper
 _POLLS = 20  # of a helper that is at its last member, before it is slept for
 SUM = 16  # bytes of an MD5 sum
 
@@ -110,10 +109,10 @@ class Helper:
         self._ours.shutdown(socket.SHUT_WR)
         with contextlib.suppress(OSError):  # it is gone
             process = os.pidfd_open(self._pid)
-            ended = select.poll()
-            ended.register(process, select.POLLIN)
-            ended.poll(_LAST_WAIT)
-            os.close(process)
+            try:
+                apart.await_end(process, _LAST_WAIT)
+            finally:
+                os.close(process)
         self._ours.close()
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self._pid, os.WNOHANG)

@@ -11,7 +11,6 @@ import logging.handlers
 import mmap
 import os
 import re
-import select
 import shutil
 import signal
 import subprocess
@@ -75,7 +74,7 @@ def unmount(mountpoint: str, lazy: bool = False) -> None:
         daemon = None if lazy else _daemon_of(where, stack)
         _unmount(where, lazy)
         if daemon is not None:
-            select.select([daemon], [], [], _ENDS_WITHIN)
+            apart.await_end(daemon, _ENDS_WITHIN)
 
 
 def _daemon_of(where: str, stack: contextlib.ExitStack) -> int | None:

@@ -391,8 +391,8 @@ def test_a_copy_that_fails_to_read(recorded: Path, archive: bytes, tmp_path: Pat
     """One line that says which file: the source has many more."""
     copy = tmp_path / "copy"
     copy.write_bytes(archive)
+    failing = under_strace("-P", copy, "-e", "trace=pread64", "-e", "inject=pread64:error=EIO")
     for command in (["check", "--full"], ["resume"]):
-        failing = under_strace("-P", copy, "-e", "trace=pread64", "-e", "inject=pread64:error=EIO")
         line = [*failing, command[0], recorded, copy, *command[1:]]
         result = subprocess.run(line, capture_output=True, text=True)
         assert (result.returncode, result.stderr) == (1, f"tartapefs: {copy}: Input/output error\n")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TARTAPEFS, our_mounts, run, under_strace, wait_until
-from daemon import daemon_of, force_unmount, is_mounted
+from daemon import daemon_of, force_unmount, is_gone, is_mounted
 from reference import Reference
 
 from tartapefs import Tape, TapeNotFoundError, TapePlayer, TapeRecorder
@@ -412,13 +412,6 @@ def minor_of(mountpoint: Path) -> str:
         if fields[4] == os.fspath(mountpoint):
             return fields[2].partition(":")[2]
     raise AssertionError("not mounted")
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return True
 
 
 @pytest.mark.fuse

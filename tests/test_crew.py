@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import needs_two_cores, run, wait_until
-from daemon import daemon_of, helper_of
+from daemon import daemon_of, helper_of, is_gone
 from reference import Reference
 
 from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder
@@ -41,13 +41,6 @@ def many(tmp_path: Path) -> Path:
 def cpu_time(pid: int) -> int:
     """Of user and system, in ticks of the clock."""
     return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @needs_two_cores
@@ -82,7 +75,7 @@ def test_a_helper_that_dies_is_done_without(many: Path, mount: Callable[..., Pat
     for _ in range(3):
         assert archive.read_bytes() == whole
     killer.join()
-    assert not is_alive(helper)
+    assert is_gone(helper)
     assert archive.read_bytes() == whole
 
 
@@ -117,9 +110,9 @@ def test_a_helper_ends_with_its_daemon(many: Path, mount: Callable[..., Path]) -
     helper = helper_of(daemon)
     os.kill(helper, signal.SIGTERM)  # as a service manager sends it to all processes: the daemon decides
     assert archive.stat().st_size
-    assert is_alive(helper)
+    assert not is_gone(helper)
     os.kill(daemon, signal.SIGKILL)
-    wait_until(lambda: not is_alive(helper))
+    wait_until(lambda: is_gone(helper))
     assert run("unmount", archive.parent).returncode == 0
 
 
@@ -130,8 +123,8 @@ def test_unmount_returns_once_all_have_ended(many: Path, mount: Callable[..., Pa
     daemon = daemon_of(archive.parent)
     helper = helper_of(daemon)
     assert run("unmount", archive.parent).returncode == 0
-    assert not is_alive(daemon)
-    assert not is_alive(helper)
+    assert is_gone(daemon)
+    assert is_gone(helper)
 
 
 @needs_two_cores

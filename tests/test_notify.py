@@ -34,8 +34,8 @@ class Manager:
                 self.heard += self.socket.recv(65536, socket.MSG_DONTWAIT).decode().split("\n")
         return self.heard
 
-    def hears(self, line: str, seconds: float = 30) -> None:
-        wait_until(lambda: any(line in each for each in self.listen()), seconds)
+    def hears(self, line: str) -> None:
+        wait_until(lambda: any(line in each for each in self.listen()))
 
     def hears_nothing_for(self, seconds: float) -> bool:
         self.listen().clear()

@@ -19,9 +19,11 @@ TEST_PACKAGES := $(RUN_PACKAGES) attr bindfs bsdextrautils btrfs-progs busybox c
 	e2fsprogs fish jq libarchive-tools libpam-systemd mandoc mount p7zip-full passwd procps rclone rsync strace systemd tar \
 	util-linux xfsprogs zsh
 BENCH_PACKAGES := $(RUN_PACKAGES) bindfs coreutils findutils mount tar
+# File systems and clients that nobody here wrote.
+WILD_PACKAGES := $(TEST_PACKAGES) debootstrap fio gcc libc6-dev liburing-dev openssh-client openssh-server sshfs
 PODMAN_PACKAGES := $(TEST_PACKAGES) crun podman uidmap
 
-.PHONY: help demo test lint check package man bench fuzz soak mutants pythons podman clients clean
+.PHONY: help demo test lint check package man bench fuzz soak mutants pythons podman clients wild clean
 
 help:
 	@echo "make demo [DIR=folder]   record and mount a folder, read it back with GNU tar, compare"
@@ -36,6 +38,7 @@ help:
 	@echo "make pythons [PYTHONS=]  the tests that may depend on it, on each Python from 3.10 to 3.13 that is found"
 	@echo "make podman              containers by Podman, which it installs"
 	@echo "make clients             Ray and s3fs, which are large, in a virtual environment of their own"
+	@echo "make wild                file systems, clients and systems that nobody here wrote"
 	@echo "make mutants             takes each integrity check out in turn; a test must fail"
 
 # $(call install,packages): installs those of the Debian packages that are missing.
@@ -128,6 +131,11 @@ clients:
 	$(VENV)-clients/bin/pip install -q --disable-pip-version-check -e '.[distributed]' 'ray[data]' s3fs 'moto[server] >= 5' \
 		pytest pytest-timeout
 	$(VENV)-clients/bin/python -m pytest -q tests/test_ray.py tests/test_s3fs.py
+
+wild:
+	$(call install,$(WILD_PACKAGES))
+	@$(MAKE) -s $(VENV)/for-test
+	$(BIN)/python -m pytest $(WORKERS) -m wild
 
 clean:
 	rm -rf $(VENV) $(VENV)-* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

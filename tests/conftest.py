@@ -32,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(*programs): needs these programs on PATH")
     config.addinivalue_line("markers", "root: needs to run as root")
     config.addinivalue_line("markers", "podman: needs Podman, and is run by `make podman` alone")
+    config.addinivalue_line("markers", "wild: needs what nobody here wrote, and is run by `make wild`")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -36,7 +36,8 @@ class Host:
 
     def connections(self) -> list[int]:
         """The processes that serve the connections that are open now."""
-        return [int(pid) for pid in Path(f"/proc/{self.daemon.pid}/task/{self.daemon.pid}/children").read_text().split()]
+        children = Path(f"/proc/{self.daemon.pid}/task/{self.daemon.pid}/children")
+        return [int(pid) for pid in children.read_text().split()]
 
     def drop(self) -> None:
         """Ends all connections at once, as a network does that breaks."""

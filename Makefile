@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DIR ?= /usr/share/doc
 RUNS ?= 100000
 SECONDS ?= 3600
-PYTHONS ?= $(foreach minor,10 11 12 13,$(firstword $(wildcard \
+PYTHONS ?= $(foreach minor,11 12 13 14,$(firstword $(wildcard \
 	$(HOME)/.pyenv/versions/3.$(minor).*/bin/python /usr/local/bin/python3.$(minor) /usr/bin/python3.$(minor))))
 # One more than cores, for tests that wait; whoever is done takes from the others what is left.
 WORKERS := -n 3 --dist worksteal
@@ -35,7 +35,7 @@ help:
 	@echo "make bench [BENCH=rows]  speed against tar, find, bindfs, in one run; with BENCH=--help, what else it can"
 	@echo "make fuzz [RUNS=100000]  damaged indexes, found by coverage; -1 goes on for ever"
 	@echo "make soak [SECONDS=3600] random reads, memory and descriptors watched"
-	@echo "make pythons [PYTHONS=]  the tests that may depend on it, on each Python from 3.10 to 3.13 that is found"
+	@echo "make pythons [PYTHONS=]  the tests that may depend on it, on each Python from 3.11 to 3.14 that is found"
 	@echo "make podman              containers by Podman, which it installs"
 	@echo "make clients             Ray and s3fs, which are large, in a virtual environment of their own"
 	@echo "make wild                file systems, clients and systems that nobody here wrote"
@@ -114,7 +114,7 @@ mutants:
 
 pythons:
 	$(call install,$(TEST_PACKAGES))
-	@test -n "$(PYTHONS)" || { echo "no Python found: make pythons PYTHONS='python3.10 python3.13'"; exit 1; }
+	@test -n "$(PYTHONS)" || { echo "no Python found: make pythons PYTHONS='python3.11 python3.14'"; exit 1; }
 	@failed=; for python in $(PYTHONS); do \
 		version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])') && $$python --version && \
 		$(MAKE) -s PYTHON=$$python VENV=$(VENV)-$$version $(VENV)-$$version/for-pythons && \

@@ -19,8 +19,6 @@ search of a b-tree at any scale. Members are in the order of their paths, so a s
 start, and no second b-tree is needed.
 """
 
-import _sqlite3
-import ctypes
 import errno
 import fcntl
 import hashlib
@@ -30,7 +28,6 @@ import re
 import sqlite3
 import stat
 import struct
-import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -313,15 +310,6 @@ class IndexWriter:
                 os.close(folder)
 
 
-def _limit_length(connection: sqlite3.Connection, longest: int) -> None:
-    """From here on a string, blob or row of more than `longest` bytes is an error."""
-    if sys.version_info >= (3, 11):
-        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)
-    else:  # its sqlite3 has no word for it: the connection of SQLite's own is what directly follows an object's head
-        handle = ctypes.c_void_p.from_address(id(connection) + object.__basicsize__)
-        ctypes.CDLL(_sqlite3.__file__).sqlite3_limit(handle, 0, longest)
-
-
 @contextmanager
 def _disk_errors(path: str) -> Iterator[None]:
     """SQLite's words for a failing disk, as the OSError that they stand for."""
@@ -461,7 +449,7 @@ class Index:
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        _limit_length(connection, _LONGEST_VALUE)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_VALUE)
         connection.execute("PRAGMA trusted_schema=OFF")
         connection.execute("PRAGMA cell_size_check=ON")
         connection.text_factory = bytes
@@ -554,7 +542,7 @@ class Index:
     def _limit_rows(self) -> None:
         """From here on no value is longer than a row may be: what is fetched at once has at most 256 KiB."""
         for connection in self._connections:
-            _limit_length(connection, _LONGEST_ROW)
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_ROW)
 
     def _check_ends(self) -> None:
         """There is a first member, and the last one ends where the footer starts."""

@@ -7,16 +7,14 @@ the archive's first, and a segment is never empty.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 BLOCK = 512
 FOOTER = 2 * BLOCK
 MAX_OFFSET = 2**63 - 1  # the largest off_t, and the largest integer SQLite stores
 
 
-class Kind(str, Enum):
-    __str__ = str.__str__
-
+class Kind(StrEnum):
     HEADER = "header"
     BODY = "body"
     PADDING = "padding"

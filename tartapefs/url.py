@@ -7,7 +7,7 @@ reads; what fsspec's cache of a file holds was checked when it was read, not whe
 
 import errno
 import os
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
@@ -53,7 +53,7 @@ class TapeFileSystem(AbstractFileSystem):
 
     def modified(self, path: str) -> datetime:
         """When an archive was recorded."""
-        return datetime.fromtimestamp(self.info(path)["mtime"], timezone.utc)
+        return datetime.fromtimestamp(self.info(path)["mtime"], UTC)
 
     def ls(self, path: str, detail: bool = True, **options: Any) -> list[Any]:
         found = self.info(path)

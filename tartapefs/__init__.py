@@ -1,58 +1,17 @@
 """A folder as one tar archive that needs no disk space: recorded once, read at any offset, checked on every read."""
 
-from tartapefs.errors import (
-    Difference,
-    MountError,
-    OffsetError,
-    Problem,
-    SourceBusyError,
-    SourceUnreadableError,
-    TapeBusyError,
-    TapeConstraintError,
-    TapeError,
-    TapeExistsError,
-    TapeFormatError,
-    TapeIntegrityError,
-    TapeNotFoundError,
-    TapeSealedError,
-    UnexpectedTapeError,
-)
-from tartapefs.events import Event, FileData, FileEnd, FileStart, TapeCompleted
-from tartapefs.layout import Kind, Segment
-from tartapefs.member import Member
-from tartapefs.player import TapePlayer
-from tartapefs.recorder import TapeRecorder
-from tartapefs.tape import Tape
-from tartapefs.window import Window
-
 __version__ = "0.1.0"
 
-__all__ = [
-    "Difference",
-    "Event",
-    "FileData",
-    "FileEnd",
-    "FileStart",
-    "Kind",
-    "Member",
-    "MountError",
-    "OffsetError",
-    "Problem",
-    "Segment",
-    "SourceBusyError",
-    "SourceUnreadableError",
-    "Tape",
-    "TapeBusyError",
-    "TapeCompleted",
-    "TapeConstraintError",
-    "TapeError",
-    "TapeExistsError",
-    "TapeFormatError",
-    "TapeIntegrityError",
-    "TapeNotFoundError",
-    "TapePlayer",
-    "TapeRecorder",
-    "TapeSealedError",
-    "UnexpectedTapeError",
-    "Window",
-]
+TYPE_CHECKING = False  # as in `typing`, whose import takes a while
+if TYPE_CHECKING:
+    from tartapefs.api import *  # noqa: F403
+else:
+
+    def __getattr__(name: str) -> object:
+        """The public names, imported once one is asked for: the programs take care of signals first."""
+        from importlib import import_module
+
+        public = import_module("tartapefs.api")
+        if name == "__all__" or name in getattr(public, "__all__", ()):  # which it has once it is imported
+            return getattr(public, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

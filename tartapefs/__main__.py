@@ -1,3 +1,27 @@
-from tartapefs.cli import main
+"""The programs, `tartapefs` and `mount.tartapefs`, and `python -m tartapefs`.
 
-main()
+Rule: nothing else is imported before signals are taken care of, since that takes a third of a second, in which a user
+may press Ctrl-C.
+"""
+
+from tartapefs.signals import end_at_once
+
+
+def main() -> None:
+    """The program `tartapefs`."""
+    end_at_once()
+    from tartapefs import cli
+
+    cli.main()
+
+
+def mount_tartapefs() -> None:
+    """The program `mount.tartapefs`, which mount(8) runs."""
+    end_at_once()
+    from tartapefs import cli
+
+    cli.mount_tartapefs()
+
+
+if __name__ == "__main__":
+    main()

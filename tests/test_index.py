@@ -18,7 +18,18 @@ import packed
 import pytest
 from reference import Reference
 
-from tartapefs import Member, Tape, TapeError, TapeFormatError, TapeNotFoundError, TapePlayer, TapeRecorder, cli, packs
+from tartapefs import (
+    Member,
+    Tape,
+    TapeError,
+    TapeFormatError,
+    TapeNotFoundError,
+    TapePlayer,
+    TapeRecorder,
+    cli,
+    packs,
+    signals,
+)
 from tartapefs import index as index_module
 
 Damage = Callable[[Path], None]
@@ -732,7 +743,7 @@ def test_both_ends_are_looked_at_first(recorded: Path, damage: str) -> None:
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
     """`program(*arguments)` is `tartapefs` in this process: its exit code."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGPIPE, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGPIPE, *signals.ENDING)}
 
     def run(*arguments: object) -> int:
         monkeypatch.setattr(sys, "argv", ["tartapefs", *map(os.fspath, arguments)])

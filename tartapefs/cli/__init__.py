@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import click
 
-from tartapefs import __version__
+from tartapefs import __version__, signals
 from tartapefs.cli import completion, doctor, mount8, mounts, seals, status, systemd, tapes, transfer
 from tartapefs.cli.common import (
     DRIFT,
@@ -100,8 +100,10 @@ def _exit_code(error: TapeError) -> int:
             return USAGE
 
 
-def _terminated(number: int, frame: object) -> NoReturn:
-    raise SystemExit(128 + number)
+def _told_to_end(number: int, frame: object) -> NoReturn:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)  # so that a recording cleans up
 
 
 def main() -> NoReturn:
@@ -121,36 +123,63 @@ def mount_tartapefs() -> NoReturn:
 
 def _run(command: click.Command, name: str) -> NoReturn:
     """Runs a command line, and exits with its code."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when the reader of a pipe does
-    signal.signal(signal.SIGTERM, _terminated)  # so that a recording cleans up
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # who reads a pipe may go away: not a reason to leave things behind
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # whatever the locale cannot show
     log_to_stderr()
     try:
-        command.main(prog_name=name, standalone_mode=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()  # here, where what it raises is caught
+        try:
+            signals.handle(_told_to_end)
+            code = _code_of(command, name)
+        finally:
+            signals.end_at_once()
     except (click.Abort, KeyboardInterrupt):
         say("interrupted")
-        sys.exit(INTERRUPTED)
+        code = INTERRUPTED
+    sys.exit(code)
+
+
+def _code_of(command: click.Command, name: str) -> int:
+    """Runs a command line; the exit code for whatever becomes of it, which is said here."""
+    try:
+        if f"_{name.upper()}_COMPLETE" in os.environ:
+            command.main(prog_name=name)  # which answers the shell
+        # Not by `main` else, which takes the end of a pipe for itself.
+        with command.make_context(name, sys.argv[1:]) as context:
+            command.invoke(context)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where what it raises is caught
+    except click.exceptions.Exit as end:
+        return end.exit_code
     except click.ClickException as error:
         error.message = "\n".join(map(printable, error.message.split("\n")))  # type: ignore[misc]
         error.show()
-        sys.exit(USAGE)
+        return USAGE
     except (TapeConstraintError, SourceUnreadableError, SourceBusyError) as error:
         for problem in error.problems:
             click.echo(str(problem), err=True)
         remedy = '; "--skip-busy" leaves such files out' if isinstance(error, SourceBusyError) else ""
         say(f"{len(error.problems)} problems; nothing was written{remedy}", logging.ERROR)
-        sys.exit(REFUSED)
+        return REFUSED
     except TapeError as error:
         say(str(error), logging.ERROR)
-        sys.exit(_exit_code(error))
+        return _exit_code(error)
+    except BrokenPipeError:  # quietly, when the reader of a pipe has gone
+        _drop_output()
+        return 128 + signal.SIGPIPE
     except OSError as error:
-        if sys.stdout is not None:  # what it still holds cannot be written, and Python would say so once more
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         name = f"{printable(error.filename)}: " if error.filename else ""
         say(f"{name}{error.strerror or os.strerror(error.errno or errno.EIO)}", logging.ERROR)
-        sys.exit(DRIFT)
-    sys.exit(0)
+        return DRIFT
+    except MemoryError:
+        say("there is not enough memory", logging.ERROR)
+        return DRIFT
+    return 0
+
+
+def _drop_output() -> None:
+    """Drops what standard output still holds: it cannot be written, and Python would say so once more."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

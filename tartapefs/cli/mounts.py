@@ -4,7 +4,6 @@ import grp
 import os
 import pwd
 import re
-import signal
 from collections.abc import Callable
 
 import click
@@ -114,7 +113,6 @@ def mount(
     """Mount the archive of DIR at MNT; return once it can be read."""
     if not name or "/" in name or "\0" in name or name in (".", "..") or len(os.fsencode(name)) > 255:
         raise click.BadParameter(f"{printable(name)!r} is not a file name", param_hint="--name")
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     from tartapefs import mount as mounting
     from tartapefs.fs import MountOptions
 

@@ -87,7 +87,7 @@ def upload(
         target = _target(url, storage_options or {}, parts, size)
         there = target.there(parts)
         index_path = os.path.abspath(index) if index else None
-        job = _Job(path, index_path, tape.fingerprint, check, size, target)
+        job = _Job(path, index_path, tape.fingerprint, tape.rows_digest, check, size, target)
         md5s: dict[int, str] = {}
         sent = 0
         try:
@@ -143,15 +143,18 @@ class _Job:
     directory: str
     index: str | None
     fingerprint: str
+    rows_digest: str
     check: Check
     part_size: int
     target: _Target
 
     def tape(self) -> Tape:
         tape = Tape.discover(self.directory, self.index)
-        if tape.fingerprint != self.fingerprint:
+        if tape.rows_digest != self.rows_digest:
             with tape:
                 difference = Difference("fingerprint", self.fingerprint, tape.fingerprint)
+                if tape.fingerprint == self.fingerprint:  # contents may differ: other nanoseconds, inodes
+                    difference = Difference("the recording", self.rows_digest, tape.rows_digest)
                 raise TapeIntegrityError(self.directory, [difference], "every host needs the same tape")
         return tape
 

@@ -70,6 +70,8 @@ _PACKS = 8  # that are fetched at once by a reader that goes on where it stopped
 _ROWS_KEPT = 8 * _PACKS  # that were fetched and not used yet, by as many readers
 _PAGES_KEPT = 24  # of as many readers, or of one that goes back, or looks ahead
 _PIECES_KEPT = 512  # rows of digests of large members, 2 KiB each
+_ATTEMPTS = 100  # to open a file that others replace at the same time
+_LONGEST_PATH = 504  # bytes: 512 less what SQLite may add
 _CONNECTIONS = 4  # more readers at once than there are cores to run them gain nothing
 _LONGEST_VALUE = 1 << 20
 _LONGEST_ROW = packs.LONGEST + (1 << 10)  # bytes
@@ -123,7 +125,11 @@ def _digest(facts: dict[str, Any]) -> str:
 
 
 def _connect(path: str, options: str) -> sqlite3.Connection:
-    uri = f"file:{quote(os.fsencode(os.path.abspath(path)))}?{options}"
+    whole = os.fsencode(os.path.realpath(path))  # as SQLite, too, follows every link on the way
+    if len(whole) > _LONGEST_PATH:
+        reason = f"SQLite opens no path of more than {_LONGEST_PATH} bytes: keep the index elsewhere (--index)"
+        raise OSError(errno.ENAMETOOLONG, reason, path)
+    uri = f"file:{quote(whole)}?{options}"
     return sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
 
 
@@ -359,19 +365,14 @@ class Index:
         # The one that was used last is used next: it has in memory what it read. Whoever has a turn finds one.
         self._connections: list[sqlite3.Connection] = []
         self._turns: SimpleQueue[None] = SimpleQueue()
-        self._open_connections = 0
-        self._closed = False
-        self.stat = self._check_file()
+        self._closed = True  # until all connections are open
         self._pages: tuple[_Page, ...] = ()
         self._rows: dict[int, tuple[tuple[Any, ...], int | None]] = {}  # by their starts, and where the next one starts
         self._pieces: dict[int, bytes] = {}
         self._checker: merkle.Checker | None = None
+        self.stat = self._open_file()
+        self._closed = False
         try:
-            with self._refusing():
-                for _ in range(_CONNECTIONS):  # all at once: later the path may lead to a newer index
-                    self._connections.append(self._open_connection())
-                    self._turns.put(None)
-                    self._open_connections += 1
             self.facts = self._read_facts()
             self._root = self.facts.root_name + b"/"
             self._end = self.facts.total_size - FOOTER  # of the last member
@@ -388,10 +389,9 @@ class Index:
         if self._closed:
             return
         self._closed = True
-        for _ in range(self._open_connections):
+        for _ in range(_CONNECTIONS):
             self._turns.get()
-        for connection in self._connections:
-            connection.close()
+        self._close_connections()
         self._pages = ()
         self._turns.put(None)  # wakes whoever came meanwhile, one after the other
 
@@ -406,23 +406,70 @@ class Index:
     def _bad(self, reason: str) -> TapeFormatError:
         return TapeFormatError(self.path, reason)
 
-    def _check_file(self) -> os.stat_result:
-        """What can be told of the file before SQLite sees it."""
+    def _open_file(self) -> os.stat_result:
+        """Checks the file, opens all connections to it, and returns its `stat`.
+
+        SQLite opens paths alone, and resolves itself a link such as /proc/self/fd/N. So the path must lead to the very
+        file that was checked once all are open. Otherwise another was put in its place: then all is done anew.
+        """
+        for _ in range(_ATTEMPTS):
+            fd = self._open_path()  # stays open until the end, or its inode could be given to another file
+            try:
+                found = os.fstat(fd)
+                failure = self._failure_to_connect(fd, found)
+                if self._is_in_place(found):
+                    if failure is not None:
+                        raise failure
+                    for _ in self._connections:
+                        self._turns.put(None)
+                    return found
+                self._close_connections()
+            except BaseException:
+                self._close_connections()
+                raise
+            finally:
+                os.close(fd)
+        raise TapeBusyError(self.path)
+
+    def _open_path(self) -> int:
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            return os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             raise TapeNotFoundError(self.path, 'run "tartapefs record DIR" first') from None
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise self._bad("it is a symbolic link") from None
             raise
+
+    def _failure_to_connect(self, fd: int, found: os.stat_result) -> TapeFormatError | OSError | None:
+        """Checks the file `fd` and connects to what is at its path; returns why that failed, if it did."""
         try:
-            found = os.fstat(fd)
-            if not stat.S_ISREG(found.st_mode):
-                raise self._bad("it is not a regular file")
-            head = os.pread(fd, 105, 0)
-        finally:
-            os.close(fd)
+            self._check_file(fd, found)
+            with self._refusing():
+                for _ in range(_CONNECTIONS):
+                    self._connections.append(_connect(self.path, "mode=ro&immutable=1"))
+                    self._prepare(self._connections[-1])
+        except (TapeFormatError, OSError) as error:
+            return error
+        return None
+
+    def _is_in_place(self, checked: os.stat_result) -> bool:
+        """Whether the path leads to the file that was checked, and did all the time: a rename moves its ctime."""
+        try:
+            found = os.lstat(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return os.path.samestat(found, checked) and found.st_ctime_ns == checked.st_ctime_ns
+
+    def _close_connections(self) -> None:
+        while self._connections:
+            self._connections.pop().close()
+
+    def _check_file(self, fd: int, found: os.stat_result) -> None:
+        """What can be told of the file before SQLite sees it."""
+        if not stat.S_ISREG(found.st_mode):
+            raise self._bad("it is not a regular file")
+        head = os.pread(fd, 105, 0)
         version = int.from_bytes(head[60:64], "big")
         if not _has_our_mark(head):
             raise self._bad("it is not an index of tartapefs")
@@ -437,16 +484,6 @@ class Index:
         for suffix in ("-wal", "-journal"):
             if os.path.lexists(self.path + suffix):
                 raise self._bad(f"there is a file {os.path.basename(self.path) + suffix} beside it")
-        return found
-
-    def _open_connection(self) -> sqlite3.Connection:
-        connection = _connect(self.path, "mode=ro&immutable=1")
-        try:
-            self._prepare(connection)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_VALUE)

@@ -135,6 +135,13 @@ MUTANTS = [
         "if False:",
         INDEX,
     ),
+    Mutant(
+        "connections are to the file that was checked",
+        "index.py",
+        "if self._is_in_place(found):",
+        "if True:",
+        INDEX,
+    ),
     Mutant("the schema is ours", "index.py", "if schema != [", "if False and schema != [", INDEX),
     Mutant("the ends of the tape are checked", "index.py", "            self._check_ends()\n", "", INDEX),
     Mutant(

@@ -16,6 +16,7 @@ from typing import Any
 
 import packed
 import pytest
+from conftest import run
 from reference import Reference
 
 from tartapefs import (
@@ -31,6 +32,9 @@ from tartapefs import (
     signals,
 )
 from tartapefs import index as index_module
+from tartapefs.errors import TapeBusyError
+from tartapefs.sealer import seal as seal_tape
+from tartapefs.source import Source
 
 Damage = Callable[[Path], None]
 
@@ -953,6 +957,76 @@ def test_missing_index(tmp_path: Path, what: str) -> None:
             open_tape()
         assert isinstance(caught.value, FileNotFoundError)
         assert caught.value.path == str(index_of(root))
+
+
+@pytest.mark.parametrize("and_back", [False, True], ids=["", "and_back"])
+@pytest.mark.parametrize("sealed", [False, True], ids=["plain", "sealed"])
+@pytest.mark.parametrize("number", range(4))
+def test_index_is_replaced_while_it_is_opened(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch, number: int, sealed: bool, and_back: bool
+) -> None:
+    """Before SQLite opens its path for any of the connections: all are of one recording, the file's `stat` too."""
+    place, newer, away = index_of(recorded), recorded.parent / "newer.db", recorded.parent / "away.db"
+    TapeRecorder(recorded, newer, exclude="b").commit()
+    if sealed:
+        with Tape.from_index(newer) as tape, Source(os.fspath(recorded)) as source:
+            seal_tape(tape, source, True, "sha256")
+    calls, connect = iter(range(100)), sqlite3.connect
+
+    def connect_late(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        if next(calls) != number:
+            return connect(*arguments, **options)
+        os.rename(place, away)
+        os.rename(newer, place)
+        connection = connect(*arguments, **options)
+        if and_back:
+            os.rename(place, newer)
+            os.rename(away, place)
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", connect_late)
+    with closing(index_module.Index(os.fspath(place))) as index:
+        found = [db.execute("SELECT value FROM tape WHERE fact = 'fingerprint'") for db in index._connections]
+        assert [rows.fetchall() for rows in found] == 4 * [[(index.facts.fingerprint.encode(),)]]
+        assert bool(index.facts.excluded) == (not and_back)
+        assert os.path.samestat(index.stat, os.stat(place))
+
+
+def test_index_that_goes_while_it_is_opened(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no tape, or one that is replaced again and again: which is said, without end of trying."""
+    place, connect = index_of(recorded), sqlite3.connect
+
+    def replaced(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        shutil.copy(place, recorded.parent / "copy")
+        os.rename(recorded.parent / "copy", place)
+        return connect(*arguments, **options)
+
+    monkeypatch.setattr(sqlite3, "connect", replaced)
+    with pytest.raises(TapeBusyError):
+        Tape.discover(recorded)
+
+    def removed(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        os.unlink(place)
+        return connect(*arguments, **options)
+
+    monkeypatch.setattr(sqlite3, "connect", removed)
+    with pytest.raises(TapeNotFoundError):
+        Tape.discover(recorded)
+
+
+@pytest.mark.parametrize("program", [["info"], ["verify"], ["record", "--force"]], ids=lambda program: program[0])
+def test_path_that_sqlite_does_not_open(recorded: Path, tmp_path: Path, program: list[str]) -> None:
+    """Of more than 504 bytes: that is said, with what to do, and nothing is left there."""
+    folder = tmp_path / ("x" * 200) / ("y" * 200)
+    folder.mkdir(parents=True)
+    place = folder / ("z" * (505 - len(os.fsencode(folder)) - 1))
+    shutil.copy(index_of(recorded), place)
+    result = run(*program, recorded, "--index", place)
+    assert result.returncode == (4 if program[0] == "record" else 1)
+    assert "504 bytes" in result.stderr and "--index" in result.stderr
+    assert os.listdir(folder) == [place.name]
+    fits = place.rename(folder / "index.db")
+    assert run(*program, recorded, "--index", fits).returncode == 0
 
 
 def test_index_is_never_written(recorded: Path) -> None:

@@ -172,7 +172,7 @@ class Session:
             None,
         )
         if fuse:
-            _take_larger_requests(libfuse, ctypes.c_void_p(fuse))
+            _accept_more(libfuse, ctypes.c_void_p(fuse))
         return fuse
 
     def _mount_3(self, mountpoint: bytes, options: str) -> int | None:
@@ -265,6 +265,7 @@ _ACCEPTANCE = struct.Struct("=I24sI")  # its length, what stays as it is, flags 
 _ACCEPTANCE_SIZE = 16 + 64  # bytes
 _MAX_PAGES = 1 << 22  # the flag that the number at this place counts; kernels know it since 4.20
 _MAX_PAGES_AT = 16 + 28
+_ASYNC_DIO = 1 << 15  # without it a read across the end by io_uring gives too much: it is repeated at the same offset
 
 
 def _channel(libfuse: Any, fuse: ctypes.c_void_p) -> tuple[int, ctypes.c_void_p, ctypes.c_void_p]:
@@ -307,12 +308,12 @@ def _device_3(libfuse: Any, fuse: ctypes.c_void_p) -> tuple[int, Callable[[int, 
     )
 
 
-def _take_larger_requests(libfuse: Any, fuse: ctypes.c_void_p) -> None:
-    """Answers the kernel's first request, FUSE_INIT, as libfuse would, except that larger requests are accepted.
+def _accept_more(libfuse: Any, fuse: ctypes.c_void_p) -> None:
+    """Answers the kernel's first request, FUSE_INIT, as libfuse 3 would, where libfuse 2 knows of less.
 
-    The kernel asks for 32 pages at most unless this answer has a number, and libfuse 2 knows of none. So it answers
-    into a socket that stands in the place of its /dev/fuse meanwhile, and the number is put in on the way. Halves the
-    time that a large file takes. Whatever fails here leaves the request, or the error, to libfuse's loop.
+    The kernel asks for 32 pages at most unless this answer has a number, whose absence doubles the time that a large
+    file takes. So libfuse 2 answers into a socket that stands in the place of its /dev/fuse meanwhile, and what it does
+    not know is put in on the way. Whatever fails here leaves the request, or the error, to libfuse's loop.
     """
     place, session, channel = _channel(libfuse, fuse)
     with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
@@ -325,12 +326,13 @@ def _take_larger_requests(libfuse: Any, fuse: ctypes.c_void_p) -> None:
         os.dup2(kernel.fileno(), place, inheritable=False)
         answer = ours.recv(_ACCEPTANCE_SIZE)
         opcode, offered = _OFFER.unpack_from(request)
-        if opcode == _INIT and offered & _MAX_PAGES and len(answer) >= _ACCEPTANCE.size:
+        if opcode == _INIT and len(answer) >= _ACCEPTANCE.size:
             _, between, accepted = _ACCEPTANCE.unpack_from(answer)
-            larger = bytearray(answer.ljust(_ACCEPTANCE_SIZE, b"\0"))
-            _ACCEPTANCE.pack_into(larger, 0, len(larger), between, accepted | _MAX_PAGES)
-            struct.pack_into("=H", larger, _MAX_PAGES_AT, IO_SIZE // mmap.PAGESIZE)
-            answer = bytes(larger)
+            accepted |= offered & (_MAX_PAGES | _ASYNC_DIO)
+            complete = bytearray(answer.ljust(_ACCEPTANCE_SIZE, b"\0"))
+            _ACCEPTANCE.pack_into(complete, 0, len(complete), between, accepted)
+            struct.pack_into("=H", complete, _MAX_PAGES_AT, IO_SIZE // mmap.PAGESIZE)
+            answer = bytes(complete)
         os.write(kernel.fileno(), answer)
 
 

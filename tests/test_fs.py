@@ -141,7 +141,7 @@ def adapter(monkeypatch: pytest.MonkeyPatch) -> MakeAdapter:
     """`adapter(player, **options)`: an adapter over `player`, mounted nowhere."""
     library = FakeLibrary()
     monkeypatch.setattr(fuse, "_libfuse", library)
-    monkeypatch.setattr(binding, "_take_larger_requests", lambda libfuse, handle: None)
+    monkeypatch.setattr(binding, "_accept_more", lambda libfuse, handle: None)
     for name in ("_device_2", "_device_3"):
         monkeypatch.setattr(binding, name, lambda libfuse, handle: (-1, None))
 

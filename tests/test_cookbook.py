@@ -1,30 +1,39 @@
 """The cookbook: every block of every page, run as it is printed, by the real programs against servers on loopback.
 
+And every page with a failure in its middle: then no script exits 0 with a wrong copy, and nothing wrong is completed.
+
 `rsync://host/backup/` is an rsync daemon whose link is cut while something is sent, `s3://tapes` and `remote:tapes` a
 bucket of a real S3 server, `http://host/` a web server; `/backup` is the folder behind the daemon and the web server.
 Sizes of parts are smaller, and `sleep` does not.
 """
 
 import gc
+import itertools
 import os
 import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
 from botocore.client import BaseClient
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, EndpointConnectionError
 from conftest import our_mounts, run
+from daemon import daemons_of
 from reference import Reference, gnu_tar
 from s3 import S3, environment, s3_server
 from test_clients import http_server, rsync_daemon
 from test_readme import EXIT, README, Scratch, blocks
+
+from tartapefs import TapeIntegrityError
 
 PAGES = README.parent / "docs" / "cookbook"
 SMALLER = {"1 << 30": "5 << 20", "1GiB": "5MiB", "1073741824": "5242880", "size 64M": "size 5M", "64MiB": "5MiB"}
@@ -41,6 +50,8 @@ class FlakyLink:
         self.cuts = 0
         self.cut = 0  # how many it has cut
         self.sent = 0  # bytes, by clients
+        self.is_up = True
+        self.on_sent: Callable[[int], object] = lambda sent: None
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._threads = [threading.Thread(target=self._accept)]
@@ -65,8 +76,10 @@ class FlakyLink:
         with suppress(OSError):
             while data := one.recv(1 << 16):
                 budget -= len(data)
-                self.sent += len(data) if one.getsockname()[1] == self.port else 0
-                if budget < 0:
+                if one.getsockname()[1] == self.port:
+                    self.sent += len(data)
+                    self.on_sent(self.sent)
+                if budget < 0 or not self.is_up:
                     self.cut += 1
                     for end in (one, other):
                         end.shutdown(socket.SHUT_RDWR)
@@ -84,8 +97,11 @@ class FlakyLink:
 class Kitchen(Scratch):
     """A scratch folder with all the servers that the pages speak of."""
 
-    def __init__(self, folder: Path, s3: S3, rsync: str, http: str) -> None:
+    def __init__(self, folder: Path, s3: S3, link: FlakyLink, http: str) -> None:
         super().__init__(folder)
+        self.link = link
+        self.settings: list[str] = []  # what the page has set in the shell
+        self.failed = False
         (folder / "work" / "data" / "photos" / "9.bin").write_bytes(os.urandom(9_000_000))
         sleep = folder / "bin" / "sleep"
         sleep.write_text("#!/bin/sh\n")
@@ -93,7 +109,7 @@ class Kitchen(Scratch):
         self.backup = folder / "backup"
         self.data = folder / "work" / "data"
         self.s3 = s3
-        self._places = {"rsync://host/backup": rsync, "http://host": http}
+        self._places = {"rsync://host/backup": f"rsync://127.0.0.1:{link.port}/module", "http://host": http}
         remote = REMOTE | {"ENDPOINT": s3.url}
         self.environment |= {f"RCLONE_CONFIG_REMOTE_{name}": value for name, value in remote.items()}
         self.environment |= {name: value for name, value in environment(s3).items() if name.startswith("AWS_")}
@@ -107,6 +123,7 @@ class Kitchen(Scratch):
         return text.replace("/mnt/tape", f"{self.folder}/mnt/tape")
 
     def run_page(self, page: str) -> None:
+        self.settings.clear()
         for language, block in blocks((PAGES / page).read_text()):
             if language == "python":
                 self.run_python(block)
@@ -116,22 +133,75 @@ class Kitchen(Scratch):
     def run_python(self, block: str) -> None:
         exec(compile(self.here(block), "cookbook", "exec"), self.names)
 
-    def run_shell(self, block: str) -> str:
-        """Runs a block as one script, which ends at the first line that exits otherwise than its comment says."""
+    def start(self, block: str, **options: Any) -> subprocess.Popen[str]:
+        """Runs a block as one script, which ends at the first line that exits otherwise than its comment says.
+
+        Whatever else the shell is to look at, the page has to set.
+        """
         lines = []
         for line in block.splitlines():
             expected = EXIT.search(line)
             code = f"code=0; {line.partition(' #')[0]} || code=$?; test $code = {expected[1]}" if expected else line
             lines.append(code)
-        result = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", self.here("\n".join(lines))],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
+            if line.startswith("set -") and line not in self.settings:
+                self.settings.append(line)
+        script = self.here("\n".join([*self.settings, *lines]))
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(["bash", "-e", "-c", script], env=self.environment, **(pipes | options))
+
+    def run_shell(self, block: str) -> str:
+        with self.start(block) as script:
+            said, complained = script.communicate(timeout=120)
+        assert script.returncode == 0, f"{block}\n{said}\n{complained}"
+        return said
+
+    def ends_well(self, page: str) -> bool:
+        """Whether every block of the page says that all went well; it is left at the first one that does not."""
+        try:
+            self.run_page(page)
+        except (AssertionError, ClientError, EndpointConnectionError, TapeIntegrityError):
+            return False
+        return True
+
+    def drift(self) -> None:
+        with open(self.data / "photos" / "9.bin", "r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"x")
+
+    def kill_daemon(self) -> None:
+        for pid in daemons_of(self.folder / "mnt" / "tape"):
+            os.kill(pid, signal.SIGKILL)
+
+    def cut_network(self) -> None:
+        self.link.is_up = False
+        self.s3.on_part = lambda number: False
+
+    def fail_half_way(self, failure: str) -> None:
+        """`failure` happens once the network has seen a part of something."""
+        happen = {"drift": self.drift, "daemon killed": self.kill_daemon, "network cut": self.cut_network}[failure]
+
+        def once() -> None:
+            if not self.failed:
+                self.failed = True
+                happen()
+
+        def on_part(number: int) -> bool | None:
+            if number > 1:
+                once()
+            return None if self.s3.on_part is on_part else self.s3.on_part(number)
+
+        self.s3.on_part = on_part
+        self.link.on_sent = lambda sent: sent > 1 << 20 and once()
+
+    def wrong_copies(self, archive: bytes) -> list[str]:
+        """Copies of the archive that are there and are not as it is."""
+        copies = [*self.backup.glob("*.tar"), self.folder / "work" / "backup.tar"]
+        return [copy.name for copy in copies if copy.exists() and copy.read_bytes() != archive] + self.wrong_objects(
+            archive
         )
-        assert result.returncode == 0, f"{block}\n{result.stdout}\n{result.stderr}"
-        return result.stdout
+
+    def wrong_objects(self, archive: bytes) -> list[str]:
+        return [key for key in list(self.s3.keys()) if self.s3.object(key) != archive]
 
     def archive(self) -> bytes:
         return gnu_tar(self.data)[: Reference(self.data).size]
@@ -150,7 +220,7 @@ def link(tmp_path: Path) -> Iterator[FlakyLink]:
 def kitchen(tmp_path: Path, link: FlakyLink, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kitchen]:
     served = ["busybox", "httpd", "-f", "-p", "127.0.0.1:PORT", "-h", str(tmp_path / "backup")]
     with s3_server() as s3, http_server(served) as http:
-        kitchen = Kitchen(tmp_path, s3, f"rsync://127.0.0.1:{link.port}/module", http)
+        kitchen = Kitchen(tmp_path, s3, link, http)
         monkeypatch.chdir(tmp_path / "work")
         for name, value in kitchen.environment.items():
             monkeypatch.setenv(name, value)
@@ -196,6 +266,93 @@ def test_nightly_rsync(kitchen: Kitchen, link: FlakyLink) -> None:
     kitchen.run_page("nightly-rsync.md")
     (new,) = set(kitchen.backup.iterdir()) - {copy}
     assert new.read_bytes() == kitchen.archive()
+
+
+def test_a_night_that_was_killed(kitchen: Kitchen, link: FlakyLink) -> None:
+    """All of it is killed but the daemon, which has a session of its own; the next night goes on."""
+    ((_, night),) = blocks((PAGES / "nightly-rsync.md").read_text())
+    with kitchen.start(night, start_new_session=True) as script:
+        link.on_sent = lambda sent: sent > 1 << 20 and script.poll() is None and os.killpg(script.pid, signal.SIGKILL)
+        script.communicate(timeout=120)
+    assert script.returncode == -signal.SIGKILL
+    assert our_mounts()
+    link.on_sent = lambda sent: None
+    kitchen.run_page("nightly-rsync.md")
+    assert kitchen.wrong_copies(kitchen.archive()) == []
+    assert not [mountpoint for mountpoint in our_mounts() if mountpoint.startswith(f"{kitchen.folder}/")]
+
+
+def test_a_night_beside_another(kitchen: Kitchen, link: FlakyLink) -> None:
+    """The second one ends at once, and the first one is not disturbed."""
+    ((_, night),) = blocks((PAGES / "nightly-rsync.md").read_text())
+    second = []
+
+    def start_another(sent: int) -> None:
+        if not second:
+            second.append(None)
+            with kitchen.start(night) as script:
+                script.communicate(timeout=120)
+            second[0] = script.returncode
+
+    link.on_sent = start_another
+    kitchen.run_page("nightly-rsync.md")
+    assert second == [1]
+    assert kitchen.wrong_copies(kitchen.archive()) == []
+
+
+def test_nights_after_drift(kitchen: Kitchen) -> None:
+    """rsync fills up with zeros; what was changed is put back, with its time, and the same copy is mended."""
+    archive, saved = kitchen.archive(), kitchen.folder / "saved"
+    shutil.copy2(kitchen.data / "photos" / "9.bin", saved)
+    kitchen.fail_half_way("drift")
+    assert not kitchen.ends_well("nightly-rsync.md")
+    (copy,) = kitchen.backup.iterdir()
+    wrong = copy.read_bytes()
+    assert len(wrong) == len(archive) and wrong != archive
+    shutil.copy2(saved, kitchen.data / "photos" / "9.bin")
+    kitchen.run_page("nightly-rsync.md")
+    assert list(kitchen.backup.iterdir()) == [copy]
+    assert copy.read_bytes() == archive
+
+
+FAILURES = [
+    *itertools.product(
+        ["nightly-rsync.md", "verify-far-end.md", "rclone.md"], ["drift", "daemon killed", "network cut"]
+    ),
+    *itertools.product(["s3-in-parts.md", "restore-one.md"], ["drift", "network cut"]),  # nothing is mounted there
+]
+
+
+@pytest.mark.parametrize(("page", "failure"), FAILURES)
+def test_no_page_ends_well_with_a_wrong_copy(kitchen: Kitchen, page: str, failure: str) -> None:
+    """Something fails while something is sent. An object that is there is the archive, whatever the page says."""
+    archive = kitchen.archive()
+    kitchen.environment |= {"AWS_MAX_ATTEMPTS": "1", "RCLONE_RETRIES": "1", "RCLONE_LOW_LEVEL_RETRIES": "1"}
+    if page == "s3-in-parts.md":  # which begins with a folder that is recorded
+        run("record", kitchen.data)
+    with pytest.MonkeyPatch.context() as once:
+        once.setenv("AWS_MAX_ATTEMPTS", "1")
+        kitchen.fail_half_way(failure)
+        well = kitchen.ends_well(page)
+    assert kitchen.failed
+    assert kitchen.wrong_objects(archive) == []
+    assert not well or kitchen.wrong_copies(archive) == []
+    assert not well or failure != "network cut"
+
+
+@pytest.mark.parametrize("failure", ["drift", "network cut"])
+def test_parts_by_aws_alone(kitchen: Kitchen, failure: str) -> None:
+    """The last block of the page, without the program before it."""
+    archive = kitchen.archive()
+    run("record", kitchen.data)
+    kitchen.environment["AWS_MAX_ATTEMPTS"] = "1"
+    kitchen.fail_half_way(failure)
+    *_, (_, block) = blocks((PAGES / "s3-in-parts.md").read_text())
+    with pytest.raises(AssertionError):
+        kitchen.run_shell(block)
+    assert kitchen.failed
+    assert kitchen.wrong_objects(archive) == []
+    assert kitchen.s3.unfinished() == ["archive.tar"]
 
 
 def test_s3_in_parts(kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import gc
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import our_mounts, run
+from reference import Reference
 
 README = Path(__file__).parent.parent / "README.md"
 FENCE = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -43,7 +45,7 @@ def commands(block: str) -> list[str]:
 
 
 class Scratch:
-    """A folder with `data` in it, in which `/mnt/tape`, `host:` and `remote:` are places of its own."""
+    """A folder with `data` in it, in which `/mnt/tape`, `host:`, `remote:` and `/backup` there are its own places."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -54,6 +56,8 @@ class Scratch:
         (folder / "work" / "data" / "photos").mkdir(parents=True)
         for number in range(4):
             (folder / "work" / "data" / "photos" / f"{number}.bin").write_bytes(os.urandom(700_000))
+        (folder / "bin" / "ssh").write_text('#!/bin/sh\nshift\nexec sh -c "$*"\n')
+        (folder / "bin" / "ssh").chmod(0o755)
         self.environment = os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "RCLONE_CONFIG": "/dev/null"}
         self.names: dict[str, object] = {}
         self.run = 0
@@ -62,6 +66,7 @@ class Scratch:
         """The text with its places replaced; those that it copies to exist."""
         for place in re.findall(r"\bhost:/?([\w/.-]*/)", text):
             (self.folder / "host" / place).mkdir(parents=True, exist_ok=True)
+        text = re.sub(r"(?<![\w:/])/backup\b", f"{self.folder}/host/backup", text)
         text = re.sub(r"\bhost:/?", f"{self.folder}/host/", text)
         text = re.sub(r"\bremote:/?", f"{self.folder}/remote/", text)
         return text.replace("/mnt/tape", f"{self.folder}/mnt/tape")
@@ -102,6 +107,54 @@ def test_everything_in_the_readme_works(scratch: Scratch) -> None:
     assert {language for language, _ in blocks(text)} == {"sh", "python"}
     scratch.run_all(text)
     assert scratch.run >= 10
+
+
+def copying(program: str) -> str:
+    """README's line that copies with that program."""
+    (line,) = re.findall(rf"^{program} .*host:.*$", README.read_text(), re.MULTILINE)
+    return line
+
+
+def drift_and_recover(scratch: Scratch, line: str) -> tuple[bytes, bytes]:
+    """Runs the line while the source drifts, and again after it was put back; gives what was there after each run."""
+    changed, saved = scratch.folder / "work" / "data" / "photos" / "2.bin", scratch.folder / "saved"
+    shutil.copy2(changed, saved)
+    scratch.run_all("""```sh\ntartapefs record ./data\nmkdir -p /mnt/tape\ntartapefs mount ./data /mnt/tape\n```""")
+    changed.write_bytes(bytes(700_000))
+    scratch.run_line(f"{line} # exits with 23")
+    copy = scratch.folder / "host" / "backup" / "archive.tar"
+    wrong = copy.read_bytes()
+    shutil.copy2(saved, changed)
+    scratch.run_line("tartapefs unmount /mnt/tape")
+    scratch.run_line("tartapefs mount ./data /mnt/tape --check mtime")
+    scratch.run_line(line)
+    return wrong, copy.read_bytes()
+
+
+@pytest.mark.needs("rsync")
+def test_rsync_as_printed_is_right_after_drift(scratch: Scratch) -> None:
+    """A failed read leaves a file of full size with zeros; the same line, once the source was put back, mends it."""
+    reference = Reference(scratch.folder / "work" / "data")
+    archive = reference.read(0, reference.size)
+    wrong, right = drift_and_recover(scratch, copying("rsync"))
+    assert len(wrong) == len(archive) and wrong != archive and not wrong[-1_000_000:].strip(b"\0")
+    assert right == archive
+
+
+def test_the_comparison_as_printed(scratch: Scratch) -> None:
+    """It succeeds for an equal copy alone, and not where the archive cannot be read to its end."""
+    (line,) = re.findall(r"^.* \| ssh .*$", README.read_text(), re.MULTILINE)
+    scratch.run_all("```sh\ntartapefs record ./data\n```")
+    backup = scratch.folder / "host" / "backup"
+    backup.mkdir(parents=True)
+    scratch.run_line(f"tartapefs play ./data -o {backup}/archive.tar")
+    scratch.run_line(line)
+    with open(backup / "archive.tar", "r+b") as copy:
+        copy.seek(1_000_000)
+        copy.write(b"wrong")
+    scratch.run_line(f"{line} # exits with 1")
+    (scratch.folder / "work" / "data" / "photos" / "2.bin").write_bytes(b"other")
+    scratch.run_line(f"{line} # exits with 1")
 
 
 def test_everything_on_the_page_on_copies_works(scratch: Scratch) -> None:

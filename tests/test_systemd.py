@@ -347,7 +347,7 @@ def test_odd_paths(lab: Lab) -> None:
 
 
 def test_copy(lab: Lab) -> None:
-    """The timer starts it; killed on its way it goes on; complete it has nothing to do; in doubt it compares."""
+    """The timer starts it; killed on its way it goes on; complete it has nothing to do; zeros of a failed read go."""
     source = Source(lab, "copied", size=8 << 20)
     copies = lab.folder / "copies"
     copies.mkdir()
@@ -379,7 +379,7 @@ def test_copy(lab: Lab) -> None:
     options("--stats")
     lab.systemctl("start", unit)
     assert copy.read_bytes() == source.archive
-    assert sent() == len(source.archive) - part
+    assert sent() < len(source.archive) - part + (64 << 10), "it goes on, but for a block"
     lab.systemctl("start", unit)
     assert sent() == 0
     # Reads that fail make rsync write zeros; the size is right in the end, but the next run is not deceived.

@@ -224,7 +224,8 @@ def resume_hint(
 ) -> None:
     """Print the commands that go on with a transfer of which BYTES are good, by other means.
 
-    Each is one line for a shell, and cuts the copy to BYTES first. Nothing is run.
+    Each is one line for a shell, cuts the copy to BYTES first, and exits otherwise than 0 unless it has sent all of the
+    rest. Nothing is run.
     """
     with Tape.discover(directory, index) as tape:
         total = tape.total_size
@@ -238,7 +239,8 @@ def resume_hint(
     address = shlex.quote(url or "file://" + _url_path(os.path.abspath(archive)))
     folder = _not_an_option(directory) if directory.startswith("-") else directory
     play = shlex.join(["tartapefs", "play", folder, *(("--index", index) if index else ())])
-    upload = shlex.join(["aws", "s3api", "upload-part", "--bucket", bucket, "--key", key, "--upload-id", upload_id])
+    upload = shlex.join(["--bucket", bucket, "--key", key, "--upload-id", upload_id])
+    part = shlex.quote(_not_an_option(copy) + ".part")
     cut = f"truncate -s {have} {target}"
     hints = {
         "dd": f"{cut} && dd if={source} of={target} bs=1M iflag=skip_bytes skip={have} oflag=append conv=notrunc",
@@ -247,8 +249,11 @@ def resume_hint(
         # It exits 0 on a file that fails to read (7.88, with file://), so the size has to tell.
         "curl": f"{cut} && curl -f -r {have}- {address} >> {target} && test $(stat -c %s {target}) = {total}",
         "tartapefs": f"{cut} && {play} --start {have} >> {target}",
-        "aws": f"for n in $(seq {first} {last}); do {play} --start $(((n - 1) * {size})) --length {size} -o part"
-        f" && {upload} --part-number $n --body part || break; done",
+        # Whoever completes the upload after this line exited 0 has all parts in it, and no other.
+        "aws": f"(for n in $(seq {first} {last}); do {play} --start $(((n - 1) * {size})) --length {size} > {part}"
+        f" && aws s3api upload-part {upload} --part-number $n --body {part} || exit 1; done)"
+        f" && test \"$(aws s3api list-parts {upload} --query '[length(Parts), sum(Parts[].Size)]' --output json"
+        f" | tr -d ' \\n')\" = '[{last},{total}]'",
     }
     if have == total:
         hints = {}
@@ -256,7 +261,7 @@ def resume_hint(
     elif last > _MOST_PARTS:
         say(f"parts of {size} bytes are {last:,}; S3 takes {_MOST_PARTS:,}")
     if as_json:
-        print_json({"have": have, "total_size": total, "part_size": size, "commands": hints})
+        print_json({"have": have, "total_size": total, "part_size": size, "parts": last, "commands": hints})
         return
     for client, line in hints.items():
         click.echo(f"# {client}\n{line}")

@@ -14,11 +14,11 @@ WORKERS := -n 3 --dist worksteal
 MOUNT_TESTS := tests/test_fs.py tests/test_mount.py tests/test_mounted.py
 PYTHON_TESTS := $(MOUNT_TESTS) tests/test_index.py tests/test_tape.py tests/test_player.py tests/test_binding.py
 
-RUN_PACKAGES := python3 python3-venv fuse3 libfuse2
-TEST_PACKAGES := $(RUN_PACKAGES) attr bindfs bsdextrautils btrfs-progs busybox cpio curl dbus dbus-user-session \
+RUN_PACKAGES := python3 python3-venv fuse3
+TEST_PACKAGES := $(RUN_PACKAGES) libfuse2 attr bindfs bsdextrautils btrfs-progs busybox cpio curl dbus dbus-user-session \
 	e2fsprogs fish jq libarchive-tools libpam-systemd mandoc mount p7zip-full passwd procps rclone rsync strace systemd tar \
 	util-linux xfsprogs zsh
-BENCH_PACKAGES := $(RUN_PACKAGES) bindfs coreutils findutils mount tar
+BENCH_PACKAGES := $(RUN_PACKAGES) libfuse2 bindfs coreutils findutils mount tar
 # File systems and clients that nobody here wrote.
 WILD_PACKAGES := $(TEST_PACKAGES) debootstrap fio gcc libc6-dev liburing-dev nodejs openssh-client openssh-server sshfs
 PODMAN_PACKAGES := $(TEST_PACKAGES) crun podman uidmap
@@ -43,8 +43,8 @@ help:
 
 # $(call install,packages): installs those of the Debian packages that are missing.
 define install
-@missing=$$(for package in $(1); do \
-	dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done); \
+@installed=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}, $${Provides},\n' | grep '^installed '); \
+missing=$$(for package in $(1); do echo "$$installed" | grep -q " $$package[ ,]" || echo $$package; done); \
 if [ -n "$$missing" ]; then \
 	sudo=$$([ $$(id -u) = 0 ] || echo sudo); \
 	$$sudo apt-get update -q && \

@@ -1,5 +1,7 @@
 """The binding of the file system to libfuse: 2 through fusepy, or 3 through its fork mfusepy. Nothing else knows which.
 
+Whichever libfuse is there mounts. Where both are, 2 does, or 3 if 2 is refused the mount point.
+
 Rule: each request is answered by `ArchiveFS`, or with the errno that it gives for what was raised; neither module's own
 treatment of exceptions is ever reached (mfusepy's answers EINVAL, and ends the process at a SystemExit).
 
@@ -33,10 +35,7 @@ from tartapefs.fs import IO_SIZE, ArchiveFS, MountOptions
 def _fusepy() -> Any:
     with _library("libfuse.so.2") as found:
         if not found:
-            raise ImportError(
-                "libfuse 2 is not installed (Debian: apt install fuse3 libfuse2; Fedora: dnf install fuse3 fuse-libs; "
-                "Arch: pacman -S fuse3 fuse2; Alpine: apk add fuse3 fuse)"
-            )
+            raise ImportError("libfuse 2 is not installed")
         try:
             import fuse
         except Exception as error:  # a foreign module may raise anything
@@ -52,12 +51,27 @@ def _fusepy() -> Any:
 def _mfusepy() -> Any:
     with _library("libfuse3.so.4", "libfuse3.so.3") as found:
         if not found:
-            raise ImportError("libfuse 3 is not installed")
+            raise ImportError(
+                "libfuse 3 is not installed "
+                "(Debian: apt install fuse3; Fedora: dnf install fuse3; Arch: pacman -S fuse3; Alpine: apk add fuse3)"
+            )
         try:
             import mfusepy
-        except ImportError:
-            raise ImportError("libfuse 3 is, but not its Python module: pip install 'tartapefs[fuse3]'") from None
+        except Exception as error:
+            raise ImportError(f"mfusepy cannot be imported ({error}): pip install mfusepy") from None
+    _fuse_new(mfusepy._libfuse)
     return mfusepy
+
+
+def _fuse_new(libfuse: Any) -> Any:
+    """`fuse_new` of libfuse 3; from 3.17 on, a program that looks for it at run time finds it by the other name alone.
+
+    Raises ImportError where there is neither.
+    """
+    for name in ("fuse_new_31", "fuse_new"):
+        if hasattr(libfuse, name):
+            return getattr(libfuse, name)
+    raise ImportError(f"{printable(libfuse._name)} has no function fuse_new")
 
 
 @contextlib.contextmanager
@@ -83,21 +97,30 @@ def _library(*names: str) -> Iterator[bool]:
 _BINDINGS = {"fusepy": _fusepy, "mfusepy": _mfusepy}
 
 
-@functools.cache
-def load() -> Any:
-    """The module that is used: fusepy where it and libfuse 2 are there, else mfusepy; `TARTAPEFS_BINDING` chooses.
+def _modules() -> Iterator[Any]:
+    """The modules that can be used, fusepy first; `TARTAPEFS_BINDING` chooses one.
 
-    Raises ImportError, whose text is a line that says what to install.
+    Raises ImportError where there is none. Its text is a line that says what to install.
     """
     chosen = os.environ.get("TARTAPEFS_BINDING")
-    reasons = []
+    reasons, found = [], False
     for name, imported in _BINDINGS.items():
         if chosen in (None, "", name):
             try:
-                return imported()
+                module = imported()
             except ImportError as error:
                 reasons.append(str(error))
-    raise ImportError("; ".join(reasons) or f"TARTAPEFS_BINDING is neither {' nor '.join(_BINDINGS)}")
+            else:
+                found = True
+                yield module
+    if not found:
+        raise ImportError("; ".join(reasons) or f"TARTAPEFS_BINDING is neither {' nor '.join(_BINDINGS)}")
+
+
+@functools.cache
+def load() -> Any:
+    """The module that mounts first. Raises ImportError, whose text is a line that says what to install."""
+    return next(_modules())
 
 
 _OPERATIONS = ("getattr", "readdir", "open", "release", "statfs", "getxattr", "listxattr")
@@ -120,21 +143,28 @@ class Session:
     """
 
     def __init__(self, archive: ArchiveFS, mountpoint: str, source: str, options: MountOptions) -> None:
-        module = load()
         self._archive = archive
-        self._libfuse = module._libfuse
-        self._is_3 = getattr(module, "fuse_version_major", 2) == 3
         self._direct = not options.cached
-        archive.caller = lambda: int(module.fuse_get_context()[2])
-        self._callbacks = self._bound(module)
-        with _stderr_captured() as said:
-            mounted = self._mount_3 if self._is_3 else self._mount_2
-            self._fuse = ctypes.c_void_p(mounted(os.fsencode(mountpoint), ",".join(_fuse_options(source, options))))
-        if not self._fuse:
-            raise MountError(mountpoint, "; ".join(said()) or "libfuse could not mount it")
+        refusals = []
+        for module in _modules():
+            with _stderr_captured() as said:
+                self._mount(module, os.fsencode(mountpoint), ",".join(_fuse_options(source, options)))
+            if self._fuse:
+                break
+            refusals.append("; ".join(said()) or "libfuse could not mount it")
+        else:
+            raise MountError(mountpoint, refusals[0])
         self._serving = 0  # threads that do not rest
         self._counting = threading.Lock()
         self._device, self._pass_on = (_device_3 if self._is_3 else _device_2)(self._libfuse, self._fuse)
+
+    def _mount(self, module: Any, mountpoint: bytes, options: str) -> None:
+        """Mounts by way of this module, or leaves `_fuse` false."""
+        self._libfuse = module._libfuse
+        self._is_3 = getattr(module, "fuse_version_major", 2) == 3
+        self._archive.caller = lambda: int(module.fuse_get_context()[2])
+        self._callbacks = self._bound(module)
+        self._fuse = ctypes.c_void_p((self._mount_3 if self._is_3 else self._mount_2)(mountpoint, options))
 
     def _bound(self, module: Any) -> Any:
         """The table of callbacks: the module's conversion of arguments, our operations and our errors."""
@@ -177,8 +207,9 @@ class Session:
 
     def _mount_3(self, mountpoint: bytes, options: str) -> int | None:
         words, libfuse = _strings(b"tartapefs", b"-o", os.fsencode(options)), self._libfuse
-        libfuse.fuse_new.restype = ctypes.c_void_p
-        fuse: int | None = libfuse.fuse_new(
+        fuse_new = _fuse_new(libfuse)
+        fuse_new.restype = ctypes.c_void_p
+        fuse: int | None = fuse_new(
             ctypes.byref(_Arguments(len(words), words)),
             ctypes.byref(self._callbacks),
             ctypes.c_size_t(ctypes.sizeof(self._callbacks)),

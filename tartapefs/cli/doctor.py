@@ -38,7 +38,7 @@ _PATH_OF_MOUNT = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PATH_OF_HELPERS = "/sbin"
 _PATIENCE = 3  # seconds that a mounted archive gets to answer
 _CAP_SYS_ADMIN = 1 << 21
-_INSTALL = "install fuse3 and libfuse2 (Debian; Fedora: fuse3, fuse-libs; Arch: fuse3, fuse2; Alpine: fuse3, fuse)"
+_INSTALL = "install fuse3 (Debian, Fedora, Arch and Alpine have it by this name)"
 
 
 @dataclass(frozen=True, slots=True)

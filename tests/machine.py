@@ -17,7 +17,7 @@ from test_mount import User
 
 _PROJECT = (Path(__file__).parents[1] / "pyproject.toml").read_text()
 # The programs that are installed, and the functions that they call.
-SCRIPTS = dict(re.findall(r'^"?([\w.]+)"? = "(tartapefs\.cli:\w+)"$', _PROJECT, re.MULTILINE))
+SCRIPTS = dict(re.findall(r'^"?([\w.]+)"? = "(tartapefs\.\w+:\w+)"$', _PROJECT, re.MULTILINE))
 # Its folder of administrators' programs is replaced by one of links, so that one can be added.
 _SET_UP = """
 set -e

@@ -126,9 +126,13 @@ def load() -> Any:
 _OPERATIONS = ("getattr", "readdir", "open", "release", "statfs", "getxattr", "listxattr")
 
 # Where things stand in linux/fuse.h: `fuse_in_header` and `fuse_read_in`, and `fuse_out_header`.
-_REQUEST = struct.Struct("=4xIQ24xQqI")  # opcode, number of the request; of a read: handle, offset, size
+_REQUEST = struct.Struct("=4xIQQ16xQqI")  # opcode, numbers of request and file; of a read: handle, offset, size
 _ANSWER = struct.Struct("=IiQ")  # its length, minus an errno or 0, number of the request
-_READ, _INTERRUPT, _INIT = 15, 36, 26
+_READ, _RELEASE, _INTERRUPT, _INIT = 15, 18, 36, 26
+# `fuse_notify_inval_inode_out` behind such a head: a number of the file, and a range that is all of it.
+_DROP = struct.Struct("=IiQQqq")
+_NOTIFY_INVAL_INODE = 2
+_UNDER_WAY_PAUSE = 0.01  # seconds between two looks at whether reads have ended
 _REST = 0.05  # seconds; so long requests may wait, should the one thread that serves be held up by the source
 _LARGEST_REQUEST = IO_SIZE + mmap.PAGESIZE  # bytes: what libfuse 3 allows a write to have, and its head
 # Bytes of memory for the answer to a read: its head ends, and its body begins, where a page does.
@@ -156,6 +160,9 @@ class Session:
             raise MountError(mountpoint, refusals[0])
         self._serving = 0  # threads that do not rest
         self._counting = threading.Lock()
+        self._files: dict[int, int] = {}  # by a handle that is open and was read: the number of its file
+        self._under_way: set[int] = set()  # the numbers of reads
+        self._dropping = threading.Lock()
         self._device, self._pass_on = (_device_3 if self._is_3 else _device_2)(self._libfuse, self._fuse)
 
     def _mount(self, module: Any, mountpoint: bytes, options: str) -> None:
@@ -237,13 +244,40 @@ class Session:
                 raise
             if not length:
                 return
-            opcode, number, handle, offset, size = _REQUEST.unpack_from(request)
+            opcode, number, file, handle, offset, size = _REQUEST.unpack_from(request)
             if opcode == _READ:
+                self._files[handle] = file
+                self._under_way.add(number)
                 self._answer_read(memory, number, handle, offset, size)
+                self._under_way.discard(number)
                 if self._archive.is_served_by_one:
                     self._rest()
             elif opcode != _INTERRUPT:  # every answer comes soon, or waits for the source, which nothing interrupts
                 self._pass_on(address, length)
+                if opcode == _RELEASE:
+                    self._files.pop(handle, None)
+
+    def drop_pages(self, ended: threading.Event) -> None:
+        """Has the kernel drop its pages of the archive, once every read fails; by a thread that serves no requests.
+
+        The kernel waits for pages that a read under way will fill. Nothing interrupts that wait, and the process does
+        not end before. So reads that began before they fail are awaited here, unless the event `ended` is set
+        meanwhile. Whoever sets it calls `drop_no_more`, and only then unmounts.
+        """
+        earlier = set(self._under_way)
+        while earlier & self._under_way:
+            if ended.wait(_UNDER_WAY_PAUSE):
+                return
+        with self._dropping:
+            for file in set(self._files.values()):
+                if not ended.is_set():
+                    with contextlib.suppress(OSError):  # the kernel has forgotten the file, or the archive is unmounted
+                        os.write(self._device, _DROP.pack(_DROP.size, _NOTIFY_INVAL_INODE, 0, file, 0, -1))
+
+    def drop_no_more(self, seconds: float) -> None:
+        """Returns once the kernel is not dropping pages for `drop_pages`, or after so long."""
+        if self._dropping.acquire(timeout=seconds):
+            self._dropping.release()
 
     def _rest(self) -> None:
         """Leaves Python to another thread for a while, if there is one that does not rest."""

@@ -299,6 +299,7 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
             server = _report_server(ours, lambda: reports.document(player, archive.activity))
             on_ready()
             _start(_audit, player, archive, options, ended)
+            _start(_drop_pages, player, session, ended)
             if options.scrub_share:
                 _start(_scrub, player, archive, options.scrub_share, ended)
             if notify.is_heard():
@@ -311,6 +312,7 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
             ended.set()
             if server is not None:
                 server.close()
+            session.drop_no_more(_GRACE)
             left = _unmount_at_end(ours)
             for thread in threads:
                 thread.join(_GRACE / len(threads))
@@ -347,6 +349,12 @@ def _audit(player: TapePlayer, archive: ArchiveFS, options: MountOptions, ended:
                 return
             if archive.is_open:
                 break
+
+
+def _drop_pages(player: TapePlayer, session: binding.Session, ended: threading.Event) -> None:
+    """Ends what the kernel's cache would go on to give to programs that opened the archive before the drift."""
+    player.drifted.wait()
+    session.drop_pages(ended)
 
 
 def _scrub(player: TapePlayer, archive: ArchiveFS, share: float, ended: threading.Event) -> None:

@@ -55,8 +55,8 @@ class TapePlayer:
     byte that is read belongs to it. Held to its fingerprint, all headers are compared by the first audit, so before the
     footer.
 
-    Usable from many threads. `drift` is None, or the TapeIntegrityError that made the tape invalid. Raises TapeError
-    where no source is known, and OSError where it cannot be opened.
+    Usable from many threads. `drift` is None, or the TapeIntegrityError that made the tape invalid; `drifted` is an
+    event that is set from then on. Raises TapeError where no source is known, and OSError where it cannot be opened.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class TapePlayer:
         self._filler = Filler(tape, self.source, self.at_home, strict=strict, keeps=True)
         self._crew = Crew(self._filler)
         self.drift: TapeIntegrityError | None = None
+        self.drifted = threading.Event()  # set once `drift` is
         self.scrubbed = Scrubbed(0, 0)
         self._end = tape.total_size - FOOTER
         self._end_reached = -math.inf  # when a read last came to the footer (monotonic, seconds)
@@ -190,6 +191,7 @@ class TapePlayer:
         with self._first:
             if self.drift is None:
                 self.drift = error.again()  # without the traceback, whose frames would keep this player alive
+                self.drifted.set()
                 return error
         return self.drift.again()
 

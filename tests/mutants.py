@@ -37,6 +37,7 @@ AUDIT = "test_audit.py"
 ESCAPE = "test_escape.py"
 BUSY = "test_busy.py"
 FS = "test_fs.py"
+PAGES = "test_pages.py"
 CREW = "test_crew.py"
 STREAM = "test_stream.py"
 SEALS = "test_seals.py"
@@ -266,6 +267,10 @@ MUTANTS = [
         "if False:",
         RECORDER,
     ),
+    Mutant(
+        "pages are dropped at drift", "binding.py", "for file in set(self._files.values()):", "for file in ():", PAGES
+    ),
+    Mutant("reads under way are awaited", "binding.py", "while earlier & self._under_way:", "while False:", PAGES),
     Mutant("errors become EIO, not success", "binding.py", "-self._archive.errno_of(error), number", "0, number", FS),
     Mutant(
         "a helper that failed is believed nothing",

@@ -28,8 +28,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tartapefs.display import printable
-from tartapefs.errors import MountError
+from tartapefs.errors import MountError, TapeIntegrityError
 from tartapefs.fs import IO_SIZE, ArchiveFS, MountOptions
+from tartapefs.hold import Hold
 
 
 def _fusepy() -> Any:
@@ -126,7 +127,9 @@ def load() -> Any:
 _OPERATIONS = ("getattr", "readdir", "open", "release", "statfs", "getxattr", "listxattr")
 
 # Where things stand in linux/fuse.h: `fuse_in_header` and `fuse_read_in`, and `fuse_out_header`.
-_REQUEST = struct.Struct("=4xIQQ16xQqI")  # opcode, numbers of request and file; of a read: handle, offset, size
+# Opcode, numbers of the request, the file and the thread that asks; of a read: handle, offset, size. (Of an interrupt:
+# in the place of the handle, the number of the request that it is about.)
+_REQUEST = struct.Struct("=4xIQQ8xI4xQqI")
 _ANSWER = struct.Struct("=IiQ")  # its length, minus an errno or 0, number of the request
 _READ, _RELEASE, _INTERRUPT, _INIT = 15, 18, 36, 26
 # `fuse_notify_inval_inode_out` behind such a head: a number of the file, and a range that is all of it.
@@ -149,6 +152,7 @@ class Session:
     def __init__(self, archive: ArchiveFS, mountpoint: str, source: str, options: MountOptions) -> None:
         self._archive = archive
         self._direct = not options.cached
+        self.hold = archive.hold = Hold(self._fail) if options.holds else None
         refusals = []
         for module in _modules():
             with _stderr_captured() as said:
@@ -244,18 +248,20 @@ class Session:
                 raise
             if not length:
                 return
-            opcode, number, file, handle, offset, size = _REQUEST.unpack_from(request)
+            opcode, number, file, thread, handle, offset, size = _REQUEST.unpack_from(request)
             if opcode == _READ:
                 self._files[handle] = file
                 self._under_way.add(number)
-                self._answer_read(memory, number, handle, offset, size)
+                self._answer_read(memory, number, thread, handle, offset, size)
                 self._under_way.discard(number)
                 if self._archive.is_served_by_one:
                     self._rest()
-            elif opcode != _INTERRUPT:  # every answer comes soon, or waits for the source, which nothing interrupts
+            elif opcode != _INTERRUPT:
                 self._pass_on(address, length)
                 if opcode == _RELEASE:
                     self._files.pop(handle, None)
+            elif self.hold is not None:  # other answers come soon, or wait for the source, which nothing interrupts
+                self.hold.interrupt(handle)
 
     def drop_pages(self, ended: threading.Event) -> None:
         """Has the kernel drop its pages of the archive, once every read fails; by a thread that serves no requests.
@@ -289,7 +295,7 @@ class Session:
         with self._counting:
             self._serving += 1
 
-    def _answer_read(self, memory: memoryview, number: int, handle: int, offset: int, size: int) -> None:
+    def _answer_read(self, memory: memoryview, number: int, thread: int, handle: int, offset: int, size: int) -> None:
         if _BODY + size > len(memory):  # no kernel asks for so much
             memory = memoryview(bytearray(_BODY + size))
         try:
@@ -297,12 +303,25 @@ class Session:
             _ANSWER.pack_into(memory, _HEAD, _ANSWER.size + count, 0, number)
             answer = memory[_HEAD : _BODY + count]
         except BaseException as error:
-            count, answer = 0, memoryview(_ANSWER.pack(_ANSWER.size, -self._archive.errno_of(error), number))
+            failure = self._archive.errno_of(error)
+            if self.hold is not None and isinstance(error, TapeIntegrityError):
+                self.hold.add(number, thread, offset, size)
+            else:
+                self._fail(number, failure)
+            return
+        if self._write(answer):
+            self._archive.activity.delivered(handle, offset, count)
+
+    def _fail(self, number: int, failure: int) -> None:
+        self._write(_ANSWER.pack(_ANSWER.size, -failure, number))
+
+    def _write(self, answer: memoryview | bytes) -> bool:
+        """Gives an answer to the kernel; returns whether anybody waited for it."""
         try:
             os.write(self._device, answer)
         except OSError:  # who asked was killed meanwhile, or the archive unmounted
-            return
-        self._archive.activity.delivered(handle, offset, count)
+            return False
+        return True
 
     def _answering(self, operation: Callable[..., int | None]) -> Callable[..., int]:
         def answer(*arguments: Any) -> int:

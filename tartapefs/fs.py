@@ -18,8 +18,10 @@ from tartapefs import layout
 from tartapefs.activity import Activity
 from tartapefs.display import printable
 from tartapefs.errors import TapeError
+from tartapefs.hold import Hold
 from tartapefs.player import TapePlayer
-from tartapefs.status import facts, in_short, process_of
+from tartapefs.processes import process_of
+from tartapefs.status import facts, in_short
 
 log = logging.getLogger("tartapefs")
 
@@ -43,6 +45,8 @@ class MountOptions:
     uid: int | None = None  # the owner that is shown; None for who mounts
     gid: int | None = None
     scrub_share: float = 0  # of one core that reading all contents again and again may take
+    holds: bool = False  # a read that meets drift is not answered before the mount ends; not to be had with `cached`
+    on_drift_run: str | None = None  # a line for /bin/sh, at the first drift
 
 
 class Refusal(OSError):
@@ -59,6 +63,7 @@ class ArchiveFS:
         self._player = player
         self.readinto = player.readinto  # nothing stands between a request and the player
         self.activity = Activity()
+        self.hold: Hold | None = None  # of reads that meet drift; the binding's
         self.caller: Callable[[], int] = lambda: 0  # the thread whose request is answered; the binding knows it
         self._tape = player.tape
         self._entry = os.fsencode(options.name).decode("latin-1")
@@ -132,7 +137,7 @@ class ArchiveFS:
     def _xattrs(self, path: str) -> dict[str, str | int]:
         # The folder has those of the tape too: once it is invalid the archive cannot be looked up any more. Only it has
         # those that change all the time: who copies the archive with its attributes need not copy these.
-        own = {} if self._is_archive(path) else in_short(self._player, self.activity)
+        own = {} if self._is_archive(path) else in_short(self._player, self.activity, self.hold)
         return facts(self._player) | own
 
     def listxattr(self, path: str) -> list[str]:

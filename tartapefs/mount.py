@@ -20,10 +20,10 @@ from typing import Any, NamedTuple, NoReturn
 
 from tartapefs import apart, binding, notify, signals
 from tartapefs import status as reports
-from tartapefs.activity import Activity
 from tartapefs.display import printable
 from tartapefs.errors import MountError, TapeError
 from tartapefs.fs import XATTRS, ArchiveFS, MountOptions
+from tartapefs.hook import Hook
 from tartapefs.player import TapePlayer
 
 log = logging.getLogger("tartapefs")
@@ -292,24 +292,30 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
         ended = threading.Event()
         server = None
         threads = []
+        hook = Hook(options.on_drift_run, player, where) if options.on_drift_run else None
         try:
             for at in range(0, len(memory), binding.ANSWER):
                 threads.append(_start(_loop, session, memoryview(memory)[at : at + binding.ANSWER], speak))
             _check_readable(os.path.join(where, options.name))
-            server = _report_server(ours, lambda: reports.document(player, archive.activity))
+            server = _report_server(ours, lambda: reports.document(player, archive.activity, archive.hold))
             on_ready()
             _start(_audit, player, archive, options, ended)
-            _start(_drop_pages, player, session, ended)
+            if archive.hold is None:
+                _start(_drop_pages, player, session, ended)
+            else:  # that would wait for the pages of held reads, and without the cache only mappings have any
+                _start(archive.hold.watch, lambda: bool(set(ours) & set(mounts())), ended)
             if options.scrub_share:
                 _start(_scrub, player, archive, options.scrub_share, ended)
             if notify.is_heard():
-                _start(_tell_state, player, archive.activity, ended)
+                _start(_tell_state, player, archive, ended)
                 _start(_tell_watchdog, where, ended)
             log.info("%s: mounted", printable(where))
             os.read(hear, 1)  # until a signal comes, or the first thread finds that the archive is unmounted
         finally:
-            notify.send("STOPPING=1", f"STATUS={_state(player, archive.activity)}")
+            notify.send("STOPPING=1", f"STATUS={_state(player, archive)}")
             ended.set()
+            if archive.hold is not None:
+                archive.hold.end()
             if server is not None:
                 server.close()
             session.drop_no_more(_GRACE)
@@ -318,6 +324,8 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
                 thread.join(_GRACE / len(threads))
             archive.ended = True
             player.end_helper()
+            if hook is not None:
+                hook.await_begin(_GRACE)
     finally:
         signal.set_wakeup_fd(old_wakeup)
         for number, handler in old_handlers.items():
@@ -367,19 +375,20 @@ def _scrub(player: TapePlayer, archive: ArchiveFS, share: float, ended: threadin
         ended.wait(_SCRUB_PAUSE)
 
 
-def _state(player: TapePlayer, activity: Activity) -> str:
+def _state(player: TapePlayer, archive: ArchiveFS) -> str:
     """In a line: how much has been delivered, or what is not as recorded."""
     if player.drift is not None:
-        return f"invalid: {player.drift}"
-    delivered, coverage, _ = activity.so_far()
+        held = len(archive.hold.reads()) if archive.hold else 0
+        return f"invalid: {player.drift}" + (f"; {held} held by that" if held else "")
+    delivered, coverage, _ = archive.activity.so_far()
     return f"valid; delivered {delivered:,} bytes, {100 * coverage.size // player.tape.total_size}% of the archive"
 
 
-def _tell_state(player: TapePlayer, activity: Activity, ended: threading.Event) -> None:
+def _tell_state(player: TapePlayer, archive: ArchiveFS, ended: threading.Event) -> None:
     """Tells the service manager the state, each time that it has changed."""
     told = ""
     while True:
-        state = _state(player, activity)
+        state = _state(player, archive)
         if state != told:
             notify.send(f"STATUS={state}")
             told = state

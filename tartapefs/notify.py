@@ -9,6 +9,9 @@ import contextlib
 import logging
 import os
 import socket
+from collections.abc import Mapping
+
+_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")
 
 # From <syslog.h>, for the levels of logging.
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
@@ -31,8 +34,13 @@ def send(*assignments: str) -> None:
 
 def silence() -> None:
     """Says nothing from now on: for a process that is not the service, but was started by it."""
-    os.environ.pop("NOTIFY_SOCKET", None)
-    os.environ.pop("WATCHDOG_USEC", None)
+    for name in _VARIABLES:
+        os.environ.pop(name, None)
+
+
+def silenced(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment for such a process."""
+    return {name: value for name, value in environment.items() if name not in _VARIABLES}
 
 
 def watchdog() -> float | None:

@@ -28,7 +28,9 @@ from typing import Any
 from tartapefs.activity import Activity, Reader
 from tartapefs.display import moment, printable
 from tartapefs.errors import TapeError
+from tartapefs.hold import HeldRead, Hold
 from tartapefs.player import TapePlayer
+from tartapefs.processes import command_of
 from tartapefs.tape import Tape
 
 log = logging.getLogger("tartapefs")
@@ -51,7 +53,7 @@ def facts(player: TapePlayer) -> dict[str, str | int]:
     }
 
 
-def in_short(player: TapePlayer, activity: Activity) -> dict[str, str | int]:
+def in_short(player: TapePlayer, activity: Activity, hold: Hold | None = None) -> dict[str, str | int]:
     """What has been delivered, in a few numbers: bytes, unless they are counts."""
     delivered, coverage, readers = activity.so_far()
     return {
@@ -61,10 +63,11 @@ def in_short(player: TapePlayer, activity: Activity) -> dict[str, str | int]:
         "covered": coverage.size,
         "readers": len(readers),
         "position": _latest(readers).last.position if readers else 0,
+        **({"held": len(hold.reads())} if hold else {}),
     }
 
 
-def document(player: TapePlayer, activity: Activity) -> dict[str, Any]:
+def document(player: TapePlayer, activity: Activity, hold: Hold | None = None) -> dict[str, Any]:
     """All that is known of a mount. Times in seconds, rates in bytes a second, all else in bytes unless it counts."""
     delivered, coverage, readers = activity.so_far()
     now, tape = time.monotonic(), player.tape
@@ -80,6 +83,7 @@ def document(player: TapePlayer, activity: Activity) -> dict[str, Any]:
         "rate": round(sum(reader.rate(now) for reader in readers)),
         **({"scrub": player.scrubbed._asdict()} if player.scrubbed != (0, 0) else {}),
         "readers": [_reader(reader, tape, now) for reader in readers[-_MAX_READERS:]],
+        **({"held": [_held(read, tape, now) for read in hold.reads()[:_MAX_READERS]]} if hold else {}),
     }
 
 
@@ -100,6 +104,22 @@ def _reader(reader: Reader, tape: Tape, now: float) -> dict[str, Any]:
     }
 
 
+def _held(read: HeldRead, tape: Tape, now: float) -> dict[str, Any]:
+    return {
+        "pid": read.pid,
+        "command": _command(read.pid),
+        "position": read.offset,
+        "size": read.size,
+        "member": _member_at(tape, read.offset),
+        "seconds": round(now - read.since, 1),
+    }
+
+
+def _command(pid: int) -> str | None:
+    name = command_of(pid)
+    return None if name is None else printable(name)
+
+
 def _member_at(tape: Tape, position: int) -> str | None:
     """The member that a reader at `position` is in: the one whose byte it reads next."""
     try:
@@ -107,23 +127,6 @@ def _member_at(tape: Tape, position: int) -> str | None:
     except TapeError:
         return None
     return printable(member.arc_path) if member else None
-
-
-def process_of(thread: int) -> int:
-    """The process of a thread, whose number is what FUSE tells of a reader; that number itself where it is hidden."""
-    try:
-        with open(f"/proc/{thread}/status", "rb") as file:
-            return int(file.read().partition(b"\nTgid:")[2].split(maxsplit=1)[0])
-    except (OSError, IndexError):
-        return thread
-
-
-def _command(pid: int) -> str | None:
-    try:
-        with open(f"/proc/{pid}/comm", "rb") as file:
-            return printable(file.read().removesuffix(b"\n"))
-    except OSError:
-        return None
 
 
 # Sockets

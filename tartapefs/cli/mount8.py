@@ -39,6 +39,8 @@ _OPTIONS = (
     "audit_interval",
     "audit_share",
     "scrub_share",
+    "on_drift",
+    "on_drift_run",
     "log",
 )
 
@@ -124,8 +126,8 @@ def command(
     """Mount the archive of SRC at MNT for mount(8); return once it can be read.
 
     The options are those of "tartapefs mount" but for recording, with _ for -: name=, mode=, uid=, gid=, index=,
-    check=, strict, expect=, allow_other, cached, audit_interval=, audit_share=, scrub_share=, log=. SRC must have been
-    recorded.
+    check=, strict, expect=, allow_other, cached, audit_interval=, audit_share=, scrub_share=, on_drift=, on_drift_run=,
+    log=. SRC must have been recorded.
 
     mount(8) and fstab need the option ro: without it they ask for rw, which is refused, since nobody could write.
     """

@@ -83,6 +83,19 @@ def _id_of(find: Callable[[str], int]) -> Callable[[str], int]:
     show_default=True,
     help="Of a tape with digests: read all contents again and again, with so much of one core.",
 )
+@click.option(
+    "--on-drift",
+    type=click.Choice(["fail", "hold"]),
+    default="fail",
+    show_default=True,
+    help="What a read of a folder that is not as recorded does: fail, or wait until it is interrupted or unmounted.",
+)
+@click.option(
+    "--on-drift-run",
+    metavar="COMMAND",
+    type=path,
+    help="A line for /bin/sh, run once when the folder is not as recorded any more: $TARTAPEFS_DRIFT says what.",
+)
 @click.option("--log", "log_file", metavar="FILE", type=path, help="Where the daemon logs, if not to syslog.")
 @click.option("--record", "record_first", is_flag=True, help="Record DIR first if it has no recording.")
 @recording_options
@@ -103,6 +116,8 @@ def mount(
     audit_interval: float,
     audit_share: float,
     scrub_share: float,
+    on_drift: str,
+    on_drift_run: str | None,
     log_file: str | None,
     record_first: bool,
     exclude: tuple[str, ...],
@@ -113,6 +128,8 @@ def mount(
     """Mount the archive of DIR at MNT; return once it can be read."""
     if not name or "/" in name or "\0" in name or name in (".", "..") or len(os.fsencode(name)) > 255:
         raise click.BadParameter(f"{printable(name)!r} is not a file name", param_hint="--name")
+    if cached and on_drift == "hold":
+        raise click.UsageError("a reader that waits for the page cache cannot be interrupted: no --on-drift hold then")
     from tartapefs import mount as mounting
     from tartapefs.fs import MountOptions
 
@@ -130,7 +147,17 @@ def mount(
             raise click.UsageError('the tape has no digests to scrub by; run "tartapefs seal" first')
         expected(tape, expect)
         options = MountOptions(
-            name, mode, cached, allow_other, audit_interval, audit_share / 100, uid, gid, scrub_share / 100
+            name=name,
+            mode=mode,
+            cached=cached,
+            allow_other=allow_other,
+            audit_interval=audit_interval,
+            audit_share=audit_share / 100,
+            uid=uid,
+            gid=gid,
+            scrub_share=scrub_share / 100,
+            holds=on_drift == "hold",
+            on_drift_run=on_drift_run,
         )
         log = os.path.abspath(log_file) if log_file else None
         player = TapePlayer(tape, directory, check, strict=strict, expect=expect and expect.strip().lower())

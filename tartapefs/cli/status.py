@@ -60,6 +60,13 @@ def _reader(reader: Facts, size: int) -> str:
     )
 
 
+def _held(read: Facts, size: int) -> str:
+    return (
+        f"{_line(read['command'] or '?')} at {read['position']} ({_share(read['position'], size)},"
+        f" {_line(read['member'] or 'no member')}), for {timedelta(seconds=round(read['seconds']))}"
+    )
+
+
 def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
     """A report as it is shown: what, and that. Of a daemon that only has extended attributes, all that they say."""
     size = facts.get("size", 0)
@@ -84,6 +91,9 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
             case "readers" if isinstance(value, list):
                 for reader in value:
                     yield f"reader {reader['pid'] or '?'}", _reader(reader, size)
+            case "held" if isinstance(value, list):
+                for read in value:
+                    yield f"held {read['pid'] or '?'}", _held(read, size)
             case "mountpoint":
                 yield key, printable(value)
             case _:

@@ -11,7 +11,7 @@ PYTHONS ?= $(foreach minor,11 12 13 14,$(firstword $(wildcard \
 # One more than cores, for tests that wait; whoever is done takes from the others what is left.
 WORKERS := -n 3 --dist worksteal
 # What the other versions of Python and libfuse 3 could change.
-MOUNT_TESTS := tests/test_fs.py tests/test_mount.py tests/test_mounted.py
+MOUNT_TESTS := tests/test_fs.py tests/test_hold.py tests/test_mount.py tests/test_mounted.py
 PYTHON_TESTS := $(MOUNT_TESTS) tests/test_index.py tests/test_tape.py tests/test_player.py tests/test_binding.py
 
 RUN_PACKAGES := python3 python3-venv fuse3

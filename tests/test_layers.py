@@ -114,9 +114,15 @@ def test_only_the_command_line_prints_and_exits() -> None:
 # Modules that open files of their own: the index, copies, what the user names as output, files that keep what was
 # reached, what the system tells of mounts, processes and threads, the folder of sockets, which `status` also lists.
 OPEN_THEIR_OWN = {
-    *("index", "cli", "binding", "mount", "status", "copies", "digests", "apart", "sealer", "deep", "restore")
+    *("index", "cli", "binding", "mount", "status", "copies", "digests", "apart", "sealer", "deep", "restore"),
+    *("hook", "processes"),
 }
-MAY_LIST = {"apart": {"os.listdir"}, "mount": {"os.listdir"}, "status": {"os.listdir", "os.scandir"}}
+MAY_LIST = {
+    "apart": {"os.listdir"},
+    "mount": {"os.listdir"},
+    "processes": {"os.listdir"},
+    "status": {"os.listdir", "os.scandir"},
+}
 
 
 def test_only_source_opens_what_lies_in_the_source() -> None:

@@ -1,10 +1,12 @@
 """The commands that mount and unmount an archive."""
 
+import contextlib
 import grp
 import os
 import pwd
 import re
 from collections.abc import Callable
+from typing import Any
 
 import click
 
@@ -22,7 +24,7 @@ from tartapefs.cli.common import (
 )
 from tartapefs.cli.tapes import record_folder
 from tartapefs.display import printable
-from tartapefs.errors import TapeNotFoundError
+from tartapefs.errors import MountError, TapeNotFoundError
 from tartapefs.player import Check, TapePlayer
 from tartapefs.tape import Tape
 
@@ -129,7 +131,9 @@ def mount(
     if not name or "/" in name or "\0" in name or name in (".", "..") or len(os.fsencode(name)) > 255:
         raise click.BadParameter(f"{printable(name)!r} is not a file name", param_hint="--name")
     if cached and on_drift == "hold":
-        raise click.UsageError("a reader that waits for the page cache cannot be interrupted: no --on-drift hold then")
+        raise click.UsageError(
+            "--on-drift hold goes without --cached: nothing could interrupt who waits for the page cache"
+        )
     from tartapefs import mount as mounting
     from tartapefs.fs import MountOptions
 
@@ -173,4 +177,15 @@ def unmount(mountpoint: str, lazy: bool) -> None:
     """Unmount the archive at MNT."""
     from tartapefs import mount as mounting
 
-    mounting.unmount(mountpoint, lazy)
+    try:
+        mounting.unmount(mountpoint, lazy)
+    except MountError as error:
+        held: Any = None
+        with contextlib.suppress(MountError):
+            held = mounting.status(mountpoint).get("held")
+        if not isinstance(held, list) or not held:
+            raise
+        who = ", ".join(f"{read['command'] or '?'} ({read['pid']})" for read in held)
+        raise MountError(
+            mountpoint, f"{error.reason} There is drift, and --on-drift hold: --lazy lets {who} go"
+        ) from None

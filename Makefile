@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 DIR ?= /usr/share/doc
 RUNS ?= 100000
 SECONDS ?= 3600
+SUITES ?= bookworm trixie sid
 PYTHONS ?= $(foreach minor,11 12 13 14,$(firstword $(wildcard \
 	$(HOME)/.pyenv/versions/3.$(minor).*/bin/python /usr/local/bin/python3.$(minor) /usr/bin/python3.$(minor))))
 # One more than cores, for tests that wait; whoever is done takes from the others what is left.
@@ -23,7 +24,7 @@ BENCH_PACKAGES := $(RUN_PACKAGES) libfuse2 bindfs coreutils findutils mount tar
 WILD_PACKAGES := $(TEST_PACKAGES) debootstrap fio gcc libc6-dev liburing-dev nodejs openssh-client openssh-server sshfs
 PODMAN_PACKAGES := $(TEST_PACKAGES) crun podman uidmap
 
-.PHONY: help demo test lint check package man bench fuzz soak mutants pythons podman clients wild clean
+.PHONY: help demo test lint check package man bench fuzz soak mutants pythons podman clients wild debians clean
 
 help:
 	@echo "make demo [DIR=folder]   record and mount a folder, read it back with GNU tar, compare"
@@ -39,6 +40,7 @@ help:
 	@echo "make podman              containers by Podman, which it installs"
 	@echo "make clients             Ray and s3fs, which are large, in a virtual environment of their own"
 	@echo "make wild                file systems, clients and systems that nobody here wrote"
+	@echo "make debians [SUITES=]   the demo and tests of mounting on Debian 12, 13 and unstable, each in a new root folder"
 	@echo "make mutants             takes each integrity check out in turn; a test must fail"
 
 # $(call install,packages): installs those of the Debian packages that are missing.
@@ -136,6 +138,10 @@ wild:
 	$(call install,$(WILD_PACKAGES))
 	@$(MAKE) -s $(VENV)/for-test
 	$(BIN)/python -m pytest $(WORKERS) -m wild
+
+debians:
+	$(call install,debootstrap util-linux)
+	sh tests/debians.sh $(SUITES)
 
 clean:
 	rm -rf $(VENV) $(VENV)-* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

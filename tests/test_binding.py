@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import test_mount
 from conftest import TARTAPEFS, run
 from reference import Reference
+from test_mount import User
+
+user = test_mount.user  # a fixture
 
 LIBRARIES = ("libfuse.so.2", "libfuse3.so.3", "libfuse3.so.4")
 
@@ -73,6 +77,37 @@ def test_with_libfuse_3_alone(places: tuple[Path, Path]) -> None:
     result = without(LIBRARIES[:1], "sh", "-ec", script, "sh", sys.executable, root, mountpoint)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split()[0] == expected
+
+
+REFUSING = """
+mount -t tmpfs tmpfs "$1"
+mkdir "$1/upper" "$1/work"
+mount -t overlay -o "lowerdir=/usr/bin,upperdir=$1/upper,workdir=$1/work" overlay /usr/bin
+rm /usr/bin/fusermount
+printf '#!/bin/sh\necho "mounting over filesystem type 0xca451a4e is forbidden" >&2\nexit 1\n' > "$1/refuses"
+install "$1/refuses" /usr/bin/fusermount
+"""
+
+
+@pytest.mark.root
+@pytest.mark.fuse
+@pytest.mark.needs("fusermount3", "setpriv")
+def test_libfuse_3_mounts_where_libfuse_2_is_refused(user: User) -> None:
+    """Its program knows fewer file systems on which a user may mount; the first refusal is told if both refuse."""
+    data, mountpoint, scratch = user.folder / "source", user.folder / "mnt-2", user.folder / "scratch"
+    for folder in (data, mountpoint, scratch):
+        folder.mkdir()
+        os.chown(folder, test_mount.NOBODY, test_mount.NOBODY)
+    (data / "a").write_bytes(b"content")
+    user.as_root("sh", "-ec", REFUSING, "sh", scratch).check_returncode()
+    result = user.tartapefs("mount", "--record", data, mountpoint)
+    assert result.returncode == 0, result.stderr
+    reference = Reference(data)
+    whole = user("sha256sum", mountpoint / "archive.tar").stdout.split()[0]
+    assert whole == hashlib.sha256(reference.read(0, reference.size)).hexdigest()
+    assert user.tartapefs("unmount", mountpoint).returncode == 0
+    user.as_root("cp", "/usr/bin/fusermount", "/usr/bin/fusermount3").check_returncode()
+    assert "0xca451a4e is forbidden" in one_line(user.tartapefs("mount", data, mountpoint))
 
 
 FOREIGN = {"another package": "class Fuse: pass\n", "one that fails": "raise RuntimeError('fuseparts')\n"}

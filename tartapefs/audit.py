@@ -1,37 +1,37 @@
 """The audits: passes over the source that look for drift without being asked for bytes.
 
-Rule: adding, removing or renaming a name always changes its directory, so an audit of every directory sees whatever
-changed the set of members, at a fraction of the cost of looking at all of them; a file that is rewritten in place is
-seen when it is read. `verify` looks at everything, and lists what it finds.
+Rule: adding, removing or renaming a name always changes its directory's times, so an audit of every directory sees
+whatever changed the set of members, at a fraction of the cost of looking at all of them (`inspection`); a file that is
+rewritten in place is seen when it is read. `verify` looks at everything, and lists what it finds.
 """
 
 import os
-import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 
 from tartapefs.display import file_type
 from tartapefs.errors import Difference, TapeIntegrityError
-from tartapefs.integrity import check_place, drift, inspect, only_stamps
-from tartapefs.member import RECORDABLE, Member
-from tartapefs.scan import exclusion
-from tartapefs.source import TAPE_FOLDER, Source
+from tartapefs.inspection import Inspector
+from tartapefs.integrity import check_place, drift, only_stamps
+from tartapefs.member import Member
+from tartapefs.scan import has_a_place, recorded_exclusion
+from tartapefs.source import Source
 from tartapefs.tape import Tape
 
 _PROGRESS_EVERY = 128  # members: on a network file system each may take milliseconds
 _STRETCH = 0.01  # seconds of work between two rests
 
 
-def audit(tape: Tape, source: Source, at_home: bool, share: float = 1.0) -> None:
+def audit(inspector: Inspector, share: float = 1.0) -> None:
     """Looks at every directory. Raises TapeIntegrityError for the first that is not as recorded.
 
     `share`: how much of one core it may take, above 0, at most 1: it rests accordingly. Raises OSError where the source
     cannot be read, and TapeFormatError for a damaged index.
     """
-    check_place(source, tape.root_name)
+    check_place(inspector.source, inspector.tape.root_name)
     rest = Rest(share)
-    for folder in tape.folders():
-        found = inspect(folder, source, at_home)
+    for folder in inspector.tape.folders():
+        found = inspector.inspect(folder)
         if found:
             raise drift(folder, found)
         rest()
@@ -59,40 +59,38 @@ class Rest:
 
 
 def verify(
-    tape: Tape,
-    source: Source,
-    at_home: bool,
+    inspector: Inspector,
     on_progress: Callable[[int, int], None] = lambda members, position: None,
     look_into: Callable[[Member], Iterable[TapeIntegrityError]] | None = None,
 ) -> Iterator[TapeIntegrityError]:
-    """All drift of `source`, in the archive's order. Raises TapeFormatError for a damaged index.
+    """All drift of the source, in the archive's order. Raises TapeFormatError for a damaged index.
 
     `look_into` is asked about a file or link of which only timestamps or inode are not as recorded, in place of that;
     by default it is drift. Only a directory that differs is listed, to name what was added. `on_progress` is called now
     and then with the number of members seen, and the start of the last of them.
     """
-    for count, member in enumerate(tape.members(), 1):
-        found = _differences(member, source, at_home)
+    for count, member in enumerate(inspector.tape.members(), 1):
+        found = _differences(member, inspector)
         if found and look_into is not None and not member.is_directory and only_stamps(found):
             yield from look_into(member)
         elif found:
             yield drift(member, found)
             if member.is_directory and found[0].what not in ("type", "access"):
-                yield from _added(tape, source, member)
+                yield from _added(inspector.tape, inspector.source, member)
         if count % _PROGRESS_EVERY == 0:
             on_progress(count, member.start)
 
 
-def _differences(member: Member, source: Source, at_home: bool) -> tuple[Difference, ...]:
+def _differences(member: Member, inspector: Inspector) -> tuple[Difference, ...]:
     try:
-        return inspect(member, source, at_home)
+        return inspector.inspect(member)
     except OSError as error:
         return (Difference("access", "readable", error.strerror or "an error"),)
 
 
 def _added(tape: Tape, source: Source, directory: Member) -> Iterator[TapeIntegrityError]:
     """The members that a new recording would find in `directory`, which differs, and that are not on the tape."""
-    is_left_out, _ = exclusion(tape.excluded)
+    is_left_out = recorded_exclusion(tape.excluded) or (lambda path, is_directory: False)
     try:
         folder = source.folder(directory.path)
     except OSError as error:
@@ -105,7 +103,7 @@ def _added(tape: Tape, source: Source, directory: Member) -> Iterator[TapeIntegr
             except OSError:
                 continue  # gone again, or in a folder that may be listed but not entered
             path = directory.path + b"/" + name if directory.path else name
-            if path == TAPE_FOLDER or stat.S_IFMT(mode) not in RECORDABLE or is_left_out(path, stat.S_ISDIR(mode)):
+            if not has_a_place(path, mode, is_left_out):
                 continue
             try:
                 tape.find(directory.name + name)

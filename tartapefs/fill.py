@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from tartapefs.contents import Contents, as_shown, read_all
 from tartapefs.errors import Difference, TapeIntegrityError
-from tartapefs.integrity import agrees, check_place, differences, drift, inspect, only_stamps
+from tartapefs.inspection import Inspector
+from tartapefs.integrity import agrees, check_place, differences, drift, only_stamps
 from tartapefs.kept import LARGE, Kept
 from tartapefs.layout import BLOCK, FOOTER
 from tartapefs.member import Headed, Member
@@ -62,6 +63,7 @@ class Filler:
         self.source = source
         self.at_home = at_home
         self.strict = strict
+        self.inspector = Inspector(tape, source, at_home)
         self._contents = Contents(tape) if contents and tape.seal else None
         self._stamps_count = strict or not tape.seal
         self._kept = Kept(source) if keeps and self._contents is None else None
@@ -206,7 +208,7 @@ class Filler:
 
     def _check(self, member: Member, failure: OSError | None = None) -> None:
         """Raises drift if what is at the member's place is not as recorded; `failure` is why it was not opened."""
-        result = inspect(member, self.source, self.at_home)
+        result = self.inspector.inspect(member)
         if failure is not None and failure.errno in _NOT_BELOW and only_stamps(result):
             result = (Difference("the path", "folders all the way", failure.strerror or ""),)
         if result:

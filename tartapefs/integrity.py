@@ -73,6 +73,11 @@ def only_stamps(found: tuple[Difference, ...]) -> bool:
     return all(difference.what in ("mtime", "ctime", "inode") for difference in found)
 
 
+def only_times(found: tuple[Difference, ...]) -> bool:
+    """Whether no difference is in more than times: of a folder its names decide then."""
+    return all(difference.what in ("mtime", "ctime") for difference in found)
+
+
 def check_place(source: Source, root_name: str) -> None:
     """Raises TapeIntegrityError if the path of the source folder leads elsewhere by now."""
     if not source.is_in_place():

@@ -79,6 +79,7 @@ class TapePlayer:
         self.strict = strict
         self._headers_due = expect is not None and tape.expect(expect) == "fingerprint"
         self._filler = Filler(tape, self.source, self.at_home, strict=strict, keeps=True)
+        self.inspector = self._filler.inspector
         self._crew = Crew(self._filler)
         self.drift: TapeIntegrityError | None = None
         self.drifted = threading.Event()  # set once `drift` is
@@ -164,7 +165,7 @@ class TapePlayer:
             if self._headers_due:
                 check_headers(self.tape, share)
                 self._headers_due = False
-            audit(self.tape, self.source, self.at_home, share)
+            audit(self.inspector, share)
         except TapeIntegrityError as error:
             raise self._invalidated(error) from None
         self._audited = max(self._audited, begun)

@@ -114,6 +114,30 @@ class Tape:
         """The members that are directories, in order."""
         return self._index.folders()
 
+    def children(self, folder: Member) -> Iterator[Member]:
+        """The members that lie directly in `folder`, in order."""
+        position = folder.stop
+        while position >= 0:
+            here, position = position, -1
+            for member in self.members(here):
+                if not member.name.startswith(folder.name):
+                    return
+                yield member
+                if member.is_directory:
+                    position = self._end_of(member)
+                    break
+
+    def _end_of(self, folder: Member) -> int:
+        """Where the last member below `folder` ends: found by steps that grow, then by halves."""
+        low, high, step = folder.stop, self.total_size - layout.FOOTER, 1
+        while low < high:
+            (member,) = self.members(at := min(low + step, (low + high) // 2), at + 1)
+            if member.name.startswith(folder.name):
+                low, step = member.stop, 4 * step
+            else:
+                high = member.start
+        return low
+
     def member_at(self, offset: int) -> Member | None:
         """The member that `offset` (0 to `total_size` - 1) lies in, None for the footer. Raises OffsetError."""
         if not 0 <= offset < self.total_size:

@@ -33,6 +33,7 @@ INTEGRITY = "test_integrity.py"
 INDEX = "test_index.py"
 UNPACK = "test_unpack.py -k 'limits or rows_that or counts or number_of or parts_that'"
 RECORDER = "test_recorder.py"
+INSPECTION = "test_inspection.py"
 AUDIT = "test_audit.py"
 ESCAPE = "test_escape.py"
 BUSY = "test_busy.py"
@@ -104,9 +105,23 @@ MUTANTS = [
         "if False and self._audited < max(",
         AUDIT,
     ),
-    Mutant(
-        "the audit looks at directories", "audit.py", "found = inspect(folder, source, at_home)", "found = ()", AUDIT
-    ),
+    Mutant("the audit looks at directories", "audit.py", "found = inspector.inspect(folder)", "found = ()", AUDIT),
+    *[
+        Mutant(says, "inspection.py", old, new, INSPECTION)
+        for says, old, new in (
+            ("names decide on times alone", "found and only_times(found) and", "found and"),
+            ("on those of the folder that is listed too", "if not only_times(differences(", "if False and (("),
+            ("every recorded name is there", "                if recorded:\n                    return False\n", ""),
+            ("to the last", "return child is None", "return True"),
+            ("each is of its type", "if stat.S_IFMT(found.st_mode) != stat.S_IFMT(child.mode):", "if False:"),
+            ("each has its inode", "if self.at_home and found.st_ino", "if False and found.st_ino"),
+            ("no other is there that counts", "elif self._counts(", "elif False and self._counts("),
+            ("a function cannot be asked again", "self._is_left_out is None or", "self._is_left_out is not None and"),
+            ("what is fresh is looked at again", "if agrees and begun - max(stamps[:2]) > _TICK_NS:", "if agrees:"),
+            ("what moved is looked at again", "if self._known.get(member.start) == stamps:", "if self._known:"),
+            ("a look is at a folder at rest", "if _stamps(folder.stat()) != stamps:", "if False:"),
+        )
+    ],
     Mutant(
         "a row's checksum is checked",
         "index.py",
@@ -334,7 +349,11 @@ MUTANTS = [
         SEALS + " -k block_is_kept",
     ),
     Mutant(
-        "folders are judged by their times", "fill.py", " or member.is_directory or", " or", SEALS + " -k folder_that"
+        "folders are judged by their times",
+        "fill.py",
+        " or member.is_directory or",
+        " or",
+        SEALS + " -k has_more",
     ),
     Mutant(
         "contents mend nothing but stamps",

@@ -49,12 +49,10 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "file added in the root": (lambda root: (root / "new").touch(), "data"),
     "file added deep down": (lambda root: (root / "photos" / "2024" / "new").touch(), DEEP),
     "file added in an empty folder": (lambda root: (root / "empty-folder" / "new").touch(), "data/empty-folder"),
-    "pipe added": (lambda root: os.mkfifo(root / "photos" / "new"), PHOTOS),
     "link added": (lambda root: (root / "photos" / "new").symlink_to("1.bin"), PHOTOS),
     "hard link added": (lambda root: os.link(root / "script.sh", root / "photos" / "new"), PHOTOS),
     "folder added": (lambda root: (root / "photos" / "new").mkdir(), PHOTOS),
     "folder named as the index's added deep down": (lambda root: (root / "photos" / ".tartape").mkdir(), PHOTOS),
-    "added and removed": (lambda root: (root / "photos" / "new").mkdir() or (root / "photos" / "new").rmdir(), PHOTOS),
     "file removed": (lambda root: (root / "photos" / "1.bin").unlink(), PHOTOS),
     "link removed": (lambda root: (root / "dangling").unlink(), "data"),
     "empty folder removed": (lambda root: (root / "empty-folder").rmdir(), "data"),
@@ -72,11 +70,6 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
         PHOTOS,
     ),
     "mode of a folder": (lambda root: (root / "photos" / "2024").chmod(0o700), DEEP),
-    "mode of a folder and back": (
-        lambda root: ((root / "photos" / "2024").chmod(0o700), (root / "photos" / "2024").chmod(0o755)),
-        DEEP,
-    ),
-    "folder touched": (lambda root: os.utime(root / "photos"), PHOTOS),
     "file added, mtime put back": (
         lambda root: putting_time_back(root / "photos", lambda folder: (folder / "new").touch()),
         PHOTOS,
@@ -370,10 +363,6 @@ BY_CTIME: dict[str, Callable[[Path], object]] = {
     "mode of a file and back": lambda root: ((root / "script.sh").chmod(0o700), (root / "script.sh").chmod(0o755)),
     "hard link of a file added": lambda root: os.link(root / "script.sh", root.parent / "other"),
     "owner of a file": lambda root: os.chown(root / "script.sh", os.geteuid(), os.getegid()),
-    "mode of a folder and back": lambda root: (
-        (root / "photos").chmod(0o700),
-        (root / "photos").chmod(0o755),
-    ),
     "extended attribute": lambda root: os.setxattr(root / "script.sh", "user.note", b"x"),
 }
 
@@ -389,7 +378,7 @@ def test_a_change_of_ctime_alone(tree: Path, name: str) -> None:
     assert [difference.what for difference in caught.value.differences] == ["ctime"]
     assert "ctime changed since recording" in str(caught.value)
     assert '--check mtime"' in str(caught.value)
-    assert caught.value.member == ("data/photos" if "folder" in name else "data/script.sh")
+    assert caught.value.member == "data/script.sh"
     with player_of(tree, "mtime") as player:
         assert b"".join(event.data for event in player.play()) == expected
         player.audit()

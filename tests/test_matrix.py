@@ -260,9 +260,6 @@ CHANGES: dict[str, tuple[Callable[[Source], object], tuple[str, ...]]] = {
     "added beside": (lambda source: (source.b.parent / "new").touch(), (PHOTOS,)),
     "added in the root": (lambda source: (source.root / "new").touch(), (TOP,)),
     "added in an empty folder": (lambda source: (source.root / "empty" / "new").touch(), (EMPTY,)),
-    "added and removed": (
-        lambda source: ((source.b.parent / "new").touch(), (source.b.parent / "new").unlink()), (PHOTOS,),
-    ),
     "link retargeted": (retarget, (LINK, PHOTOS)),
     "link retargeted by rename": (retarget_by_rename, (LINK, PHOTOS)),
     "store through a new mapping": (store_through_new_mapping, (B,)),

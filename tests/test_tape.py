@@ -410,3 +410,29 @@ def test_a_fact_of_the_tape_that_fails_its_digest(tree: Path) -> None:
         database.execute("UPDATE tape SET value = value + 1 WHERE fact = 'recorded_ns'")
     with pytest.raises(TapeFormatError, match="digest"):
         Tape.discover(tree)
+
+
+def test_children_of_each_folder(tmp_path: Path) -> None:
+    """Those directly in it, in order, however much lies below others; for large and small trees alike."""
+    root = tmp_path / "data"
+    chance = random.Random(11)
+    folders = [root]
+    root.mkdir()
+    for number in range(300):
+        above = chance.choice(folders[-40:])
+        path = above / f"{chance.choice('abc')}{number}"
+        if chance.random() < 0.4:
+            path.mkdir()
+            folders.append(path)
+        else:
+            path.write_bytes(bytes(chance.randrange(2000)))
+    (root / "a-file-before-a-folder").touch()
+    TapeRecorder(root).commit()
+    with Tape.discover(root) as tape:
+        for folder in tape.folders():
+            expected = sorted(os.listdir(os.fsencode(root) + b"/" + folder.path))
+            if not folder.path:
+                expected.remove(b".tartape")
+            assert [child.name.rstrip(b"/") for child in tape.children(folder)] == [
+                folder.name + name for name in expected
+            ]

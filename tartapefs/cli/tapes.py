@@ -358,7 +358,7 @@ def verify(
                 click.echo(str(error))
 
         with progress(f"verifying {directory}", tape.member_count, tape=tape) as update:
-            for error in find_drift(tape, player.source, player.at_home, update, look_into):
+            for error in find_drift(player.inspector, update, look_into):
                 note(error)
         if verifier is not None and (deep or sample is not None):
             known = {error.member for error in found}

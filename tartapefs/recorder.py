@@ -185,8 +185,9 @@ class TapeRecorder:
             self._problems.append(Problem(".", f"an archive of {self.total_size} bytes is more than a file can have"))
         unreadable = [] if self._skip_unreadable else scan.unreadable
         busy = [] if self._skip_busy else self._busy
-        if self._problems:
-            raise TapeConstraintError(self._problems + unreadable + busy)
+        problems = self._problems + scan.restless
+        if problems:
+            raise TapeConstraintError(problems + unreadable + busy)
         if unreadable:
             raise SourceUnreadableError(unreadable + busy)
         if busy:

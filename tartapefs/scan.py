@@ -17,7 +17,7 @@ from tartapefs import ustar
 from tartapefs.display import file_type, moment
 from tartapefs.errors import Difference, Problem, SourceUnreadableError, TapeIntegrityError
 from tartapefs.member import RECORDABLE, path_of
-from tartapefs.source import TAPE_FOLDER, Folder, Source
+from tartapefs.source import NO_SUBVOLUME, TAPE_FOLDER, Folder, Source
 
 Exclude = str | Iterable[str] | Callable[[str], bool]
 _KIND = 0o170000  # of the mode: what `stat.S_IFMT` gives, without a call
@@ -44,7 +44,8 @@ class _Level(NamedTuple):
 class Scan:
     """Iterate over it once for everything in the source; then `unreadable` and `left_out` tell what is not there.
 
-    `unreadable`: paths that this user cannot read. `left_out`: how many sockets, pipes and devices there are.
+    `unreadable`: paths that this user cannot read. `restless`: folders that are never at rest. `left_out`: how many
+    sockets, pipes and devices there are.
 
     `root`: what all names in the archive begin with, a slash included. `owner_of` gives the owner to write for a user
     and a group; without it owners are scrubbed. `on_file` is called for every regular file that changed after `since`
@@ -67,7 +68,9 @@ class Scan:
         self._on_file = on_file
         self._since = since
         self._euid = os.geteuid()
+        self._device = -1  # of the folder that was entered last
         self.unreadable: list[Problem] = []
+        self.restless: list[Problem] = []
         self.left_out = 0
 
     def __iter__(self) -> Iterator[ustar.Facts]:
@@ -79,7 +82,8 @@ class Scan:
                 root = self._enter(levels, self._source.folder(), self._root)
             except OSError as error:
                 raise SourceUnreadableError([Problem(self._source.root, error.strerror or "")]) from None
-            yield root
+            if root is not None:
+                yield root
             while levels:
                 level = levels[-1]
                 above, lstat = level.name, level.folder.lstat
@@ -108,6 +112,8 @@ class Scan:
                             except OSError as error:
                                 self._gone_or_unreadable(path_of(name), error)
                                 continue
+                            if folder is None:
+                                continue
                             yield folder
                             break
                         size = 0 if target else size
@@ -118,10 +124,17 @@ class Scan:
             for level in levels:
                 level.folder.close()
 
-    def _enter(self, levels: list[_Level], folder: Folder, name: bytes) -> ustar.Facts:
-        """Adds the level of a folder, and returns what is to be recorded of itself."""
+    def _enter(self, levels: list[_Level], folder: Folder, name: bytes) -> ustar.Facts | None:
+        """Adds the level of a folder, and returns what is to be recorded of itself; None if it is never at rest."""
         try:
-            mode, uid, gid, _, mtime_ns, ino, ctime_ns = seen_of(folder.stat())  # so that what is added meanwhile shows
+            found = folder.stat()  # before its names, so that what is added meanwhile shows
+            mode, uid, gid, _, mtime_ns, ino, ctime_ns = seen_of(found)
+            if (found.st_dev != self._device or ino == NO_SUBVOLUME) and (why := folder.why_never_at_rest()):
+                path = os.fsdecode(path_of(name)) or "."
+                self.restless.append(Problem(path, f"{why}; leave it out (--exclude)"))
+                folder.close()
+                return None
+            self._device = found.st_dev
             levels.append(_Level(folder, name, mtime_ns, iter(folder.names())))
         except BaseException:
             folder.close()

@@ -41,6 +41,17 @@ _OVERLAYFS = 0x794C7630  # as `fstatfs` names it
 _LEASED_BY_A_SERVER = {0x6969, 0xFF534D42, 0xFE534D42}  # nfs, cifs, smb3: without a delegation no lease, writers or not
 # ext4, xfs, btrfs, tmpfs, f2fs, zfs, bcachefs: what has been changed there shows at once, by whatever descriptor.
 _LOCAL = {0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0xF2F52010, 0x2FC12FC1, 0xCA451A4E}
+_BTRFS = 0x9123683E
+NO_SUBVOLUME = 2  # the inode that btrfs shows in a snapshot for each subvolume in it (BTRFS_EMPTY_SUBVOL_DIR_OBJECTID)
+_MADE_UP = {  # file systems without files
+    0x9FA0: "procfs",
+    0x62656572: "sysfs",
+    0x27E0EB: "cgroup",
+    0x63677270: "cgroup2",
+    0x64626720: "debugfs",
+    0x74726163: "tracefs",
+    0x73636673: "securityfs",
+}
 _NAMES_ARE = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 
 
@@ -164,6 +175,15 @@ class Folder:
 
     def stat(self) -> os.stat_result:
         return os.fstat(self._fd)
+
+    def why_never_at_rest(self) -> str | None:
+        """Why no two looks at it need agree, if that is so, for people."""
+        file_system = _file_system(self._fd)
+        if file_system in _MADE_UP:
+            return f"lies on {_MADE_UP[file_system]}, where the kernel makes up what is read"
+        if file_system == _BTRFS and self.stat().st_ino == NO_SUBVOLUME:
+            return "stands for a subvolume that the snapshot does not hold; btrfs gives it the time of each look at it"
+        return None
 
     def names(self) -> list[bytes]:
         """The names in it, in the archive's order."""

@@ -15,6 +15,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from errno import EAGAIN, EEXIST, ENOSPC
 from pathlib import Path
 from types import FrameType
@@ -22,6 +23,7 @@ from typing import Any
 
 import pytest
 import reference
+from filesystems import loop, mounted
 from reference import Reference, gnu_tar
 from trees import TREES
 from users import as_nobody, give_to_nobody
@@ -1274,3 +1276,45 @@ def test_index_that_grew_into_a_bad_one_is_not_kept_in_time(tree: Path) -> None:
     TapeRecorder(tree, overwrite=True).commit()
     with Tape.discover(tree) as tape:
         assert tape.recorded_ns >= before
+
+
+@pytest.mark.root
+@pytest.mark.needs("mkfs.btrfs", "btrfs")
+def test_a_snapshot_that_holds_no_subvolume(tmp_path: Path) -> None:
+    """What btrfs shows in its place is never at rest: it is named, with the way out; without it all is recorded."""
+    index = tmp_path / "index.db"
+    with loop("btrfs", tmp_path) as disk:
+        for made in ("data", "data/nested", "data/deep/nested"):
+            (disk / made).parent.mkdir(exist_ok=True)
+            subprocess.run(["btrfs", "subvolume", "create", disk / made], check=True, capture_output=True)
+        (disk / "data" / "file").write_bytes(b"x" * 600)
+        made = ["btrfs", "subvolume", "snapshot", "-r", disk / "data", disk / "snapshot"]
+        subprocess.run(made, check=True, capture_output=True)
+        with pytest.raises(TapeConstraintError) as caught:
+            TapeRecorder(disk / "snapshot", index).commit()
+        assert [problem.path for problem in caught.value.problems] == ["deep/nested", "nested"]
+        assert all("subvolume" in str(problem) and "--exclude" in str(problem) for problem in caught.value.problems)
+        assert not index.exists()
+        TapeRecorder(disk / "snapshot", index, exclude="nested").commit()
+        expected = Reference(disk / "snapshot", (b"nested", b"deep/nested"))
+        with Tape.discover(disk / "snapshot", index) as tape, closing(TapePlayer(tape)) as player:
+            assert player.read(0, tape.total_size) == expected.read(0, expected.size)
+        TapeRecorder(disk / "data", index, overwrite=True).commit()  # where it is whole
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kind", ["proc", "sysfs", "cgroup2"])
+def test_what_the_kernel_makes_up(tmp_path: Path, kind: str) -> None:
+    """Is refused in one line, wherever it is mounted, unless it is excluded."""
+    root, index = tmp_path / "data", tmp_path / "index.db"
+    (root / "a" / "mounted").mkdir(parents=True)
+    (root / "b").touch()
+    with mounted("-t", kind, kind, root / "a" / "mounted"):
+        for folder, path in ((root, "a/mounted"), (root / "a" / "mounted", ".")):
+            with pytest.raises(TapeConstraintError) as caught:
+                TapeRecorder(folder, index).commit()
+            assert [problem.path for problem in caught.value.problems] == [path]
+            assert kind in str(caught.value) and "--exclude" in str(caught.value)
+        TapeRecorder(root, index, exclude="/a/mounted").commit()
+    with Tape.discover(root, index) as tape:
+        assert [member.path for member in tape.members()] == [b"", b"a", b"b"]

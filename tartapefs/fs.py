@@ -66,6 +66,7 @@ class ArchiveFS:
         self.hold: Hold | None = None  # of reads that meet drift; the binding's
         self.caller: Callable[[], int] = lambda: 0  # the thread whose request is answered; the binding knows it
         self._tape = player.tape
+        self._name = options.name
         self._entry = os.fsencode(options.name).decode("latin-1")
         self._logged: set[str] = set()
         self.ended = False  # unmounted: who still reads gets errors that are no news
@@ -138,7 +139,7 @@ class ArchiveFS:
         # The folder has those of the tape too: once it is invalid the archive cannot be looked up any more. Only it has
         # those that change all the time: who copies the archive with its attributes need not copy these.
         own = {} if self._is_archive(path) else in_short(self._player, self.activity, self.hold)
-        return facts(self._player) | own
+        return facts(self._player, self._name) | own
 
     def listxattr(self, path: str) -> list[str]:
         return [XATTRS + name for name in self._xattrs(path)]

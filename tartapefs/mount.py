@@ -145,7 +145,8 @@ def _attributes(mountpoint: str) -> dict[str, str | int]:
     names = [name for name in sorted(os.listxattr(mountpoint)) if name.startswith(XATTRS)]
     values = {name.removeprefix(XATTRS): os.getxattr(mountpoint, name).decode() for name in names}
     return {
-        name: int(value) if value.isdecimal() and name != "fingerprint" else value for name, value in values.items()
+        name: int(value) if value.isdecimal() and name not in ("fingerprint", "name", "seal") else value
+        for name, value in values.items()
     }
 
 
@@ -297,7 +298,9 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
             for at in range(0, len(memory), binding.ANSWER):
                 threads.append(_start(_loop, session, memoryview(memory)[at : at + binding.ANSWER], speak))
             _check_readable(os.path.join(where, options.name))
-            server = _report_server(ours, lambda: reports.document(player, archive.activity, archive.hold))
+            server = _report_server(
+                ours, lambda: reports.document(player, options.name, archive.activity, archive.hold)
+            )
             on_ready()
             _start(_audit, player, archive, options, ended)
             if archive.hold is None:

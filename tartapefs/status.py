@@ -41,10 +41,11 @@ _ANSWER_WITHIN = 5.0  # seconds that a daemon may take, which may have a slow cl
 _MAX_READERS = 1000  # in a document: the latest
 
 
-def facts(player: TapePlayer) -> dict[str, str | int]:
-    """The tape that is mounted, and whether it is still as recorded: `state` is "valid", or "invalid: " and why."""
+def facts(player: TapePlayer, name: str) -> dict[str, str | int]:
+    """The tape, its archive's name, and whether it is still as recorded: `state` is "valid", or "invalid: " and why."""
     return {
         "state": "valid" if player.drift is None else f"invalid: {player.drift}",
+        "name": printable(name),
         "source": printable(player.source.root),
         "fingerprint": player.tape.fingerprint,
         **({"seal": player.tape.seal} if player.tape.seal else {}),
@@ -67,13 +68,13 @@ def in_short(player: TapePlayer, activity: Activity, hold: Hold | None = None) -
     }
 
 
-def document(player: TapePlayer, activity: Activity, hold: Hold | None = None) -> dict[str, Any]:
+def document(player: TapePlayer, name: str, activity: Activity, hold: Hold | None = None) -> dict[str, Any]:
     """All that is known of a mount. Times in seconds, rates in bytes a second, all else in bytes unless it counts."""
     delivered, coverage, readers = activity.so_far()
     now, tape = time.monotonic(), player.tape
     return {
         "format": FORMAT,
-        **facts(player),
+        **facts(player, name),
         "pid": os.getpid(),
         "size": tape.total_size,
         "delivered": delivered,

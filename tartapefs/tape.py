@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from tartapefs import layout
+from tartapefs import layout, naming
 from tartapefs.display import printable
 from tartapefs.errors import OffsetError, TapeNotFoundError, UnexpectedTapeError
 from tartapefs.index import Index
@@ -188,6 +188,10 @@ class Tape:
             digest.update(member.header())
             on_member()
         return digest.hexdigest() == self.fingerprint
+
+    def file_name(self, template: str) -> str:
+        """A file name with `{fingerprint}`, `{seal}` and `{root}` of this tape, as `naming.file_name` makes it."""
+        return naming.file_name(template, self.fingerprint, self.seal, self.root_name)
 
     def facts_to_keep(self) -> dict[str, Any]:
         """What the index that replaces this one says of the tape too, as `IndexWriter.commit` takes it."""

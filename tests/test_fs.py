@@ -239,6 +239,7 @@ def test_open_is_granted_while_the_tape_is_valid(adapter: MakeAdapter) -> None:
 # Extended attributes
 
 XATTRS = {
+    b"user.tartape.name": b"archive.tar",
     b"user.tartape.fingerprint": FINGERPRINT.encode(),
     b"user.tartape.state": b"valid",
     b"user.tartape.members": b"7",

@@ -501,7 +501,7 @@ def test_a_document_is_never_large() -> None:
             member_at=lambda offset: None,
         ),
     )
-    found = document(player, activity)
+    found = document(player, "archive.tar", activity)
     assert len(found["readers"]) == 1000
     assert len(found["coverage"]["ranges"]) <= 4096
     assert len(json.dumps(found)) < 1 << 20

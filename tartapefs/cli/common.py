@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Protocol
 import click
 from click.shell_completion import CompletionItem
 
-from tartapefs import notify
+from tartapefs import naming, notify
 from tartapefs.display import printable
 from tartapefs.errors import TapeFormatError
 from tartapefs.tape import Tape
@@ -68,6 +68,24 @@ class _Path(click.ParamType):  # type: ignore[type-arg]  # which has arguments s
 
 
 path = _Path()
+
+
+def name_template(text: str) -> str:
+    """A file name in which `{fingerprint}`, `{seal}` and `{root}` of a tape may be; refuses what is wrong for any."""
+    try:
+        naming.file_name(text, "0" * 64, "0" * 64, "root")
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return text
+
+
+def named(tape: Tape, template: str, option: str) -> str:
+    """The path whose last part `template`, the value of `option`, makes for this tape. Raises click.BadParameter."""
+    folder, name = os.path.split(template)
+    try:
+        return os.path.join(folder, tape.file_name(name))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=option) from None
 
 
 def octal_mode(text: str) -> int:

@@ -17,13 +17,14 @@ from tartapefs.cli.common import (
     fail,
     folder_argument,
     index_option,
+    name_template,
+    named,
     octal_mode,
     path,
     recording_options,
     strict_option,
 )
 from tartapefs.cli.tapes import record_folder
-from tartapefs.display import printable
 from tartapefs.errors import MountError, TapeNotFoundError
 from tartapefs.player import Check, TapePlayer
 from tartapefs.tape import Tape
@@ -51,7 +52,14 @@ def _id_of(find: Callable[[str], int]) -> Callable[[str], int]:
 @strict_option
 @expect_option
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground until it is unmounted.")
-@click.option("--name", default="archive.tar", show_default=True, help="The name of the file that is shown.")
+@click.option(
+    "--name",
+    type=name_template,
+    metavar="NAME",
+    default="archive.tar",
+    show_default=True,
+    help="The name of the file that is shown; {fingerprint}, {seal} and {root} in it are those of the recording.",
+)
 @click.option(
     "--mode", type=octal_mode, metavar="OCTAL", default="0400", show_default=True, help="Its permission bits."
 )
@@ -128,8 +136,6 @@ def mount(
     skip_busy: bool,
 ) -> None:
     """Mount the archive of DIR at MNT; return once it can be read."""
-    if not name or "/" in name or "\0" in name or name in (".", "..") or len(os.fsencode(name)) > 255:
-        raise click.BadParameter(f"{printable(name)!r} is not a file name", param_hint="--name")
     if cached and on_drift == "hold":
         raise click.UsageError(
             "--on-drift hold goes without --cached: nothing could interrupt who waits for the page cache"
@@ -151,7 +157,7 @@ def mount(
             raise click.UsageError('the tape has no digests to scrub by; run "tartapefs seal" first')
         expected(tape, expect)
         options = MountOptions(
-            name=name,
+            name=named(tape, name, "--name"),
             mode=mode,
             cached=cached,
             allow_other=allow_other,

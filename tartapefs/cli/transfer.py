@@ -23,6 +23,7 @@ from tartapefs.cli.common import (
     folder_argument,
     index_option,
     json_option,
+    named,
     path,
     print_json,
     progress,
@@ -200,8 +201,14 @@ def resume(directory: str, copy: str, index: str | None, check: Check, full: boo
 @click.command("resume-hint")
 @folder_argument
 @click.option("--have", type=byte_count, required=True, metavar="BYTES", help='How many are good, as "check" tells.')
-@click.option("--archive", default="/mnt/tape/archive.tar", show_default=True, type=path, help="Where it is mounted.")
-@click.option("--copy", default="archive.tar", show_default=True, type=path, help="The copy to complete.")
+@click.option(
+    "--archive",
+    default="/mnt/tape/archive.tar",
+    show_default=True,
+    type=path,
+    help="Where it is mounted; its name may be one of those that mount --name takes.",
+)
+@click.option("--copy", type=path, help="The copy to complete, by default one of the same name in the current folder.")
 @click.option("--url", type=path, help="Where the archive is served, for curl; by default the mounted file.")
 @click.option("--bucket", default="BUCKET", type=path, help="Of the S3 upload.")
 @click.option("--key", default="KEY", type=path, help="Of the S3 upload.")
@@ -213,7 +220,7 @@ def resume_hint(
     directory: str,
     have: int,
     archive: str,
-    copy: str,
+    copy: str | None,
     url: str | None,
     bucket: str,
     key: str,
@@ -229,6 +236,8 @@ def resume_hint(
     """
     with Tape.discover(directory, index) as tape:
         total = tape.total_size
+        archive = named(tape, archive, "--archive")
+    copy = copy or os.path.basename(archive)
     if have > total:
         raise OffsetError(have, total)
     if part_size == 0:
@@ -351,7 +360,12 @@ def diff(old: str, new: str, check: Check, as_json: bool) -> None:
 )
 @click.option("--sums", type=path, metavar="FILE", help="Write the SHA-256 of each file there, for sha256sum -c.")
 @click.option("--state", type=path, metavar="FILE", help="Keep there what was reached, and go on from it.")
-@click.option("--name", default="archive.tar", show_default=True, help="The name that is printed with each digest.")
+@click.option(
+    "--name",
+    default="archive.tar",
+    show_default=True,
+    help="The name that is printed with each digest, as mount --name.",
+)
 @json_option
 def digest(
     directory: str,
@@ -378,6 +392,7 @@ def digest(
     if sums is not None and state is not None and os.path.realpath(sums) == os.path.realpath(state):
         raise click.UsageError("sums and state are two files")
     with Tape.discover(directory, index) as tape, ExitStack() as opened:
+        name = named(tape, name, "--name")
         player = TapePlayer(tape, directory, check)
         for output, option in ((sums, "--sums"), (state, "--state")):
             if output is not None and output != "-":

@@ -12,6 +12,7 @@ mirror=${mirror:-https://deb.debian.org/debian}
 in_root() { # ROOT COMMAND, in a mount and process namespace that end with it
     unshare --mount --pid --fork --kill-child --propagation private sh -euc '
         root=$1
+        mount --bind "$root" "$root"  # so that / is a mount point there, without which tests make no namespaces
         mount --rbind /dev "$root/dev"
         mount -t proc proc "$root/proc"
         mount --rbind /sys "$root/sys"

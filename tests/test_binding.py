@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import test_mount
 from conftest import TARTAPEFS, run
 from reference import Reference
 from test_mount import User
+
+from tartapefs import binding
 
 user = test_mount.user  # a fixture
 
@@ -125,3 +128,14 @@ def test_a_foreign_module_of_the_name_fuse(places: tuple[Path, Path], tmp_path: 
 
 def test_an_unknown_choice(places: tuple[Path, Path]) -> None:
     assert "mfusepy" in one_line(run("mount", *places, env=os.environ | {"TARTAPEFS_BINDING": "other"}))
+
+
+@pytest.mark.parametrize("name", ["fuse_new", "fuse_new_31"])
+def test_fuse_new_by_the_name_that_a_version_has(name: str) -> None:
+    """libfuse 3.10 has the first alone, 3.14 both, 3.17 the second alone."""
+    assert binding._fuse_new(SimpleNamespace(_name="libfuse3.so.3", **{name: 7})) == 7
+
+
+def test_a_library_that_cannot_mount_is_not_used() -> None:
+    with pytest.raises(ImportError, match=r"libfuse3\.so\.5 has no function fuse_new"):
+        binding._fuse_new(SimpleNamespace(_name="libfuse3.so.5"))

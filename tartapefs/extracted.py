@@ -86,7 +86,7 @@ class _Comparison:
         member, block_size = part.member, self._tape.block_size
         fd = self._extracted.open(member.path)
         try:
-            now = os.fstat(fd)
+            now = self._extracted.fstat(fd)
             if not stat.S_ISREG(now.st_mode) or now.st_size != member.size:
                 return []  # which its facts say already
             first, stop = part.low // block_size, merkle.blocks(part.high, block_size)

@@ -300,8 +300,8 @@ class IndexWriter:
 
         `at_home`: whether the witnesses are of where the index now lies, and not of a place that it was copied from.
         """
-        ino = _signed(self.ino) if at_home else 0
-        complete = facts | {"index_ino": ino, "rows_digest": self._rows_digest}
+        inodes = {"root_ino": _signed(facts["root_ino"]), "index_ino": _signed(self.ino) if at_home else 0}
+        complete = facts | inodes | {"rows_digest": self._rows_digest}
         complete["facts_digest"] = _digest(complete)
         with self._written() as db:
             db.executemany("INSERT INTO tape VALUES (?, ?)", complete.items())
@@ -744,7 +744,7 @@ class Index:
             "excluded": json.dumps(facts.excluded),
             "left_out": facts.left_out,
             "owners_kept": int(facts.owners_kept),
-            "root_ino": _signed(facts.root_ino),
+            "root_ino": facts.root_ino,
         }
 
     def digest_of(self, member: Member) -> bytes:

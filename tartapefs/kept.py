@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from tartapefs.integrity import agrees
 from tartapefs.member import Member
-from tartapefs.source import Source, Way, is_local
+from tartapefs.source import Source, Way
 
 LARGE = 1 << 20  # bytes: what nobody reads in one request
 _MOST = 4  # as many as readers that a mount serves at once
@@ -49,7 +49,7 @@ class Kept:
         """Takes over the descriptor `fd` of the member's file, whose `fstat` is `found`."""
         way: Way = []
         path = member.path
-        if path.count(b"/") <= _DEEPEST and is_local(fd):
+        if path.count(b"/") <= _DEEPEST:
             with suppress(OSError):
                 way = self._source.way_to(path)
         if way and way[-1][1:] == (found.st_dev, found.st_ino):

@@ -6,6 +6,9 @@ the root itself (as a place, not for reading), and whoever reads through it chec
 
 Linux 5.6 has one system call for this, `openat2`. (0 of 580,432 racing reads got outside, against 278,456 of 591,055
 with `O_NOFOLLOW` on the last component alone.) Without it the path is walked component by component.
+
+A `stat` of anything that does not lie on the root's own local file system is asked of the file system, each time:
+elsewhere the kernel may answer from what it was told seconds ago.
 """
 
 import ctypes
@@ -14,12 +17,14 @@ import fcntl
 import os
 import signal
 import stat
+import struct
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
 
+_NS = 10**9
 TAPE_FOLDER = b".tartape"  # holds the index; no part of the archive where it lies directly in the root
 
 _SYS_OPENAT2 = 437  # the same number on every architecture
@@ -53,6 +58,16 @@ _MADE_UP = {  # file systems without files
     0x73636673: "securityfs",
 }
 _NAMES_ARE = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+
+
+_statx = getattr(_libc, "statx", None)  # in glibc since 2018, in musl since 2024
+if _statx is not None:
+    _statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
+_AT_SYMLINK_NOFOLLOW, _AT_NO_AUTOMOUNT, _AT_EMPTY_PATH, _AT_STATX_FORCE_SYNC = 0x100, 0x800, 0x1000, 0x2000
+_ASK = _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT | _AT_EMPTY_PATH | _AT_STATX_FORCE_SYNC
+_BASIC_STATS, _STATX_SIZE = 0x7FF, 256
+# Of `struct statx`: nlink, uid, gid, mode, ino, size; atime, ctime and mtime, each in seconds and nanoseconds; the device.
+_STATX = struct.Struct("=16xIIIH2xQQ16xqI20xqI4xqI12xII")
 
 
 class _OpenHow(ctypes.Structure):
@@ -115,15 +130,51 @@ def _file_system(fd: int) -> int:
     return 0 if _libc.fstatfs(fd, facts) else facts[0] & 0xFFFF_FFFF
 
 
-def is_local(fd: int) -> bool:
+def _is_local(fd: int) -> bool:
     """Whether the file lies on a file system that nobody but this kernel changes.
 
-    Others (NFS, SMB, FUSE) are sure to look at a file anew only when it is opened; until then a `stat` may be old.
+    Of others (NFS, SMB, FUSE) a `stat` may be old: the kernel keeps what it was told for some time.
     """
     return _file_system(fd) in _LOCAL
 
 
-def _settled(fd: int) -> os.stat_result | None:
+def _asked(fd: int, path: bytes = b"") -> os.stat_result:
+    """The `lstat` of `path` below the folder `fd`, or of `fd` itself, as its file system says now, not as it once said."""
+    if _statx is None:
+        return os.lstat(path, dir_fd=fd) if path else os.fstat(fd)
+    facts = ctypes.create_string_buffer(_STATX_SIZE)
+    if _statx(fd, path, _ASK, _BASIC_STATS, facts):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), path)
+    (nlink, uid, gid, mode, ino, size, atime, atime_ns, ctime, ctime_ns, mtime, mtime_ns, major, minor) = (
+        _STATX.unpack_from(facts)
+    )
+    return os.stat_result(
+        (mode, ino, os.makedev(major, minor), nlink, uid, gid, size, atime, mtime, ctime),
+        {
+            "st_atime_ns": atime * _NS + atime_ns,
+            "st_mtime_ns": mtime * _NS + mtime_ns,
+            "st_ctime_ns": ctime * _NS + ctime_ns,
+        },
+    )
+
+
+Look = Callable[[int, bytes], os.stat_result]  # the `lstat` of a path below a folder; of the folder for an empty one
+
+
+def _look_on(local_device: int | None) -> Look:
+    """Looks whose answer is never old. On `local_device` every `stat` is such: only this kernel changes what is there."""
+    if local_device is None:
+        return _asked
+
+    def look(fd: int, path: bytes) -> os.stat_result:
+        found = os.lstat(path, dir_fd=fd) if path else os.fstat(fd)
+        return found if found.st_dev == local_device else _asked(fd, path)
+
+    return look
+
+
+def _settled(fd: int, look: Look) -> os.stat_result | None:
     """The `fstat` of a file, taken while nobody writes it: every change of its bytes from then on moves its times.
 
     None if a program has the file open for writing, or mapped to store into it. Its `write` may be under way, which
@@ -141,9 +192,9 @@ def _settled(fd: int) -> os.stat_result | None:
         if error.errno == errno.EAGAIN and _file_system(fd) not in _LEASED_BY_A_SERVER:
             return None
         _write_back(fd)
-        return os.fstat(fd)
+        return look(fd, b"")
     try:
-        return os.fstat(fd)
+        return look(fd, b"")
     finally:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
@@ -167,14 +218,15 @@ Way = list[tuple[bytes, int, int]]  # of folders and a file below the last: abso
 class Folder:
     """One folder of the source, open for listing. Raises OSError as the system does."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, look: Look) -> None:
         self._fd = fd
+        self._look = look
 
     def close(self) -> None:
         os.close(self._fd)
 
     def stat(self) -> os.stat_result:
-        return os.fstat(self._fd)
+        return self._look(self._fd, b"")
 
     def why_never_at_rest(self) -> str | None:
         """Why no two looks at it need agree, if that is so, for people."""
@@ -191,13 +243,13 @@ class Folder:
         return sorted([name.encode(encoding, errors) for name in os.listdir(self._fd)])
 
     def lstat(self, name: bytes) -> os.stat_result:
-        return os.lstat(name, dir_fd=self._fd)
+        return self._look(self._fd, name)
 
     def readlink(self, name: bytes) -> bytes:
         return os.readlink(name, dir_fd=self._fd)
 
     def folder(self, name: bytes) -> "Folder":
-        return Folder(os.open(name, _LIST, dir_fd=self._fd))
+        return Folder(os.open(name, _LIST, dir_fd=self._fd), self._look)
 
     def is_readable(self, name: bytes) -> bool:
         return os.access(name, os.R_OK, dir_fd=self._fd, effective_ids=True)
@@ -209,7 +261,7 @@ class Folder:
         except BlockingIOError:  # a program has a lease for writing
             return None
         try:
-            return _settled(fd)
+            return _settled(fd, self._look)
         finally:
             os.close(fd)
 
@@ -221,7 +273,9 @@ class Source:
         self.root = os.path.realpath(root)
         self._path = os.fsencode(self.root)
         self._root = os.open(self._path, _PLACE)
-        self._place = os.fstat(self._root)
+        self._device = os.fstat(self._root).st_dev if _is_local(self._root) else None
+        self._look = _look_on(self._device)
+        self._place = self.fstat(self._root)
         self._open = _openat2 if (has_openat2() if openat2 is None else openat2) else _open_by_component
 
     def close(self) -> None:
@@ -275,7 +329,7 @@ class Source:
     def is_in_place(self) -> bool:
         """Whether the root's path still leads to the folder that was opened."""
         try:
-            found = os.lstat(self._path)
+            found = self._look(self._root, self._path)
             return found.st_ino == self._place.st_ino and found.st_dev == self._place.st_dev
         except (FileNotFoundError, NotADirectoryError):
             return False
@@ -308,10 +362,14 @@ class Source:
         """Like `open`, for the file `name` directly in a `place`."""
         return os.open(name, _READ, dir_fd=place)
 
+    def fstat(self, fd: int) -> os.stat_result:
+        """The `fstat` of a file of the source, true at this moment."""
+        return self._look(fd, b"")
+
     def lstat(self, path: bytes) -> os.stat_result:
-        """`lstat` of `path`, relative to the root; the root's own for an empty one."""
+        """The `lstat` of `path`, relative to the root, true at this moment; the root's own for an empty path."""
         try:
-            return os.lstat(path, dir_fd=self._root) if path else os.fstat(self._root)
+            return self._look(self._root, path)
         except OSError as error:
             error.filename = os.path.join(self.root, os.fsdecode(path))
             raise
@@ -319,7 +377,8 @@ class Source:
     def way_to(self, path: bytes) -> Way:
         """The root, by its own path, each folder on the way to the file at `path`, and the file: where they are now.
 
-        Raises NotADirectoryError where there is no folder on the way, but a link to one.
+        Empty if one of them may change without this kernel's knowledge. Raises NotADirectoryError where there is no
+        folder on the way, but a link to one.
         """
         places = [self._path]
         for name in path.split(b"/"):
@@ -327,6 +386,8 @@ class Source:
         found = [os.lstat(place) for place in places]
         if not all(stat.S_ISDIR(one.st_mode) for one in found[:-1]):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+        if any(one.st_dev != self._device for one in found):
+            return []
         return [(place, one.st_dev, one.st_ino) for place, one in zip(places, found, strict=True)]
 
     @staticmethod
@@ -345,7 +406,7 @@ class Source:
         """As `Folder.settled`, for the file at `path`, relative to the root."""
         fd = self.open(path)
         try:
-            return _settled(fd)
+            return _settled(fd, self._look)
         finally:
             os.close(fd)
 
@@ -355,4 +416,4 @@ class Source:
         if not stat.S_ISDIR(os.fstat(fd).st_mode):
             os.close(fd)
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
-        return Folder(fd)
+        return Folder(fd, self._look)

@@ -71,7 +71,13 @@ MUTANTS = [
         "if False:",
         PLAYER,
     ),
-    Mutant("nor is one kept that others change", "kept.py", " and is_local(fd)", "", PLAYER),
+    Mutant(
+        "nor is one kept that others change",
+        "source.py",
+        "if any(one.st_dev != self._device for one in found):",
+        "if False:",
+        PLAYER,
+    ),
     Mutant(
         "what is short is read anew",
         "kept.py",

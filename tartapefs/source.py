@@ -15,6 +15,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import signal
 import stat
 import struct
@@ -57,6 +58,8 @@ _MADE_UP = {  # file systems without files
     0x74726163: "tracefs",
     0x73636673: "securityfs",
 }
+# Types of file systems whose files another machine or process changes, as /proc/self/mountinfo names them.
+_FOREIGN = re.compile(rb"fuse(\..+)?|nfs4?|cifs|smb3|9p|ceph|afs|virtiofs|lustre|beegfs|gpfs|coda|orangefs|vboxsf")
 _NAMES_ARE = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 
 
@@ -66,7 +69,7 @@ if _statx is not None:
 _AT_SYMLINK_NOFOLLOW, _AT_NO_AUTOMOUNT, _AT_EMPTY_PATH, _AT_STATX_FORCE_SYNC = 0x100, 0x800, 0x1000, 0x2000
 _ASK = _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT | _AT_EMPTY_PATH | _AT_STATX_FORCE_SYNC
 _BASIC_STATS, _STATX_SIZE = 0x7FF, 256
-# Of `struct statx`: nlink, uid, gid, mode, ino, size; atime, ctime and mtime, each in seconds and nanoseconds; the device.
+# Of `struct statx`: nlink, uid, gid, mode, ino, size; atime, ctime, mtime, each in seconds and nanoseconds; device.
 _STATX = struct.Struct("=16xIIIH2xQQ16xqI20xqI4xqI12xII")
 
 
@@ -139,7 +142,7 @@ def _is_local(fd: int) -> bool:
 
 
 def _asked(fd: int, path: bytes = b"") -> os.stat_result:
-    """The `lstat` of `path` below the folder `fd`, or of `fd` itself, as its file system says now, not as it once said."""
+    """The `lstat` of `path` below the folder `fd`, of `fd` itself for an empty one: what its file system says now."""
     if _statx is None:
         return os.lstat(path, dir_fd=fd) if path else os.fstat(fd)
     facts = ctypes.create_string_buffer(_STATX_SIZE)
@@ -163,7 +166,7 @@ Look = Callable[[int, bytes], os.stat_result]  # the `lstat` of a path below a f
 
 
 def _look_on(local_device: int | None) -> Look:
-    """Looks whose answer is never old. On `local_device` every `stat` is such: only this kernel changes what is there."""
+    """Looks whose answer is not old, as on `local_device` none is: nobody but this kernel changes what is there."""
     if local_device is None:
         return _asked
 
@@ -303,6 +306,25 @@ class Source:
     def descriptor(self) -> int:
         """Of the root, as a place: the only one that is kept."""
         return self._root
+
+    def foreign_types(self) -> list[str]:
+        """The types of file systems such as "nfs4" or "fuse.sshfs" on which the source lies, all or in part.
+
+        They may answer from a cache, the kernel's or their own, and then a change is not seen at once.
+        """
+        escaped = re.sub(rb"[ \t\n\\]", lambda character: b"\\%03o" % ord(character[0]), self._path + b"/")
+        found = set()
+        with suppress(OSError):
+            with open(f"/proc/self/fdinfo/{self._root}", "rb") as facts:
+                (its_mount,) = (line.split()[1] for line in facts if line.startswith(b"mnt_id:"))
+            with open("/proc/self/mountinfo", "rb") as mounts:
+                for line in mounts:
+                    before, _, after = line.partition(b" - ")
+                    mount, _, _, _, place = before.split(b" ")[:5]
+                    kind = after.partition(b" ")[0]
+                    if (mount == its_mount or place.startswith(escaped)) and _FOREIGN.fullmatch(kind):
+                        found.add(kind.decode())
+        return sorted(found)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -44,6 +44,7 @@ STREAM = "test_stream.py"
 SEALS = "test_seals.py"
 SEALED_MOUNT = "test_sealed_mount.py"
 EXTRACTED = "test_extracted.py"
+BEHIND = "test_behind.py"
 
 MUTANTS = [
     Mutant("type and mode are compared", "integrity.py", "found.st_mode == member.mode", "True", INTEGRITY),
@@ -70,6 +71,20 @@ MUTANTS = [
         "if not all(stat.S_ISDIR(one.st_mode) for one in found[:-1]):",
         "if False:",
         PLAYER,
+    ),
+    Mutant(
+        "no stat is answered by the kernel's cache",
+        "source.py",
+        "_AT_EMPTY_PATH | _AT_STATX_FORCE_SYNC",
+        "_AT_EMPTY_PATH",
+        BEHIND,
+    ),
+    Mutant(
+        "not in a folder that is mounted in the source either",
+        "source.py",
+        "return found if found.st_dev == local_device else _asked(fd, path)",
+        "return found",
+        BEHIND,
     ),
     Mutant(
         "nor is one kept that others change",

@@ -1060,9 +1060,8 @@ def test_a_kept_file_that_is_read_short(deep: Path, monkeypatch: pytest.MonkeyPa
 def test_no_way_leads_by_a_link(deep: Path) -> None:
     """Not even to the very file: nothing is kept that was opened in the instant in which a folder became a link."""
     with closing(source.Source(str(deep))) as folder:
-        assert [place for place, _, _ in folder.way_to(b"a/b/file")] == [
-            os.fsencode(deep / below) for below in ("", "a", "a/b", "a/b/file")
-        ]
+        way = [os.fsencode(deep / below) for below in ("", "a", "a/b", "a/b/file")]
+        assert [place for place, _, _ in folder.way_to(b"a/b/file")] == (way if is_on_a_local_disk(deep) else [])
         (deep / "a").rename(deep / "moved")
         (deep / "a").symlink_to("moved")
         with pytest.raises(NotADirectoryError):

@@ -16,6 +16,7 @@ from click.shell_completion import CompletionItem
 from tartapefs import naming, notify
 from tartapefs.display import printable
 from tartapefs.errors import TapeFormatError
+from tartapefs.source import Source
 from tartapefs.tape import Tape
 
 DRIFT, USAGE, NO_TAPE, REFUSED, NO_MOUNT, INTERRUPTED = 1, 2, 3, 4, 5, 130
@@ -228,6 +229,16 @@ def expected(tape: Tape, value: str | None, complete: bool = False) -> None:
     if complete and not tape.has_fingerprint():
         raise TapeFormatError(tape.index_path, "its headers have another fingerprint than it says")
     say("the fingerprint is the expected one: it covers names, sizes, modes and times, but no contents")
+
+
+def late(types: list[str]) -> str:
+    """What follows from a source that lies on such file systems, in one line."""
+    return f"{', '.join(types)}: a change there may be seen late; a sealed tape is beyond that"
+
+
+def say_if_late(source: Source) -> None:
+    if types := source.foreign_types():
+        say(f'{printable(source.root)} is on {late(types)} ("tartapefs seal")')
 
 
 def json_option(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -22,6 +22,7 @@ from tartapefs.cli.common import (
     octal_mode,
     path,
     recording_options,
+    say_if_late,
     strict_option,
 )
 from tartapefs.cli.tapes import record_folder
@@ -171,6 +172,8 @@ def mount(
         )
         log = os.path.abspath(log_file) if log_file else None
         player = TapePlayer(tape, directory, check, strict=strict, expect=expect and expect.strip().lower())
+        if not tape.seal:
+            say_if_late(player.source)
         code = mounting.mount(player, mountpoint, options, foreground, log)
     if code:
         fail("the folder is no longer as recorded", code)

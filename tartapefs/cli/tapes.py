@@ -28,11 +28,13 @@ from tartapefs.cli.common import (
     folder_argument,
     index_option,
     json_option,
+    late,
     path,
     print_json,
     progress,
     recording_options,
     say,
+    say_if_late,
     size_text,
     strict_option,
 )
@@ -153,7 +155,10 @@ def record(
     seal = ""
     if not as_json:
         click.echo(fingerprint)
-    if algorithm is not None:
+    if algorithm is None:
+        with Source(directory) as source:
+            say_if_late(source)
+    else:
         seal = seal_folder(directory, index, algorithm, BLOCK_SIZE)
     if not as_json:
         if seal:
@@ -173,16 +178,16 @@ def record(
     )
 
 
-def _checks(tape: Tape, directory: str) -> tuple[bool | None, str]:
-    """Whether the tape is at home, and which facts each read compares."""
+def _checks(tape: Tape, directory: str) -> tuple[bool | None, str, list[str]]:
+    """Whether the tape is at home, which facts each read compares, and where a change may be seen late."""
     try:
         with Source(directory) as source:
-            at_home = tape.is_at_home(source)
+            at_home, late_on = tape.is_at_home(source), source.foreign_types()
     except OSError:
-        return None, "the source folder cannot be opened"
+        return None, "the source folder cannot be opened", []
     if at_home:
-        return True, "type, size, mtime, mode, link target, inode, ctime"
-    return False, "type, size, mtime, mode, link target (not inode and ctime: folder or index are copies)"
+        return True, "type, size, mtime, mode, link target, inode, ctime", late_on
+    return False, "type, size, mtime, mode, link target (not inode and ctime: folder or index are copies)", late_on
 
 
 @click.command()
@@ -192,7 +197,7 @@ def _checks(tape: Tape, directory: str) -> tuple[bool | None, str]:
 def info(directory: str, index: str | None, as_json: bool) -> None:
     """What is known of the tape of DIR."""
     with Tape.discover(directory, index) as tape:
-        at_home, checks = _checks(tape, directory)
+        at_home, checks, late_on = _checks(tape, directory)
         if tape.seal and at_home is not None:
             checks += "; contents, which decide where only mtime, inode or ctime changed"
         facts = {
@@ -209,6 +214,7 @@ def info(directory: str, index: str | None, as_json: bool) -> None:
             "owners": "kept" if tape.owners_kept else "scrubbed",
             "at_home": at_home,
             "checks": checks,
+            "late_on": late_on,
         }
     if as_json:
         print_json(facts)
@@ -217,6 +223,7 @@ def info(directory: str, index: str | None, as_json: bool) -> None:
     facts["excluded"] = " ".join(tape.excluded) or "nothing"
     facts["seal"] = tape.seal or "none"
     facts["digests"] = facts["digests"] or 'none; "tartapefs seal" adds them'
+    facts["late_on"] = late(late_on) if late_on else "nothing"
     facts["at_home"] = {True: "yes", False: "no", None: "unknown"}[at_home]
     for key, value in facts.items():
         click.echo(f"{key.replace('_', ' '):14}{printable(str(value))}")

@@ -34,6 +34,7 @@ class Kept:
         is_right = False
         try:
             if os.preadv(fd, (part,), position) == len(part):
+                self._source.wait_for_holes(fd, way[-1][1])
                 found = self._source.end_of(way)
                 is_right = found is not None and agrees(member, found, at_home)
         except OSError:

@@ -43,10 +43,12 @@ _syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_void
 _libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _WRITE_AND_WAIT = 7  # SYNC_FILE_RANGE_WAIT_BEFORE | _WRITE | _WAIT_AFTER
 _libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
-_OVERLAYFS = 0x794C7630  # as `fstatfs` names it
+_OVERLAYFS, _TMPFS = 0x794C7630, 0x01021994  # as `fstatfs` names them
+_LATE = {_TMPFS, _OVERLAYFS}  # where a hole is there before the times have moved; an overlay's layer may be a tmpfs
 _LEASED_BY_A_SERVER = {0x6969, 0xFF534D42, 0xFE534D42}  # nfs, cifs, smb3: without a delegation no lease, writers or not
-# ext4, xfs, btrfs, tmpfs, f2fs, zfs, bcachefs: what has been changed there shows at once, by whatever descriptor.
-_LOCAL = {0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0xF2F52010, 0x2FC12FC1, 0xCA451A4E}
+# ext4, xfs, btrfs, tmpfs, f2fs, zfs, bcachefs: nobody but this kernel changes what lies there, and it shows at once, by
+# whatever descriptor. Of others (NFS, SMB, FUSE) a `stat` may be old: the kernel keeps what it was told for some time.
+_LOCAL = {0xEF53, 0x58465342, 0x9123683E, _TMPFS, 0xF2F52010, 0x2FC12FC1, 0xCA451A4E}
 _BTRFS = 0x9123683E
 NO_SUBVOLUME = 2  # the inode that btrfs shows in a snapshot for each subvolume in it (BTRFS_EMPTY_SUBVOL_DIR_OBJECTID)
 _MADE_UP = {  # file systems without files
@@ -61,7 +63,6 @@ _MADE_UP = {  # file systems without files
 # Types of file systems whose files another machine or process changes, as /proc/self/mountinfo names them.
 _FOREIGN = re.compile(rb"fuse(\..+)?|nfs4?|cifs|smb3|9p|ceph|afs|virtiofs|lustre|beegfs|gpfs|coda|orangefs|vboxsf")
 _NAMES_ARE = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
-
 
 _statx = getattr(_libc, "statx", None)  # in glibc since 2018, in musl since 2024
 if _statx is not None:
@@ -131,14 +132,6 @@ def _file_system(fd: int) -> int:
     """The magic number of the file system that the file lies on; 0 if it has none to tell."""
     facts = (ctypes.c_long * 32)()
     return 0 if _libc.fstatfs(fd, facts) else facts[0] & 0xFFFF_FFFF
-
-
-def _is_local(fd: int) -> bool:
-    """Whether the file lies on a file system that nobody but this kernel changes.
-
-    Of others (NFS, SMB, FUSE) a `stat` may be old: the kernel keeps what it was told for some time.
-    """
-    return _file_system(fd) in _LOCAL
 
 
 def _asked(fd: int, path: bytes = b"") -> os.stat_result:
@@ -276,9 +269,11 @@ class Source:
         self.root = os.path.realpath(root)
         self._path = os.fsencode(self.root)
         self._root = os.open(self._path, _PLACE)
-        self._device = os.fstat(self._root).st_dev if _is_local(self._root) else None
+        kind = _file_system(self._root)
+        self._is_late = kind in _LATE
+        self._device = os.fstat(self._root).st_dev if kind in _LOCAL else None
         self._look = _look_on(self._device)
-        self._place = self.fstat(self._root)
+        self._place = self._look(self._root, b"")
         self._open = _openat2 if (has_openat2() if openat2 is None else openat2) else _open_by_component
 
     def close(self) -> None:
@@ -385,8 +380,20 @@ class Source:
         return os.open(name, _READ, dir_fd=place)
 
     def fstat(self, fd: int) -> os.stat_result:
-        """The `fstat` of a file of the source, true at this moment."""
-        return self._look(fd, b"")
+        """The `fstat` of a file of the source, which shows each change of the bytes that were read of it before."""
+        found = self._look(fd, b"")
+        return self._look(fd, b"") if self.wait_for_holes(fd, found.st_dev) else found
+
+    def wait_for_holes(self, fd: int, device: int) -> bool:
+        """Waits until no hole is being punched into a file, which lies on `device`; whether there could have been one.
+
+        On tmpfs the bytes are gone before the times move, all under a lock that is taken to look for data, too.
+        """
+        is_late = self._is_late if device == self._place.st_dev else _file_system(fd) in _LATE
+        if is_late:
+            with suppress(OSError):  # it has no data
+                os.lseek(fd, 0, os.SEEK_DATA)
+        return is_late
 
     def lstat(self, path: bytes) -> os.stat_result:
         """The `lstat` of `path`, relative to the root, true at this moment; the root's own for an empty path."""

@@ -45,6 +45,7 @@ SEALS = "test_seals.py"
 SEALED_MOUNT = "test_sealed_mount.py"
 EXTRACTED = "test_extracted.py"
 BEHIND = "test_behind.py"
+HOLES = "test_holes.py"
 
 MUTANTS = [
     Mutant("type and mode are compared", "integrity.py", "found.st_mode == member.mode", "True", INTEGRITY),
@@ -85,6 +86,20 @@ MUTANTS = [
         "return found if found.st_dev == local_device else _asked(fd, path)",
         "return found",
         BEHIND,
+    ),
+    Mutant(
+        "a hole is waited for",
+        "source.py",
+        'self._look(fd, b"") if self.wait_for_holes(fd, found.st_dev) else found',
+        "found",
+        HOLES,
+    ),
+    Mutant(
+        "in a file that was kept open, too",
+        "kept.py",
+        "self._source.wait_for_holes(fd, way[-1][1])",
+        "pass",
+        HOLES,
     ),
     Mutant(
         "nor is one kept that others change",

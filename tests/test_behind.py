@@ -209,13 +209,13 @@ def test_record_mount_and_info_tell_of_it_in_a_line(real: Path, tmp_path: Path, 
             lines = run(*command, "--index", index).stderr.splitlines()
             assert [line for line in lines if told in line] == [f'tartapefs: {root}{told} ("tartapefs seal")']
         assert run("unmount", mnt).returncode == 0
-        assert "late on       fuse: a change there" in run("info", root, "--index", index).stdout
+        assert "file system   fuse: a change there" in run("info", root, "--index", index).stdout
         with Tape.discover(root, index) as tape, Source(str(root)) as source:
             seal(tape, source, True)
         assert told not in run("mount", root, mnt, "--index", index).stderr
         assert run("unmount", mnt).returncode == 0
     assert run("record", real).stderr.count("\n") == 1
-    assert "late on       nothing\n" in run("info", real).stdout
+    assert "file system" not in run("info", real).stdout
 
 
 ODD = [

@@ -970,6 +970,7 @@ def test_info_as_json(data: Path, reference: Reference) -> None:
         "left_out": 0,
         "owners": "scrubbed",
         "at_home": True,
+        "late_on": [],
     }
 
 

@@ -223,7 +223,9 @@ def info(directory: str, index: str | None, as_json: bool) -> None:
     facts["excluded"] = " ".join(tape.excluded) or "nothing"
     facts["seal"] = tape.seal or "none"
     facts["digests"] = facts["digests"] or 'none; "tartapefs seal" adds them'
-    facts["late_on"] = late(late_on) if late_on else "nothing"
+    del facts["late_on"]
+    if late_on:
+        facts["file_system"] = late(late_on)
     facts["at_home"] = {True: "yes", False: "no", None: "unknown"}[at_home]
     for key, value in facts.items():
         click.echo(f"{key.replace('_', ' '):14}{printable(str(value))}")

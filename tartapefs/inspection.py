@@ -66,7 +66,8 @@ class Inspector:
                 agrees = self._agrees(member, folder)
                 if _stamps(folder.stat()) != stamps:
                     continue
-                if agrees and begun - max(stamps[:2]) > _TICK_NS:  # or they could stay while a name is added
+                # Or they could stay while a name is added, or a server has shown names that it kept from before.
+                if agrees and begun - max(stamps[:2]) > _TICK_NS and self.source.is_local(found):
                     self._known[member.start] = stamps
                 return agrees
             finally:

@@ -379,6 +379,10 @@ class Source:
         """Like `open`, for the file `name` directly in a `place`."""
         return os.open(name, _READ, dir_fd=place)
 
+    def is_local(self, found: os.stat_result) -> bool:
+        """Whether what was found lies on the root's own file system, and only this kernel changes what is there."""
+        return found.st_dev == self._device
+
     def fstat(self, fd: int) -> os.stat_result:
         """The `fstat` of a file of the source, which shows each change of the bytes that were read of it before."""
         found = self._look(fd, b"")

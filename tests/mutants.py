@@ -88,6 +88,13 @@ MUTANTS = [
         BEHIND,
     ),
     Mutant(
+        "names that a server may have kept are looked at again",
+        "inspection.py",
+        " and self.source.is_local(found)",
+        "",
+        BEHIND,
+    ),
+    Mutant(
         "a hole is waited for",
         "source.py",
         'self._look(fd, b"") if self.wait_for_holes(fd, found.st_dev) else found',

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -13,10 +14,10 @@ from conftest import run
 from reference import Reference
 from test_seals import flip
 
-from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder
+from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder, inspection
 from tartapefs.audit import verify
 from tartapefs.sealer import seal
-from tartapefs.source import Source
+from tartapefs.source import Folder, Source
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root, pytest.mark.needs("bindfs")]
 SIZE = 300_000
@@ -122,7 +123,7 @@ def test_a_change_behind_the_kernel_is_seen(
             assert player.read(0, len(before)) == before
             warm(root)
             change(real)
-            found = [error.member for error in verify(tape, player.source, at_home=True)]
+            found = [error.member for error in verify(player.inspector)]
             assert member in found
             warm(root)
             with pytest.raises(TapeIntegrityError) as caught:
@@ -186,6 +187,25 @@ def test_copies_through_a_mount(real: Path, tmp_path: Path, mount: Callable[...,
         assert run("unmount", archive.parent).returncode == 0
 
 
+def test_a_listing_that_a_server_kept_is_no_last_word(
+    real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is older than the times of its folder, as sshfs may give it."""
+    with bound(real.parent, tmp_path / "shown", "ro") as place:
+        root, index = place / "data", tmp_path / "index.db"
+        TapeRecorder(root, index, exclude="*.tmp").commit()
+        with Tape.discover(root, index) as tape, closing(TapePlayer(tape, root)) as player:
+            added(real)
+            os.utime(real / "z-folder", ns=(10**18 + 5, 10**18 + 5))
+            now = time.time_ns()
+            with monkeypatch.context() as patch:
+                patch.setattr(inspection.time, "time_ns", lambda: now + 10**11)  # long after the change
+                patch.setattr(Folder, "names", lambda folder: [])
+                player.audit()
+            with pytest.raises(TapeIntegrityError):
+                player.audit()
+
+
 def test_a_sealed_tape_trusts_no_stat(real: Path, tmp_path: Path) -> None:
     """Contents are what counts, even where size and mtime are all that is compared."""
     with bound(real.parent, tmp_path / "shown", "ro") as place:
@@ -245,7 +265,7 @@ def test_numbers_that_no_local_file_system_has(real: Path, tmp_path: Path, facts
         with Tape.discover(root, index) as tape, closing(TapePlayer(tape, root)) as player:
             assert player.at_home
             assert player.read(0, tape.total_size) == whole(root)
-            assert list(verify(tape, player.source, at_home=True)) == []
+            assert list(verify(player.inspector)) == []
         listing = run("ls", root, "--index", index)
         assert (listing.returncode, listing.stderr, len(listing.stdout.splitlines())) == (0, "", 6)
         assert TapeRecorder(root, index, overwrite=True).commit() == fingerprint

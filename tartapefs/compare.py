@@ -96,11 +96,11 @@ class Comparison:
             count += 1
             if count % _PROGRESS_EVERY == 0:
                 on_progress(count, other.start if other is not None else self.new.total_size)
-            if other is None or (one is not None and _path(one) < _path(other)):
+            if other is None or (one is not None and one.sort_key < other.sort_key):
                 yield Change("removed", one, None)
                 one = next(ours, None)
                 continue
-            if one is None or _path(other) < _path(one):
+            if one is None or other.sort_key < one.sort_key:
                 yield Change("added", None, other)
                 other = next(theirs, None)
                 continue
@@ -109,8 +109,3 @@ class Comparison:
             elif one.start != other.start:
                 yield Change("moved", one, other)
             one, other = next(ours, None), next(theirs, None)
-
-
-def _path(member: Member) -> list[bytes]:
-    """What members are sorted by."""
-    return member.name.rstrip(b"/").split(b"/")

@@ -193,7 +193,8 @@ def damage(member: Member, number: int, block_size: int, found: str = _UNSEEN) -
     return TapeIntegrityError(
         member.arc_path,
         [Difference(f"the contents of {where}", "its digest", found)],
-        'put the recorded contents back, or run "tartapefs record --force" to record again',
+        'put the recorded contents back, or run "tartapefs record --force --no-digest" and "tartapefs seal" to have'
+        " what is there now",
     )
 
 

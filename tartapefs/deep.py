@@ -33,6 +33,7 @@ _SAVE_EVERY = 10.0  # seconds
 _LONGEST_STATE = 1 << 28  # bytes
 THREADS = max(4, len(os.sched_getaffinity(0)))  # more than there are cores: on a slow disk they wait
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -100,14 +101,14 @@ class Reader:
 
 
 def in_order(
-    work: Callable[[Stretch], Result], them: Iterator[Stretch], threads: int = THREADS
-) -> Iterator[tuple[Stretch, Result]]:
-    """Each stretch with what `work` makes of it, in order, by many threads; raises what the first of them raised."""
-    waiting: deque[tuple[Stretch, Future[Result]]] = deque()
+    work: Callable[[Item], Result], them: Iterator[Item], threads: int = THREADS
+) -> Iterator[tuple[Item, Result]]:
+    """Each item with what `work` makes of it, in order, by many threads; raises what the first of them raised."""
+    waiting: deque[tuple[Item, Future[Result]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for stretch in them:
-                waiting.append((stretch, pool.submit(work, stretch)))
+            for item in them:
+                waiting.append((item, pool.submit(work, item)))
                 if len(waiting) > 2 * threads:
                     first, result = waiting.popleft()
                     yield first, result.result()
@@ -126,11 +127,11 @@ def sampled(tape: Tape, share: float, some: random.Random) -> Iterator[Stretch]:
         count = merkle.blocks(member.size, block_size)
         if count == 1:
             if some.random() < share:
-                yield _stretch(Part(member, 0, member.size))
+                yield stretch_of(Part(member, 0, member.size))
             continue
         for number in sorted(some.sample(range(count), _how_many(count, share, some))):
             low = number * block_size
-            yield _stretch(Part(member, low, min(low + block_size, member.size)))
+            yield stretch_of(Part(member, low, min(low + block_size, member.size)))
 
 
 def _how_many(count: int, share: float, some: random.Random) -> int:
@@ -139,7 +140,7 @@ def _how_many(count: int, share: float, some: random.Random) -> int:
     return min(count, int(whole) + (some.random() < rest))
 
 
-def _stretch(part: Part) -> Stretch:
+def stretch_of(part: Part) -> Stretch:
     body = part.member.start + BLOCK
     return Stretch(body + part.low, body + part.high, [part])
 
@@ -226,7 +227,7 @@ class Verifier:
         step = self._tape.block_size
         lows = range(0, member.size, step)
         parts = (Part(member, low, min(low + step, member.size)) for low in lows)
-        return next(filter(None, (self._differences(_stretch(part)) for part in parts)), [])
+        return next(filter(None, (self._differences(stretch_of(part)) for part in parts)), [])
 
     def _differences(self, stretch: Stretch) -> list[TapeIntegrityError]:
         try:
@@ -238,7 +239,7 @@ class Verifier:
         found: list[TapeIntegrityError] = []
         for part in stretch.parts:
             if part.high > part.low:
-                found += self._differences(_stretch(part))
+                found += self._differences(stretch_of(part))
         return found
 
     def _wrong_blocks(self, stretch: Stretch, digests: bytes) -> list[TapeIntegrityError]:

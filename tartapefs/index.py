@@ -100,6 +100,9 @@ class TapeFacts:
     block_size: int = 0  # bytes
     levels: int = 0  # of nodes
     unsealed_rows: str = ""  # the rows' digest before, when the packs were cut without regard to leaves
+    # Of one that has no seal yet but is to have one, of blocks of this size.
+    due_algorithm: str = ""
+    due_block_size: int = 0
 
 
 def _signed(ino: int) -> int:
@@ -546,6 +549,8 @@ class Index:
                 digests += tape.seal, tape.unsealed_rows
             if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests):
                 raise ValueError("a digest has 64 hex digits")
+            if tape.due_algorithm:
+                self._check_digest_facts(tape.due_algorithm, tape.due_block_size)
             if self._schema is _SEALED_SCHEMA:
                 self._check_seal_facts(tape)
             elif any((tape.seal, tape.algorithm, tape.block_size, tape.levels, tape.unsealed_rows)):
@@ -562,12 +567,16 @@ class Index:
         return tape
 
     @staticmethod
-    def _check_seal_facts(tape: TapeFacts) -> None:
+    def _check_digest_facts(algorithm: str, block_size: int) -> None:
         """Raises ValueError and TypeError."""
-        if tape.algorithm not in merkle.ALGORITHMS:
-            raise ValueError(f"no such algorithm: {tape.algorithm!r}")
-        if not merkle.SMALLEST_BLOCK <= tape.block_size <= merkle.LARGEST_BLOCK or tape.block_size % BLOCK:
+        if algorithm not in merkle.ALGORITHMS:
+            raise ValueError(f"no such algorithm: {algorithm!r}")
+        if not merkle.SMALLEST_BLOCK <= block_size <= merkle.LARGEST_BLOCK or block_size % BLOCK:
             raise ValueError("the size of blocks is out of range")
+
+    def _check_seal_facts(self, tape: TapeFacts) -> None:
+        """Raises ValueError and TypeError."""
+        self._check_digest_facts(tape.algorithm, tape.block_size)
         if not 0 < tape.levels <= merkle.MOST_LEVELS:
             raise ValueError("the number of levels is out of range")
 

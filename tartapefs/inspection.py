@@ -43,11 +43,10 @@ class Inspector:
         Raises OSError where that cannot be told, and TapeFormatError for a damaged index.
         """
         found = inspect(member, self.source, self.at_home)
-        if member.is_directory and found and only_times(found) and self._has_its_names(member):
-            return ()
-        return found
+        return () if found and member.is_directory and self._has_its_names(member) else found
 
     def _has_its_names(self, member: Member) -> bool:
+        """Whether it differs in nothing but times, and its names are as recorded."""
         agrees = False
         for _ in range(_LOOKS):
             try:

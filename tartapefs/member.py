@@ -45,6 +45,15 @@ class Member(NamedTuple):
         return path_of(self.name)
 
     @property
+    def sort_key(self) -> list[bytes]:
+        """What members of an archive are in the order of."""
+        return self.name.rstrip(b"/").split(b"/")
+
+    def same_object(self, other: "Member") -> bool:
+        """Whether all facts are the same that are recorded of what lies in the source, at home."""
+        return self[1:8] == other[1:8]
+
+    @property
     def is_file(self) -> bool:
         return stat.S_ISREG(self.mode)
 

@@ -35,6 +35,7 @@ ALGORITHMS: tuple[SealAlgorithm, ...] = ("blake3", "sha256")
 SIZE = 32  # bytes of a digest
 RUN = 8  # members in a leaf: whoever reads one has to hash the headers of all
 FANOUT = 62  # digests in a row: eight rows fill one of the index's pages
+BLOCK_SIZE = 1 << 17  # bytes, by default; see docs/decisions/0009-seals.md
 SMALLEST_BLOCK, LARGEST_BLOCK = 1 << 16, 1 << 20
 MOST_LEVELS = 12  # 62 to the power of this is more than an archive has bytes
 

@@ -15,24 +15,27 @@ import os
 import pwd
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
+from typing import Any, Literal
 
-from tartapefs import signals, ustar
+from tartapefs import merkle, signals, ustar
 from tartapefs.errors import (
     Problem,
     SourceBusyError,
     SourceUnreadableError,
     TapeBusyError,
     TapeConstraintError,
-    TapeError,
     TapeExistsError,
+    TapeFormatError,
+    TapeNotFoundError,
 )
-from tartapefs.index import Index, IndexWriter, is_index
+from tartapefs.index import Index, IndexWriter, TapeFacts, is_index
 from tartapefs.integrity import inspect
 from tartapefs.layout import FOOTER, MAX_OFFSET, span
 from tartapefs.member import Member, path_of
-from tartapefs.scan import Exclude, IsLeftOut, Scan, Seen, changed, exclusion, seen_of
+from tartapefs.scan import Exclude, IsLeftOut, Scan, Seen, changed, exclusion, is_function, seen_of
 from tartapefs.source import TAPE_FOLDER, Folder, Source, default_index
 
 _RECENT_NS = 60 * 10**9  # a file changed since then may be in the middle of a change
@@ -52,11 +55,17 @@ class TapeRecorder:
     `index_path`: where the index goes, `<root>/.tartape/index.db` by default; elsewhere for a source that must not be
     written. `exclude`: a pattern as in .gitignore, several, or a function that is given each path below the root and
     tells whether to leave it out; a directory that is left out takes its content along. `anonymize`: owners are
-    written as root. `overwrite`: an existing index is replaced. `skip_unreadable`: what this user cannot read is left
-    out, and then listed in `skipped`; `skip_busy`: so are files that changed within the last minute and that a program
-    has open for writing, or mapped so. `on_progress` is called now and then with members and archive bytes so far.
+    written as root, which is the default. `digest`: of which algorithm the tape is to have digests of contents, "" for
+    none, the default; the index says so, and `sealer.seal` makes them. `overwrite`: an existing index is replaced; of
+    `exclude`, `anonymize` and `digest` what is None is then as in the recording that is replaced, so that `exclude=()`
+    is needed to leave nothing out. `skip_unreadable`: what this user cannot read is left out, and then listed in
+    `skipped`; `skip_busy`: so are files that changed within the last minute and that a program has open for writing, or
+    mapped so. `on_progress` is called now and then with members and archive bytes so far.
 
-    Raises ValueError for a malformed pattern.
+    After `commit`, `excluded`, `owners_kept`, `due_algorithm` and `due_block_size` are what the index says; `replaced`
+    is what the one before said, if there was one, and `unreadable_before` why nobody could read it.
+
+    Raises ValueError for a malformed pattern, and for an unknown algorithm.
     """
 
     def __init__(
@@ -64,21 +73,27 @@ class TapeRecorder:
         root: str | os.PathLike[str],
         index_path: str | os.PathLike[str] | None = None,
         exclude: Exclude | None = None,
-        anonymize: bool = True,
+        anonymize: bool | None = None,
         overwrite: bool = False,
         *,
         skip_unreadable: bool = False,
         skip_busy: bool = False,
+        digest: merkle.SealAlgorithm | Literal[""] | None = None,
         on_progress: Progress | None = None,
     ) -> None:
         self.root = os.path.realpath(root)
         self.index_path = os.path.abspath(index_path) if index_path else default_index(self.root)
         self._own_folder = index_path is None
+        if digest not in (None, "", *merkle.ALGORITHMS):
+            raise ValueError(f"{digest!r} is no algorithm; there are {', '.join(merkle.ALGORITHMS)}")
+        self._asked_exclusion = exclusion(exclude) if exclude is not None else None
+        self._asked_anonymize, self._asked_digest = anonymize, digest
         self._exclude: IsLeftOut | None = None
-        self._excluded: list[str] = []
-        if exclude is not None:
-            self._exclude, self._excluded = exclusion(exclude)
-        self._anonymize = anonymize
+        self.excluded: Sequence[str] = ()
+        self.owners_kept = False
+        self.due_algorithm, self.due_block_size = "", 0
+        self.replaced: TapeFacts | None = None
+        self.unreadable_before: Exception | None = None
         self._overwrite = overwrite
         self._skip_unreadable = skip_unreadable
         self._skip_busy = skip_busy
@@ -145,10 +160,11 @@ class TapeRecorder:
         with IndexWriter(self.index_path) as writer:
             if os.path.lexists(self.index_path) and not self._overwrite:  # now that no other recorder runs
                 raise TapeExistsError(self.index_path)
+            self._decide()
             recorded_ns = time.time_ns()
             self._recent = recorded_ns - _RECENT_NS
             root = os.fsencode(os.path.basename(self.root)) + b"/"
-            owner_of = None if self._anonymize else _owner
+            owner_of = _owner if self.owners_kept else None
             scan = Scan(source, root, self._exclude, owner_of, self._settled, self._recent)
             fingerprint = writer.add(self._members(scan))
             self._settle()
@@ -161,22 +177,50 @@ class TapeRecorder:
                     "total_size": self.total_size,
                     "member_count": self.member_count,
                     "recorded_ns": self._earlier_recording(fingerprint) or recorded_ns,
-                    "excluded": json.dumps(self._excluded),
+                    "excluded": json.dumps(list(self.excluded)),
                     "left_out": self.left_out,
-                    "owners_kept": int(not self._anonymize),
+                    "owners_kept": int(self.owners_kept),
                     "root_ino": source.ino,
                 }
+                | self._due_facts()
             )
         return fingerprint
 
-    def _earlier_recording(self, fingerprint: str) -> int | None:
-        """When the same archive was recorded first, if the index that is about to be replaced holds it."""
+    def _due_facts(self) -> dict[str, Any]:
+        if not self.due_algorithm:
+            return {}
+        return {"due_algorithm": self.due_algorithm, "due_block_size": self.due_block_size}
+
+    def _decide(self) -> None:
+        """What nobody asked for is as in the recording that is replaced, or by default. Nobody else replaces it now."""
+        self.replaced, self.unreadable_before = None, None
         try:
             index = Index(self.index_path)
-        except (TapeError, OSError):
-            return None
-        index.close()
-        return index.facts.recorded_ns if index.facts.fingerprint == fingerprint else None
+        except TapeNotFoundError:
+            pass
+        except (TapeFormatError, OSError) as error:
+            self.unreadable_before = error
+        else:
+            index.close()
+            self.replaced = index.facts
+        before = self.replaced
+        if self._asked_exclusion is not None:
+            self._exclude, self.excluded = self._asked_exclusion
+        else:
+            self._exclude, self.excluded = _taken_over(before.excluded, self.index_path) if before else (None, ())
+        self.owners_kept = bool(before and before.owners_kept)
+        if self._asked_anonymize is not None:
+            self.owners_kept = not self._asked_anonymize
+        if self._asked_digest is not None:
+            self.due_algorithm, self.due_block_size = self._asked_digest, bool(self._asked_digest) * merkle.BLOCK_SIZE
+        elif before:
+            self.due_algorithm = before.algorithm or before.due_algorithm
+            self.due_block_size = before.block_size or before.due_block_size
+
+    def _earlier_recording(self, fingerprint: str) -> int | None:
+        """When the same archive was recorded first, if the index that is about to be replaced holds it."""
+        before = self.replaced
+        return before.recorded_ns if before and before.fingerprint == fingerprint else None
 
     def _raise_problems(self, scan: Scan) -> None:
         self.skipped = (*scan.unreadable, *self._busy)
@@ -269,6 +313,17 @@ class TapeRecorder:
     def _check_unchanged(self, member: Member) -> None:
         for difference in inspect(member, self._source, at_home=True):
             raise changed(member.path, difference)
+
+
+def _taken_over(excluded: tuple[str, ...], index_path: str) -> tuple[IsLeftOut | None, Sequence[str]]:
+    """What a recording is to leave out that replaces one of which the index says this."""
+    if not excluded:
+        return None, ()
+    if not is_function(excluded):
+        with suppress(ValueError):
+            return exclusion(excluded)
+    reason = f"what it excluded cannot be taken over ({excluded[0]}): say anew what to exclude, or that nothing is"
+    raise TapeConstraintError([Problem(index_path, reason)])
 
 
 def _busy(path: bytes) -> Problem:

@@ -16,15 +16,15 @@ from typing import BinaryIO
 from zlib import crc32
 
 from tartapefs import merkle
-from tartapefs.deep import Reader, in_order, stretches
-from tartapefs.errors import TapeBusyError, TapeSealedError
+from tartapefs.deep import Part, Reader, Stretch, in_order, stretch_of, stretches
+from tartapefs.errors import TapeBusyError, TapeError, TapeSealedError
 from tartapefs.fill import Filler
 from tartapefs.index import IndexWriter
 from tartapefs.layout import BLOCK
+from tartapefs.member import Member
 from tartapefs.source import Source
 from tartapefs.tape import Tape
 
-BLOCK_SIZE = 1 << 17  # bytes; see docs/decisions/0009-seals.md
 _STATE = ".seal"  # what is added to the name of the index
 _RECORD = struct.Struct("<QII")  # how far in the archive, bytes of digests that follow, checksum
 
@@ -36,10 +36,14 @@ def seal(
     source: Source,
     at_home: bool,
     algorithm: merkle.SealAlgorithm = "blake3",
-    block_size: int = BLOCK_SIZE,
+    block_size: int = merkle.BLOCK_SIZE,
     on_progress: Progress = lambda position: None,
+    known: Tape | None = None,
 ) -> str:
     """Seals `tape`, and returns the seal, 64 hex digits. `tape` itself stays as it is: discover it anew.
+
+    `known`: a sealed tape of the same folder. Where both are at home and have digests of one kind, those of members
+    that are recorded there with the same facts are taken over, and what lies in such a file now is not read.
 
     `on_progress` is called with how far in the archive contents have been read. Raises TapeSealedError if it has
     digests already, TapeIntegrityError where the source is not as recorded, TapeBusyError while another program seals
@@ -52,7 +56,13 @@ def seal(
         raise ValueError(f"blocks of {block_size} bytes; they have 64 KiB to 1 MiB, and a multiple of {BLOCK}")
     with _State(tape, algorithm, block_size) as state:
         reader = Reader(Filler(tape, source, at_home), algorithm, block_size)
-        for stretch, digests in in_order(reader.digests, stretches(tape, block_size, state.position)):
+        if known is not None and not (
+            at_home and known.is_at_home(source) and _is_of_kind(known, algorithm, block_size)
+        ):
+            known = None
+        before = _Before(known, reader)
+        matched = before.matched(stretches(tape, block_size, state.position))
+        for (stretch, _), digests in in_order(before.digests, matched):
             state.add(stretch.stop, digests)
             on_progress(stretch.stop)
         sealed = _write(tape, tape.is_at_home(source), algorithm, block_size, state.digests())
@@ -84,6 +94,56 @@ def _write(
             at_home,
         )
     return builder.seal
+
+
+def _is_of_kind(tape: Tape, algorithm: str, block_size: int) -> bool:
+    return bool(tape.seal) and tape.algorithm == algorithm and tape.block_size == block_size
+
+
+class _Before:
+    """The digests that `tape` has of members that are the same there; of others `reader` makes them.
+
+    A damaged tape is of no use from there on, and no error.
+    """
+
+    def __init__(self, tape: Tape | None, reader: Reader) -> None:
+        self._tape = tape
+        self._reader = reader
+
+    def matched(self, them: Iterator[Stretch]) -> Iterator[tuple[Stretch, list[Member | None]]]:
+        """Each stretch, and for each of its parts the same member of the tape before, if it has one."""
+        members = self._members()
+        old = next(members, None)
+        for stretch in them:
+            same: list[Member | None] = []
+            for part in stretch.parts:
+                while old is not None and old.sort_key < part.member.sort_key:
+                    old = next(members, None)
+                same.append(old if old is not None and old.same_object(part.member) else None)
+            yield stretch, same
+
+    def _members(self) -> Iterator[Member]:
+        if self._tape is not None:
+            with suppress(TapeError, OSError):
+                yield from self._tape.members()
+
+    def digests(self, matched: tuple[Stretch, list[Member | None]]) -> bytes:
+        """As `Reader.digests`."""
+        stretch, same = matched
+        known = [self._of(part, old) for part, old in zip(stretch.parts, same, strict=True)]
+        if not any(known):
+            return self._reader.digests(stretch)
+        pairs = zip(stretch.parts, known, strict=True)
+        return b"".join(self._reader.digests(stretch_of(part)) if its is None else its for part, its in pairs)
+
+    def _of(self, part: Part, old: Member | None) -> bytes | None:
+        if old is not None and self._tape is not None:
+            size = self._tape.block_size
+            with suppress(TapeError, OSError):
+                return (
+                    self._tape.block_digests(old, part.low // size, merkle.blocks(part.high, size)) if old.size else b""
+                )
+        return None
 
 
 class _State:

@@ -44,6 +44,8 @@ class Tape:
         self.owners_kept = facts.owners_kept
         self.seal = facts.seal  # the second fingerprint, over contents too, 64 hex digits; "" if there are no digests
         self.algorithm = facts.algorithm  # of the digests: "blake3" or "sha256", or "" for none
+        # What digests it is still to get, if it was recorded to have some: `sealer.seal` makes them.
+        self.due_algorithm, self.due_block_size = facts.due_algorithm, facts.due_block_size
         self.block_size = facts.block_size  # bytes of a body that have a digest of their own; 0 if there are none
 
     @classmethod

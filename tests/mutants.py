@@ -33,6 +33,7 @@ INTEGRITY = "test_integrity.py"
 INDEX = "test_index.py"
 UNPACK = "test_unpack.py -k 'limits or rows_that or counts or number_of or parts_that'"
 RECORDER = "test_recorder.py"
+RECORD_AGAIN = "test_record_again.py"
 INSPECTION = "test_inspection.py"
 AUDIT = "test_audit.py"
 ESCAPE = "test_escape.py"
@@ -152,8 +153,7 @@ MUTANTS = [
     *[
         Mutant(says, "inspection.py", old, new, INSPECTION)
         for says, old, new in (
-            ("names decide on times alone", "found and only_times(found) and", "found and"),
-            ("on those of the folder that is listed too", "if not only_times(differences(", "if False and (("),
+            ("names decide on times alone", "if not only_times(differences(", "if False and (("),
             ("every recorded name is there", "                if recorded:\n                    return False\n", ""),
             ("to the last", "return child is None", "return True"),
             ("each is of its type", "if stat.S_IFMT(found.st_mode) != stat.S_IFMT(child.mode):", "if False:"),
@@ -462,6 +462,22 @@ MUTANTS = [
         "filler.at_home, contents=False)",
         SEALED_MOUNT + " -k helper",
     ),
+    *[
+        Mutant(says, module, old, new, RECORD_AGAIN)
+        for says, module, old, new in (
+            ("digests are of the same facts", "sealer.py", "and old.same_object(part.member) else", "else"),
+            ("all of them", "member.py", "self[1:8] == other[1:8]", "self[1:2] == other[1:2]"),
+            ("of one home", "sealer.py", "at_home and known.is_at_home(source) and", "at_home and"),
+            ("of one kind", "sealer.py", "tape.algorithm == algorithm and tape.block_size == block_size", "True"),
+            ("a function is not taken for a pattern", "recorder.py", "if not is_function(excluded):", "if True:"),
+            (
+                "due digests stay due",
+                "recorder.py",
+                "before.algorithm or before.due_algorithm",
+                "before.algorithm",
+            ),
+        )
+    ],
     Mutant("a torn state is not believed", "sealer.py", "or _checksum(stop, digests) != crc:", ":", SEALS + " -k torn"),
     Mutant(
         "another recording is not sealed over",

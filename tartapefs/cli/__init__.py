@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 
 from tartapefs import __version__, signals
-from tartapefs.cli import completion, doctor, mount8, mounts, seals, status, systemd, tapes, transfer
+from tartapefs.cli import completion, doctor, mount8, mounts, record, seals, status, systemd, tapes, transfer
 from tartapefs.cli.common import (
     DRIFT,
     INTERRUPTED,
@@ -60,7 +60,7 @@ def cli() -> None:
 
 
 for command in (
-    tapes.record,
+    record.record,
     tapes.info,
     tapes.list_members,
     tapes.locate,

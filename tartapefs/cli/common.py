@@ -260,7 +260,11 @@ def verbose_option(command: Callable[..., Any]) -> Any:
 def recording_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--exclude", metavar="PATTERN", multiple=True, help="Leave out, as .gitignore would. Repeatable."),
-        click.option("--keep-owners", is_flag=True, help="Write real owners into the archive instead of root."),
+        click.option(
+            "--keep-owners/--no-keep-owners",
+            default=None,
+            help="Write real owners into the archive instead of root.",
+        ),
         click.option("--skip-unreadable", is_flag=True, help="Leave out what this user cannot read, and say so."),
         click.option("--skip-busy", is_flag=True, help="Leave out what a program is writing just now, and say so."),
     ):

@@ -25,7 +25,7 @@ from tartapefs.cli.common import (
     say_if_late,
     strict_option,
 )
-from tartapefs.cli.tapes import record_folder
+from tartapefs.cli.record import record_folder
 from tartapefs.errors import MountError, TapeNotFoundError
 from tartapefs.player import Check, TapePlayer
 from tartapefs.tape import Tape
@@ -132,7 +132,7 @@ def mount(
     log_file: str | None,
     record_first: bool,
     exclude: tuple[str, ...],
-    keep_owners: bool,
+    keep_owners: bool | None,
     skip_unreadable: bool,
     skip_busy: bool,
 ) -> None:

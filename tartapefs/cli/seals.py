@@ -27,7 +27,6 @@ from tartapefs.errors import TapeIntegrityError
 from tartapefs.extracted import verify_extracted as find_differences
 from tartapefs.player import Check, TapePlayer
 from tartapefs.restore import Restorer, below
-from tartapefs.sealer import BLOCK_SIZE
 from tartapefs.sealer import seal as make_seal
 from tartapefs.source import Source
 from tartapefs.tape import Tape
@@ -41,14 +40,25 @@ def digest_facts(error: TapeIntegrityError) -> dict[str, object]:
 
 
 def seal_folder(
-    directory: str, index: str | None, algorithm: merkle.SealAlgorithm, block_size: int, check: Check = "full"
+    directory: str,
+    index: str | None,
+    algorithm: merkle.SealAlgorithm,
+    block_size: int,
+    check: Check = "full",
+    known: Tape | None = None,
 ) -> str:
-    """Seals the tape of the folder, and returns the seal."""
+    """Seals the tape of the folder, with digests out of `known` where nothing changed, and returns the seal."""
     with Tape.discover(directory, index) as tape:
         player = TapePlayer(tape, directory, check)
         with progress(f"sealing {directory}", tape.total_size, True, tape) as update:
             sealed = make_seal(
-                tape, player.source, player.at_home, algorithm, block_size, lambda position: update(position, position)
+                tape,
+                player.source,
+                player.at_home,
+                algorithm,
+                block_size,
+                lambda position: update(position, position),
+                known,
             )
         say(f"sealed {tape.member_count:,} members, {size_text(tape.total_size)}, with {algorithm}")
     return sealed
@@ -62,27 +72,32 @@ def seal_folder(
     "--digest",
     "algorithm",
     type=click.Choice(merkle.ALGORITHMS),
-    default="blake3",
-    show_default=True,
-    help="The algorithm.",
+    help="The algorithm: blake3, unless the tape was recorded to have another.",
 )
 @click.option(
     "--block-size",
     type=byte_count,
     metavar="BYTES",
-    default=f"{BLOCK_SIZE >> 10}K",
-    show_default=True,
-    help="What has a digest of its own, 64K to 1M.",
+    help=f"What has a digest of its own, 64K to 1M: {merkle.BLOCK_SIZE >> 10}K, unless the tape was to have another.",
 )
 @json_option
 def seal(
-    directory: str, index: str | None, check: Check, algorithm: merkle.SealAlgorithm, block_size: int, as_json: bool
+    directory: str,
+    index: str | None,
+    check: Check,
+    algorithm: merkle.SealAlgorithm | None,
+    block_size: int | None,
+    as_json: bool,
 ) -> None:
     """Add digests of all contents to the tape of DIR, and print its seal.
 
     Contents are read once. What was read is kept when this is interrupted, and need not be read again. From then on
     every read is checked against contents, and --expect holds a tape to its seal.
     """
+    with Tape.discover(directory, index) as tape:
+        algorithm = algorithm or tape.due_algorithm or "blake3"  # type: ignore[assignment]  # checked at opening
+        block_size = block_size or tape.due_block_size or merkle.BLOCK_SIZE
+    assert algorithm is not None
     if not merkle.SMALLEST_BLOCK <= block_size <= merkle.LARGEST_BLOCK or block_size % 512:
         raise click.BadParameter("a block has 64K to 1M, and a multiple of 512 bytes", param_hint="--block-size")
     sealed = seal_folder(directory, index, algorithm, block_size, check)

@@ -1,4 +1,4 @@
-"""The commands on a tape: record, info, ls, locate, verify, play."""
+"""The commands on a tape: info, ls, locate, verify, play."""
 
 import errno
 import json
@@ -12,12 +12,11 @@ from typing import Any, BinaryIO
 
 import click
 
-from tartapefs import layout, merkle
+from tartapefs import layout
 from tartapefs.audit import verify as find_drift
 from tartapefs.buffers import aligned
 from tartapefs.cli.common import (
     DRIFT,
-    REFUSED,
     Update,
     byte_count,
     check_option,
@@ -32,150 +31,21 @@ from tartapefs.cli.common import (
     path,
     print_json,
     progress,
-    recording_options,
     say,
-    say_if_late,
     size_text,
     strict_option,
 )
-from tartapefs.cli.seals import digest_facts, seal_folder
-from tartapefs.compare import Comparison
+from tartapefs.cli.seals import digest_facts
 from tartapefs.deep import DeepState, Verifier, sampled, stretches
 from tartapefs.display import moment, printable
-from tartapefs.errors import OffsetError, TapeError, TapeFormatError, TapeIntegrityError
+from tartapefs.errors import OffsetError, TapeFormatError, TapeIntegrityError
 from tartapefs.events import Event, FileData, FileEnd, FileStart, TapeCompleted
 from tartapefs.fill import Filler
 from tartapefs.member import Member
 from tartapefs.player import Check, TapePlayer
-from tartapefs.recorder import TapeRecorder
-from tartapefs.sealer import BLOCK_SIZE
 from tartapefs.source import Source
 from tartapefs.stream import CHUNK
 from tartapefs.tape import Tape
-
-
-def record_folder(
-    directory: str,
-    index: str | None,
-    exclude: tuple[str, ...],
-    keep_owners: bool,
-    skip_unreadable: bool,
-    skip_busy: bool,
-    force: bool,
-    expected: int | None = None,  # members, about
-) -> tuple[TapeRecorder, str]:
-    if not os.path.isdir(directory):
-        raise click.BadParameter(f"{printable(directory)} is not a folder", param_hint="DIR")
-    with progress(f"recording {directory}", expected) as update:
-        try:
-            recorder = TapeRecorder(
-                directory,
-                index,
-                exclude or None,
-                not keep_owners,
-                force,
-                skip_unreadable=skip_unreadable,
-                skip_busy=skip_busy,
-                on_progress=lambda members, size: update(
-                    members, note=f"{size_text(size)}  {printable(recorder.latest)}"
-                ),
-            )
-        except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="--exclude") from None
-        try:
-            fingerprint = recorder.commit()
-        except OSError as error:
-            if isinstance(error, TapeError):
-                raise
-            where = error.filename or recorder.index_path
-            fail(f"{printable(where)}: {error.strerror or error}; nothing was written", REFUSED)
-    for problem in recorder.skipped:
-        say(f"left out: {problem}")
-    special = recorder.left_out - len(recorder.skipped)
-    if special:
-        say(f"left out {special} sockets, pipes and devices")
-    say(
-        f"recorded {recorder.member_count:,} members of {printable(directory)};"
-        f" the archive has {recorder.total_size:,} bytes ({size_text(recorder.total_size)})"
-    )
-    return recorder, fingerprint
-
-
-def _replaced(directory: str, index: str | None) -> Tape | None:
-    """The tape that a new recording is about to replace: what is open of it stays readable."""
-    try:
-        return Tape.discover(directory, index)
-    except (TapeError, OSError):  # none, or none that can be read
-        return None
-
-
-@click.command()
-@folder_argument
-@index_option
-@recording_options
-@click.option("--force", is_flag=True, help="Replace an existing recording.")
-@click.option(
-    "--digest",
-    "algorithm",
-    type=click.Choice(merkle.ALGORITHMS),
-    help="Read all contents too, and seal the tape with their digests.",
-)
-@json_option
-def record(
-    directory: str,
-    index: str | None,
-    exclude: tuple[str, ...],
-    keep_owners: bool,
-    skip_unreadable: bool,
-    skip_busy: bool,
-    force: bool,
-    algorithm: merkle.SealAlgorithm | None,
-    as_json: bool,
-) -> None:
-    """Record DIR, and print the fingerprint of its archive; with --digest also its seal, in a second line.
-
-    With --force it also tells how much of a copy of the archive before stays valid.
-    """
-    if algorithm is not None:
-        merkle.hasher(algorithm)  # or it is not installed, and nothing is recorded
-    old = _replaced(directory, index) if force else None
-    members = old.member_count if old is not None else None
-    recorder, fingerprint = record_folder(
-        directory, index, exclude, keep_owners, skip_unreadable, skip_busy, force, members
-    )
-    prefix = None
-    if old is not None:
-        with old, Tape.discover(directory, index) as new, progress("comparing", new.member_count, tape=new) as update:
-            prefix = Comparison(old, new).prefix(update)
-        say(
-            f"the first {prefix:,} bytes of a copy of the archive before, of {old.total_size:,}, stay valid"
-            if prefix < old.total_size
-            else "the archive is the same as before: every copy stays valid"
-        )
-    seal = ""
-    if not as_json:
-        click.echo(fingerprint)
-    if algorithm is None:
-        with Source(directory) as source:
-            say_if_late(source)
-    else:
-        seal = seal_folder(directory, index, algorithm, BLOCK_SIZE)
-    if not as_json:
-        if seal:
-            click.echo(seal)
-        return
-    print_json(
-        {
-            "fingerprint": fingerprint,
-            **({"seal": seal} if seal else {}),
-            "total_size": recorder.total_size,
-            "member_count": recorder.member_count,
-            "index": recorder.index_path,
-            "valid_prefix": prefix,
-            "left_out": recorder.left_out,
-            "skipped": [{"path": problem.path, "reason": problem.reason} for problem in recorder.skipped],
-        }
-    )
 
 
 def _checks(tape: Tape, directory: str) -> tuple[bool | None, str, list[str]]:
@@ -222,7 +92,8 @@ def info(directory: str, index: str | None, as_json: bool) -> None:
     facts["total_size"] = f"{tape.total_size} ({size_text(tape.total_size)})"
     facts["excluded"] = " ".join(tape.excluded) or "nothing"
     facts["seal"] = tape.seal or "none"
-    facts["digests"] = facts["digests"] or 'none; "tartapefs seal" adds them'
+    due = f", which are to be of {tape.due_algorithm}" if tape.due_algorithm else ""
+    facts["digests"] = facts["digests"] or f'none; "tartapefs seal" adds them{due}'
     del facts["late_on"]
     if late_on:
         facts["file_system"] = late(late_on)

@@ -126,6 +126,11 @@ class ArchiveFS:
         """Whether any program has the archive open."""
         return bool(self.activity.readers)
 
+    def reading_processes(self) -> set[int]:
+        """The processes that have the archive open, as far as they are known; 0 for those that are not."""
+        opened = {reader.pid for reader in self.activity.readers.copy().values()}
+        return opened | {read.pid for read in self.hold.reads()} if self.hold else opened
+
     def statfs(self, path: str) -> dict[str, int]:
         return {
             "f_bsize": _STATFS_BLOCK,

@@ -1,14 +1,15 @@
 """The program of `mount --on-drift-run`: a mail, a kill, a restart. It is run once, at the first drift.
 
 Rule: only a thread of its own waits for it, and the mount stays whatever becomes of it. It has no descriptor of the
-daemon's, goes on when the daemon ends, and learns what drifted from its environment: TARTAPEFS_DRIFT,
-TARTAPEFS_MOUNTPOINT, TARTAPEFS_SOURCE.
+daemon's, goes on when the daemon ends, and learns from its environment what drifted (TARTAPEFS_DRIFT), where
+(TARTAPEFS_MOUNTPOINT, TARTAPEFS_SOURCE), and which processes have the archive open (TARTAPEFS_READERS).
 """
 
 import logging
 import os
 import subprocess
 import threading
+from collections.abc import Callable
 from typing import BinaryIO
 
 from tartapefs import notify
@@ -21,12 +22,13 @@ _LAST = 4096  # bytes of what it says, the last line of which tells why it faile
 
 
 class Hook:
-    """Runs `command`, a line for /bin/sh, once `player` finds the first drift."""
+    """Runs `command`, a line for /bin/sh, once `player` finds the first drift; it gets the numbers of `readers()`."""
 
-    def __init__(self, command: str, player: TapePlayer, mountpoint: str) -> None:
+    def __init__(self, command: str, player: TapePlayer, mountpoint: str, readers: Callable[[], set[int]]) -> None:
         self._command = command
         self._player = player
         self._mountpoint = mountpoint
+        self._readers = readers
         self._has_begun = threading.Event()
         threading.Thread(target=self._run, name="hook", daemon=True).start()
 
@@ -69,4 +71,5 @@ class Hook:
             "TARTAPEFS_DRIFT": str(self._player.drift),
             "TARTAPEFS_MOUNTPOINT": self._mountpoint,
             "TARTAPEFS_SOURCE": self._player.source.root,
+            "TARTAPEFS_READERS": " ".join(map(str, sorted(self._readers() - {0}))),  # 0: not known; for kill, all of us
         }

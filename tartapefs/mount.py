@@ -293,7 +293,7 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
         ended = threading.Event()
         server = None
         threads = []
-        hook = Hook(options.on_drift_run, player, where) if options.on_drift_run else None
+        hook = Hook(options.on_drift_run, player, where, archive.reading_processes) if options.on_drift_run else None
         try:
             for at in range(0, len(memory), binding.ANSWER):
                 threads.append(_start(_loop, session, memoryview(memory)[at : at + binding.ANSWER], speak))

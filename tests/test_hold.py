@@ -347,6 +347,17 @@ def test_a_program_is_run_once(tree: Path, place: Path, tmp_path: Path) -> None:
     assert run("unmount", place).returncode == 0
 
 
+def test_the_program_may_end_all_readers(tree: Path, mount: Mount) -> None:
+    """They are held until then, so that none fills what it does not get with something else."""
+    assert run("record", tree).returncode == 0
+    archive = mount(tree, "--on-drift", "hold", "--on-drift-run", "kill -KILL $TARTAPEFS_READERS")
+    with reading(archive) as held_one, reading(archive) as idle:
+        drift(tree)
+        held_one.begin()
+        assert held_one.wait() == idle.wait() == -signal.SIGKILL
+        assert held_one.answer() == ""
+
+
 def test_nothing_waits_for_the_program(tree: Path, place: Path, tmp_path: Path) -> None:
     """Requests are answered while it runs, and it goes on when the daemon has ended."""
     go, done = tmp_path / "go", tmp_path / "done"

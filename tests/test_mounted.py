@@ -349,6 +349,7 @@ def test_extended_attributes(tape: tuple[Path, bytes], mount: Mount) -> None:
         assert found == {
             "user.tartape.fingerprint": fingerprint.encode(),
             "user.tartape.state": b"valid",
+            "user.tartape.name": b"archive.tar",
             "user.tartape.members": b"%d" % members,
             "user.tartape.source": os.fsencode(root),
         }

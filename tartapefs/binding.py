@@ -127,9 +127,10 @@ def load() -> Any:
 _OPERATIONS = ("getattr", "readdir", "open", "release", "statfs", "getxattr", "listxattr")
 
 # Where things stand in linux/fuse.h: `fuse_in_header` and `fuse_read_in`, and `fuse_out_header`.
-# Opcode, numbers of the request, the file and the thread that asks; of a read: handle, offset, size. (Of an interrupt:
-# in the place of the handle, the number of the request that it is about.)
-_REQUEST = struct.Struct("=4xIQQ8xI4xQqI")
+# Opcode, numbers of the request, the file and the thread that asks; of a read: handle, offset, size, flags. (Of an
+# interrupt: in the place of the handle, the number of the request that it is about.)
+_REQUEST = struct.Struct("=4xIQQ8xI4xQqII")
+_OF_READER = 2  # FUSE_READ_LOCKOWNER: the flag of a read that goes to a reader's memory, not to the page cache
 _ANSWER = struct.Struct("=IiQ")  # its length, minus an errno or 0, number of the request
 _READ, _RELEASE, _INTERRUPT, _INIT = 15, 18, 36, 26
 # `fuse_notify_inval_inode_out` behind such a head: a number of the file, and a range that is all of it.
@@ -248,11 +249,13 @@ class Session:
                 raise
             if not length:
                 return
-            opcode, number, file, thread, handle, offset, size = _REQUEST.unpack_from(request)
+            opcode, number, file, thread, handle, offset, size, flags = _REQUEST.unpack_from(request)
             if opcode == _READ:
                 self._files[handle] = file
                 self._under_way.add(number)
-                self._answer_read(memory, number, thread, handle, offset, size)
+                # Whoever waits for a page of the cache could not be interrupted.
+                hold = self.hold if flags & _OF_READER else None
+                self._answer_read(memory, number, thread, handle, offset, size, hold)
                 self._under_way.discard(number)
                 if self._archive.is_served_by_one:
                     self._rest()
@@ -295,7 +298,9 @@ class Session:
         with self._counting:
             self._serving += 1
 
-    def _answer_read(self, memory: memoryview, number: int, thread: int, handle: int, offset: int, size: int) -> None:
+    def _answer_read(
+        self, memory: memoryview, number: int, thread: int, handle: int, offset: int, size: int, hold: Hold | None
+    ) -> None:
         if _BODY + size > len(memory):  # no kernel asks for so much
             memory = memoryview(bytearray(_BODY + size))
         try:
@@ -304,8 +309,8 @@ class Session:
             answer = memory[_HEAD : _BODY + count]
         except BaseException as error:
             failure = self._archive.errno_of(error)
-            if self.hold is not None and isinstance(error, TapeIntegrityError):
-                self.hold.add(number, thread, offset, size)
+            if hold is not None and isinstance(error, TapeIntegrityError):
+                hold.add(number, thread, offset, size)
             else:
                 self._fail(number, failure)
             return

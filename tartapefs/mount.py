@@ -303,9 +303,8 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
             )
             on_ready()
             _start(_audit, player, archive, options, ended)
-            if archive.hold is None:
-                _start(_drop_pages, player, session, ended)
-            else:  # that would wait for the pages of held reads, and without the cache only mappings have any
+            _start(_drop_pages, player, session, ended)
+            if archive.hold is not None:
                 _start(archive.hold.watch, lambda: bool(set(ours) & set(mounts())), ended)
             if options.scrub_share:
                 _start(_scrub, player, archive, options.scrub_share, ended)

@@ -328,7 +328,7 @@ MUTANTS = [
         "pages are dropped at drift", "binding.py", "for file in set(self._files.values()):", "for file in ():", PAGES
     ),
     Mutant("reads under way are awaited", "binding.py", "while earlier & self._under_way:", "while False:", PAGES),
-    Mutant("errors become EIO, not success", "binding.py", "-self._archive.errno_of(error), number", "0, number", FS),
+    Mutant("errors become EIO, not success", "binding.py", "-failure, number", "0, number", FS),
     Mutant(
         "a helper that failed is believed nothing",
         "crew.py",

@@ -191,24 +191,32 @@ def test_unmount_says_that_somebody_is_held(archive: Path, tree: Path) -> None:
         assert "--lazy" in result.stderr
 
 
-def test_a_mapping_can_be_killed(archive: Path, tree: Path) -> None:
-    """The kernel reads the page itself, so that no signal is passed on."""
+@pytest.mark.parametrize("how", ["mapping", "sendfile"])
+def test_what_reads_by_the_page_cache_fails(archive: Path, tree: Path, how: str) -> None:
+    """No signal that it handles could end its wait for a page: it gets the error that it would get without hold."""
     program = (
-        "import mmap, sys\n"
-        "file = open(sys.argv[1], 'rb')\n"
+        "import mmap, os, sys\nfile = open(sys.argv[1], 'rb')\n"
         "pages = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ)\n"
-        "print(flush=True); sys.stdin.readline(); pages[100_000]\n"
+        "print(flush=True); sys.stdin.readline()\n"
     )
+    program += {
+        "mapping": "pages[100_000]",
+        "sendfile": "os.sendfile(os.open('/dev/null', os.O_WRONLY), file.fileno(), 0, 1 << 16)",
+    }[how]
     command = [sys.executable, "-c", program, archive]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
-        assert reader.stdin and reader.stdout and reader.stdout.readline()
+    with (
+        reading(archive) as reader,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as other,
+    ):
+        assert other.stdin and other.stdout and other.stderr and other.stdout.readline()
         drift(tree)
-        reader.stdin.write(b"\n")
-        reader.stdin.flush()
-        wait_until(lambda: reader.pid in held(archive))
-        reader.kill()
-        assert reader.wait() == -signal.SIGKILL
-    wait_until(lambda: held(archive) == [])
+        reader.begin()
+        wait_until(lambda: held(archive) == [reader.pid])
+        other.stdin.write(b"\n")
+        other.stdin.flush()
+        said = other.stderr.read()
+        assert other.wait() == (-signal.SIGBUS if how == "mapping" else 1)
+        assert how == "mapping" or b"Input/output error" in said
 
 
 def test_without_the_option_reads_fail(tree: Path, mount: Mount) -> None:

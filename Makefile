@@ -21,8 +21,8 @@ TEST_PACKAGES := $(RUN_PACKAGES) libfuse2 attr bindfs bsdextrautils btrfs-progs 
 	util-linux xfsprogs zsh
 BENCH_PACKAGES := $(RUN_PACKAGES) libfuse2 bindfs coreutils findutils mount tar
 # File systems and clients that nobody here wrote.
-WILD_PACKAGES := $(TEST_PACKAGES) apache2-bin debootstrap duplicity exfat-fuse exfatprogs fio gcc libc6-dev liburing-dev \
-	netcat-openbsd nginx-light nodejs openssh-client openssh-server perl pv rdiff-backup sshfs
+WILD_PACKAGES := $(TEST_PACKAGES) apache2-bin aria2 debootstrap duplicity exfat-fuse exfatprogs fio gcc libc6-dev \
+	liburing-dev netcat-openbsd nginx-light nodejs openssh-client openssh-server perl pv rdiff-backup sshfs wget
 PODMAN_PACKAGES := $(TEST_PACKAGES) crun podman uidmap
 
 .PHONY: help demo test lint check package man bench fuzz soak mutants pythons podman clients wild debians clean

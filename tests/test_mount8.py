@@ -40,6 +40,8 @@ def spec(form: str, source: object) -> str:
         ("name=\udcff\N{SNOWMAN}", ["--name=\udcff\N{SNOWMAN}"]),
         ("nofail,_netdev,user,noauto,x-systemd.automount,x-foo=1,X-bar,comment=c,defaults,dev,suid,relatime", []),
         ("audit_share=7,log=/l", ["--audit-share=7", "--log=/l"]),
+        ("name={root}.tar,on_drift=hold", ["--name={root}.tar", "--on-drift=hold"]),
+        ('on_drift_run="echo a, b"', ["--on-drift-run=echo a, b"]),
     ],
 )
 def test_option_strings(options: str, told: list[str]) -> None:

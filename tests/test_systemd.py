@@ -459,3 +459,25 @@ def test_the_lab_leaves_nothing(tmp_path: Path) -> None:
     assert not cgroup.exists()
     assert os.fspath(tmp_path) not in Path("/proc/self/mountinfo").read_text()
     wait_until(lambda: not [pid for pid in pids if Path(f"/proc/{pid}").exists()])
+
+
+def test_drift_starts_another_unit_and_holds_until_the_service_stops(lab: Lab, source: Source) -> None:
+    """By a printed unit, whose options are mount(8)'s. The mount has the fingerprint's name."""
+    where, noted, said, go = "/mnt/held", "/srv/held-noted", "/srv/held-said", "/srv/held-go"
+    lab.write("/etc/systemd/system/note.service", f"[Service]\nType=oneshot\nExecStart=touch {noted}\n")
+    command = 'systemctl --no-block start note.service && test "$TARTAPEFS_MOUNTPOINT" = ' + where
+    options = f"on_drift=hold,on_drift_run={command.replace(chr(34), chr(92) + chr(34))},name={{fingerprint}}.tar"
+    lab.run("tartapefs", "systemd-unit", source.path, where, "-o", options, "--output", "/etc/systemd/system")
+    lab.systemctl("daemon-reload")
+    unit = "tartapefs-mnt-held.service"
+    lab.systemctl("start", unit)
+    script = f"exec < $(echo {where}/*.tar); touch {said}; until test -e {go}; do sleep 0.1; done; head -c 9999 2> {said}"
+    lab.run("systemd-run", "--unit=held-reader", "sh", "-c", script)
+    wait_until(lambda: lab.run("test", "-e", said, code=None).returncode == 0)
+    (source.root / "photos" / "1.bin").write_bytes(b"changed")
+    lab.run("touch", go)
+    wait_until(lambda: "1 held by that" in lab.show(unit, "StatusText")[0])
+    wait_until(lambda: lab.run("test", "-e", noted, code=None).returncode == 0)
+    lab.systemctl("stop", unit)
+    wait_until(lambda: "Input/output error" in lab.run("cat", said).stdout)
+    assert "failed with exit code" not in lab.journal("-u", unit)

@@ -549,7 +549,7 @@ class Index:
                 digests += tape.seal, tape.unsealed_rows
             if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests):
                 raise ValueError("a digest has 64 hex digits")
-            if tape.due_algorithm:
+            if (tape.due_algorithm, tape.due_block_size) != ("", 0):
                 self._check_digest_facts(tape.due_algorithm, tape.due_block_size)
             if self._schema is _SEALED_SCHEMA:
                 self._check_seal_facts(tape)

@@ -179,6 +179,13 @@ MUTANTS = [
         "test_tape.py",
     ),
     Mutant(
+        "digests that are due are of a kind",
+        "index.py",
+        'if (tape.due_algorithm, tape.due_block_size) != ("", 0):',
+        "if False:",
+        INDEX + " -k due",
+    ),
+    Mutant(
         "rows join without a gap",
         "index.py",
         "if following not in (None, end):",

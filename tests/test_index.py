@@ -401,6 +401,19 @@ FACTS: dict[str, Damage] = {
     "fact missing": sealed("DELETE FROM tape WHERE fact = 'member_count'"),
     "all missing": unsealed("DELETE FROM tape"),
     "fact too many": sealed("INSERT INTO tape VALUES ('more', 1)"),
+    **{
+        f"digests due {what}": sealed(f"INSERT INTO tape VALUES ('due_algorithm', {name}), ('due_block_size', {size})")
+        for what, name, size in (
+            ("of no algorithm", "''", 1 << 17),
+            ("of an unknown one", "'md5'", 1 << 17),
+            ("of null", "NULL", 0),
+            ("of a number", 0, 0),
+            ("of blocks of nothing", "'sha256'", 0),
+            ("of odd blocks", "'sha256'", 100_000),
+            ("of large blocks", "'sha256'", 1 << 21),
+            ("of blocks of a text", "'sha256'", "'65536'"),
+        )
+    },
     "fact that drives a terminal": sealed("INSERT INTO tape VALUES (char(10, 27) || '[2J', 1)"),
     "size negative": sealed(SET.format("total_size", -1)),
     "size zero": sealed(SET.format("total_size", 0)),

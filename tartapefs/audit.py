@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 from tartapefs.display import file_type
 from tartapefs.errors import Difference, TapeIntegrityError
+from tartapefs.exclusion import has_a_place, recorded_exclusion
 from tartapefs.inspection import Inspector
 from tartapefs.integrity import check_place, drift, only_stamps
 from tartapefs.member import Member
-from tartapefs.scan import has_a_place, recorded_exclusion
 from tartapefs.source import Source
 from tartapefs.tape import Tape
 

@@ -14,9 +14,9 @@ import stat
 import time
 
 from tartapefs.errors import Difference
+from tartapefs.exclusion import has_a_place, recorded_exclusion
 from tartapefs.integrity import differences, inspect, only_times
 from tartapefs.member import Member
-from tartapefs.scan import has_a_place, recorded_exclusion
 from tartapefs.source import Folder, Source
 from tartapefs.tape import Tape
 

@@ -31,11 +31,12 @@ from tartapefs.errors import (
     TapeFormatError,
     TapeNotFoundError,
 )
+from tartapefs.exclusion import Exclude, IsLeftOut, exclusion, is_function
 from tartapefs.index import Index, IndexWriter, TapeFacts, is_index
 from tartapefs.integrity import inspect
 from tartapefs.layout import FOOTER, MAX_OFFSET, span
 from tartapefs.member import Member, path_of
-from tartapefs.scan import Exclude, IsLeftOut, Scan, Seen, changed, exclusion, is_function, seen_of
+from tartapefs.scan import Scan, Seen, changed, seen_of
 from tartapefs.source import TAPE_FOLDER, Folder, Source, default_index
 
 _RECENT_NS = 60 * 10**9  # a file changed since then may be in the middle of a change

@@ -7,24 +7,21 @@ followed; what cannot be read is collected and the pass goes on; what changes un
 
 import errno
 import os
-import re
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import NamedTuple
 
 from tartapefs import ustar
 from tartapefs.display import file_type, moment
 from tartapefs.errors import Difference, Problem, SourceUnreadableError, TapeIntegrityError
-from tartapefs.member import RECORDABLE, path_of
+from tartapefs.exclusion import IsLeftOut
+from tartapefs.member import path_of
 from tartapefs.source import NO_SUBVOLUME, TAPE_FOLDER, Folder, Source
 
-Exclude = str | Iterable[str] | Callable[[str], bool]
 _KIND = 0o170000  # of the mode: what `stat.S_IFMT` gives, without a call
 _READABLE_FILE = stat.S_IFREG | stat.S_IRUSR
 _KIND_AND_READABLE = _KIND | stat.S_IRUSR
-_FUNCTION = "function "  # what the index says of one, before its name
-IsLeftOut = Callable[[bytes, bool], bool]  # (path below the root, whether it is a directory)
 OwnerOf = Callable[[int, int], ustar.Owner]  # (user, group)
 
 Seen = tuple[int, int, int, int, int, int, int]  # of a `stat`, as follows
@@ -190,45 +187,3 @@ def changed(path: bytes, difference: Difference) -> TapeIntegrityError:
     return TapeIntegrityError(
         os.fsdecode(path) or ".", [difference], "it changed during the recording: record again once it is at rest"
     )
-
-
-def exclusion(exclude: Exclude) -> tuple[IsLeftOut, list[str]]:
-    """The test whether a path is left out, and what the index says of it."""
-    if callable(exclude):
-        test = exclude
-        return lambda path, is_directory: bool(test(os.fsdecode(path))), [_FUNCTION + _name(test)]
-    import pathspec  # here, since most recordings exclude nothing
-
-    patterns = [exclude] if isinstance(exclude, str) else list(exclude)
-    try:
-        spec = pathspec.GitIgnoreSpec.from_lines(patterns)
-    except (ValueError, re.error) as error:
-        raise ValueError(f"a malformed pattern: {error}") from None
-
-    def matches(path: bytes, is_directory: bool) -> bool:
-        return spec.match_file(os.fsdecode(path) + "/" * is_directory)
-
-    return matches, patterns
-
-
-def recorded_exclusion(excluded: tuple[str, ...]) -> IsLeftOut | None:
-    """The test whether a path was to be left out of a recording of which the index says this; None: nobody can tell."""
-    if is_function(excluded):
-        return None
-    return exclusion(excluded)[0] if excluded else lambda path, is_directory: False
-
-
-def is_function(excluded: tuple[str, ...]) -> bool:
-    """Whether what the index says is the name of a function that left out paths."""
-    return len(excluded) == 1 and excluded[0].startswith(_FUNCTION)
-
-
-def has_a_place(path: bytes, mode: int, is_left_out: IsLeftOut) -> bool:
-    """Whether a recording would have a member for what lies at `path` below the root, and has this `mode`."""
-    is_directory = stat.S_ISDIR(mode)
-    is_its_index = is_directory and path == TAPE_FOLDER
-    return stat.S_IFMT(mode) in RECORDABLE and not is_its_index and not is_left_out(path, is_directory)
-
-
-def _name(function: Callable[[str], bool]) -> str:
-    return getattr(function, "__qualname__", type(function).__qualname__)

@@ -12,6 +12,7 @@ from conftest import run
 from reference import Reference
 
 from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder, inspection
+from tartapefs.exclusion import recorded_exclusion
 from tartapefs.source import Folder
 
 EXCLUDED = ["*.tmp", "/cache/", "!keep.tmp", "deep/er/*.bak"]
@@ -163,6 +164,12 @@ def test_what_a_function_excluded(folders: Path) -> None:
         (folders / "photos" / "x.tmp").touch()
         with pytest.raises(TapeIntegrityError, match="data/photos: mtime changed"):
             player.audit()
+
+
+@pytest.mark.parametrize("excluded", [("!",), ("function leaves_out",)])
+def test_patterns_that_are_none(excluded: tuple[str, ...]) -> None:
+    """Nobody can tell what they would leave out; that is no error of who reads the tape."""
+    assert recorded_exclusion(excluded) is None
 
 
 def test_names_are_looked_at_once(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:

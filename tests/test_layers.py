@@ -90,7 +90,7 @@ def test_package_is_what_is_looked_at() -> None:
         ("mfusepy", {"binding"}),
         ("click", {"cli"}),
         ("rich", {"cli"}),
-        ("pathspec", {"scan"}),
+        ("pathspec", {"exclusion"}),
         ("argparse", set()),
         ("fsspec", {"url"}),
         ("distributed", {"distributed"}),

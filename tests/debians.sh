@@ -12,13 +12,15 @@ mirror=${mirror:-https://deb.debian.org/debian}
 in_root() { # ROOT COMMAND, in a mount and process namespace that end with it
     unshare --mount --pid --fork --kill-child --propagation private sh -euc '
         root=$1
-        mount --bind "$root" "$root"  # so that / is a mount point there, without which tests make no namespaces
+        mount --bind "$root" "$root"
         mount --rbind /dev "$root/dev"
         mount -t proc proc "$root/proc"
         mount --rbind /sys "$root/sys"
         for folder in tmp run; do mount -t tmpfs tmpfs "$root/$folder"; done
-        exec chroot "$root" env -u TMPDIR -u VIRTUAL_ENV HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 \
-            DEBIAN_FRONTEND=noninteractive sh -euxc "$2"
+        cd "$root"
+        pivot_root . mnt  # not chroot alone: tests enter mount namespaces, whose root this is
+        exec chroot . env -u TMPDIR -u VIRTUAL_ENV HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 \
+            DEBIAN_FRONTEND=noninteractive sh -euxc "umount --lazy /mnt; $2"
     ' sh "$1" "$2"
 }
 

@@ -92,7 +92,7 @@ def test_members_with_headers(varied: Path, sealed: bool, monkeypatch: pytest.Mo
     TapeRecorder(varied, overwrite=True).commit()
     with Tape.discover(varied) as tape, contextlib.closing(TapePlayer(tape)) as player:
         if sealed:
-            seal(tape, player.source, player.at_home)
+            seal(tape, player.source, player.at_home, "sha256")
     with Tape.discover(varied) as tape:
         every = list(tape.members())
         assert list(tape.headed_backwards(0, tape.total_size)) == [(m, m.header()) for m in every[::-1]]

@@ -471,7 +471,9 @@ def test_drift_starts_another_unit_and_holds_until_the_service_stops(lab: Lab, s
     lab.systemctl("daemon-reload")
     unit = "tartapefs-mnt-held.service"
     lab.systemctl("start", unit)
-    script = f"exec < $(echo {where}/*.tar); touch {said}; until test -e {go}; do sleep 0.1; done; head -c 9999 2> {said}"
+    script = (
+        f"exec < $(echo {where}/*.tar); touch {said}; until test -e {go}; do sleep 0.1; done; head -c 9999 2> {said}"
+    )
     lab.run("systemd-run", "--unit=held-reader", "sh", "-c", script)
     wait_until(lambda: lab.run("test", "-e", said, code=None).returncode == 0)
     (source.root / "photos" / "1.bin").write_bytes(b"changed")

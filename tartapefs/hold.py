@@ -69,8 +69,10 @@ class Hold:
     def watch(self, is_mounted: Callable[[], bool], ended: threading.Event) -> None:
         """Until `ended`, lets go of the reads of processes that were killed; of all once `is_mounted` says no."""
         while not ended.wait(_INTERVAL):
-            for number, read in list(self._reads.items()):
-                if processes.is_ending(read.pid):
+            reads = dict(self._reads)
+            killed = set(filter(processes.is_ending, {read.pid for read in reads.values()}))
+            for number, read in reads.items():
+                if read.pid in killed:
                     self.interrupt(number)
             if self._reads and not is_mounted():
                 self.end()

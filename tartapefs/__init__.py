@@ -9,9 +9,10 @@ else:
 
     def __getattr__(name: str) -> object:
         """The public names, imported once one is asked for: the programs take care of signals first."""
-        from importlib import import_module
+        if name[0].isupper() or name == "__all__":  # a class, and no module that is about to be imported
+            from importlib import import_module
 
-        public = import_module("tartapefs.api")
-        if name == "__all__" or name in getattr(public, "__all__", ()):  # which it has once it is imported
-            return getattr(public, name)
+            public = import_module("tartapefs.api")
+            if name == "__all__" or name in public.__all__:
+                return getattr(public, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,6 +10,7 @@ import os
 import pickle
 import select
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
@@ -31,11 +32,32 @@ def fork() -> int:
         return os.fork()
 
 
-def await_end(process: int, seconds: float) -> None:
-    """Until the process of this descriptor, of `os.pidfd_open`, has ended, or for so long."""
+def thread(target: Callable[..., object], *arguments: object, name: str | None = None) -> threading.Thread:
+    """A thread that has begun, and ends with the process at the latest.
+
+    Raises OSError where there may be no more: a limit on processes counts threads, one on memory their stacks.
+    """
+    begun = threading.Thread(target=target, args=arguments, name=name, daemon=True)
+    try:
+        begun.start()
+    except RuntimeError:
+        raise OSError(errno.EAGAIN, "no thread can be started, for a limit on processes or memory") from None
+    return begun
+
+
+def close_all_but(*kept: int) -> None:
+    """Closes every descriptor of this process but these."""
+    for name in os.listdir("/proc/self/fd"):  # not by the limit, which may be a billion or none
+        if int(name) not in kept:
+            with suppress(OSError):  # the one that this list was read from
+                os.close(int(name))
+
+
+def await_end(process: int, seconds: float) -> bool:
+    """Until the process of this descriptor, of `os.pidfd_open`, has ended, or for so long; whether it has."""
     ended = select.poll()  # `select.select` takes no descriptor above 1023
     ended.register(process, select.POLLIN)
-    ended.poll(1000 * seconds)
+    return bool(ended.poll(1000 * seconds))
 
 
 def is_possible() -> bool:
@@ -49,12 +71,16 @@ def is_possible() -> bool:
 def apart(work: Callable[[Iterator[_Item]], _Result], items: Iterator[_Item]) -> _Result:
     """What `work(items)` returns or raises, done by another process. 256 items are to be at most 200 KiB, pickled.
 
-    Raises what `items` raises, and OSError if the other process was killed.
+    Where there may be no other process, this one does it. Raises what `items` raises, and OSError if the other process
+    was killed.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
         with theirs:
-            pid = fork()
+            try:
+                pid = fork()
+            except OSError:
+                return work(items)
             if pid == 0:
                 ours.close()
                 _serve(work, theirs)

@@ -20,16 +20,16 @@ from tartapefs.tape import Tape
 
 _PROGRESS_EVERY = 128  # members: on a network file system each may take milliseconds
 _STRETCH = 0.01  # seconds of work between two rests
+_LONGEST = 3600.0  # seconds of a rest, however small the share
 
 
-def audit(inspector: Inspector, share: float = 1.0) -> None:
+def audit(inspector: Inspector, rest: Callable[[], None]) -> None:
     """Looks at every directory. Raises TapeIntegrityError for the first that is not as recorded.
 
-    `share`: how much of one core it may take, above 0, at most 1: it rests accordingly. Raises OSError where the source
-    cannot be read, and TapeFormatError for a damaged index.
+    It rests with `rest()` now and then. Raises OSError where the source cannot be read, and TapeFormatError for a
+    damaged index.
     """
     check_place(inspector.source, inspector.tape.root_name)
-    rest = Rest(share)
     for folder in inspector.tape.folders():
         found = inspector.inspect(folder)
         if found:
@@ -37,24 +37,29 @@ def audit(inspector: Inspector, share: float = 1.0) -> None:
         rest()
 
 
-def check_headers(tape: Tape, share: float = 1.0) -> None:
+def check_headers(tape: Tape, rest: Callable[[], None]) -> None:
     """Raises TapeIntegrityError unless the headers of all members have the tape's fingerprint together."""
-    if not tape.has_fingerprint(Rest(share)):
+    if not tape.has_fingerprint(rest):
         recorded, found = f"the fingerprint {tape.fingerprint}", "headers that have another"
         raise TapeIntegrityError(tape.root_name, [Difference("the index", recorded, found)])
 
 
 class Rest:
-    """Called now and then by a thread that may take `share` of one core, above 0, at most 1: it rests accordingly."""
+    """Called now and then by a thread that may take `share` of one core, above 0, at most 1: it rests accordingly.
+
+    Raises ValueError for another share.
+    """
 
     def __init__(self, share: float, pause: Callable[[float], object] = time.sleep) -> None:
+        if not 0 < share <= 1:
+            raise ValueError(f"{share} is no share of one core; it is above 0, and at most 1")
         self._share, self._pause = share, pause
         self._begun = time.thread_time()
 
     def __call__(self) -> None:
         spent = time.thread_time() - self._begun
         if spent > _STRETCH and self._share < 1:
-            self._pause(spent / self._share - spent)
+            self._pause(min(spent / self._share - spent, _LONGEST))
             self._begun = time.thread_time()
 
 

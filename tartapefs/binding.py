@@ -21,7 +21,6 @@ import mmap
 import os
 import socket
 import struct
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -140,7 +139,8 @@ _UNDER_WAY_PAUSE = 0.01  # seconds between two looks at whether reads have ended
 _REST = 0.05  # seconds; so long requests may wait, should the one thread that serves be held up by the source
 _LARGEST_REQUEST = IO_SIZE + mmap.PAGESIZE  # bytes: what libfuse 3 allows a write to have, and its head
 # Bytes of memory for the answer to a read: its head ends, and its body begins, where a page does.
-ANSWER = mmap.PAGESIZE + IO_SIZE
+_ANSWER_SIZE = mmap.PAGESIZE + IO_SIZE
+MEMORY = _ANSWER_SIZE + _LARGEST_REQUEST
 _HEAD, _BODY = mmap.PAGESIZE - _ANSWER.size, mmap.PAGESIZE
 
 
@@ -233,8 +233,8 @@ class Session:
         return fuse
 
     def loop(self, memory: memoryview) -> None:
-        """Answers requests until the archive is unmounted, reads with the help of `memory`, of `ANSWER` bytes."""
-        request = mmap.mmap(-1, _LARGEST_REQUEST)
+        """Answers requests until the archive is unmounted, with the help of `memory`, of `MEMORY` bytes."""
+        memory, request = memory[:_ANSWER_SIZE], memory[_ANSWER_SIZE:]
         address = ctypes.addressof(ctypes.c_char.from_buffer(request))
         with self._counting:
             self._serving += 1
@@ -441,7 +441,7 @@ def _fuse_options(source: str, options: MountOptions) -> Iterator[str]:
 @contextlib.contextmanager
 def _stderr_captured() -> Iterator[Callable[[], list[str]]]:
     """What libfuse and fusermount write on descriptor 2 meanwhile, as lines, once the block has ended."""
-    with tempfile.TemporaryFile() as file:
+    with open(os.memfd_create("stderr"), "w+b") as file:
         saved = os.dup(2)
         os.dup2(file.fileno(), 2)
         lines: list[str] = []

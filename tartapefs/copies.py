@@ -180,6 +180,7 @@ def compare(
 ) -> Agreement:
     """Compares every byte of `copy` from `start` on. `to_the_end`: goes on after a wrong one, to find all zeros.
 
+    Of a stream, no more than `TAIL` bytes beyond the archive's end are read, and counted.
     Raises what `TapePlayer.read` raises.
     """
     total, position, wrong = player.tape.total_size, start, None
@@ -199,7 +200,7 @@ def compare(
     if not copy.is_stream:
         size = copy.size
     else:
-        while more := copy.read(size, CHUNK):
+        while size < total + TAIL and (more := copy.read(size, CHUNK)):  # it may have no end
             size += len(more)
     good = position if wrong is None else wrong
     return Agreement(size, total, good, wrong, zeros.stretches(), True, position - start)

@@ -24,6 +24,7 @@ from functools import partial
 from itertools import pairwise
 from queue import SimpleQueue
 
+from tartapefs import apart
 from tartapefs.errors import TapeError
 from tartapefs.fill import Filler
 from tartapefs.helper import Helper
@@ -73,11 +74,12 @@ class Crew:
         return not (self._slow_requests or self._cold_requests)
 
     def fork_helper(self, memory: mmap.mmap) -> None:
-        """Forks the helper, which can fill buffers that lie in `memory`.
+        """Forks the helper, which can fill buffers that lie in `memory`; goes without where there may be no process.
 
         To be called while this process has one thread alone, and before any other is started.
         """
-        self._helper = Helper(self._filler, memory)
+        with contextlib.suppress(OSError):
+            self._helper = Helper(self._filler, memory)
 
     def close(self) -> None:
         """Ends the helper, and the threads once they are done."""
@@ -275,7 +277,10 @@ class _Taker:
 
 
 class _Threads:
-    """Threads that end with the process at the latest, whatever they wait for; started with the first work."""
+    """Threads that end with the process at the latest, whatever they wait for; started with the first work.
+
+    There may be fewer than asked for, where no more can be started. If there are none, the caller does the work.
+    """
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -284,10 +289,14 @@ class _Threads:
 
     def start(self, function: Callable[[], None]) -> None:
         """Has it called by one of them, in its turn; it raises nothing."""
-        while self._started < self._count:
-            threading.Thread(target=self._serve, daemon=True).start()
-            self._started += 1
-        self._work.put(function)
+        with contextlib.suppress(OSError):
+            while self._started < self._count:
+                apart.thread(self._serve)
+                self._started += 1
+        if self._started:
+            self._work.put(function)
+        else:
+            function()
 
     def run(self, functions: Sequence[Callable[[], int]]) -> tuple[list[int], dict[int, BaseException]]:
         """What each of them returns, and, by their numbers, what those raised that failed; once all have ended."""

@@ -51,7 +51,8 @@ def sum_at(member: Member, start: int) -> int:
 class Helper:
     """A process that fills one range at a time, in memory that this process and it share.
 
-    It ends when this process does, however that ends: its end of the pair is closed then.
+    It ends when this process does, however that ends: its end of the pair is closed then. Raises OSError where there
+    may be no other process.
     """
 
     def __init__(self, filler: Filler, memory: mmap.mmap) -> None:
@@ -60,10 +61,14 @@ class Helper:
         self._claims = _Claims()
         self.first_filled = MAX_OFFSET  # of the last range, where the first member starts that it filled
         self._ours, theirs = socket.socketpair()
-        self._pid = apart.fork()
-        if self._pid == 0:
-            _help(filler, theirs.detach(), memoryview(memory), self._claims)
-        theirs.close()
+        with theirs:
+            try:
+                self._pid = apart.fork()
+            except OSError:
+                self._ours.close()
+                raise
+            if self._pid == 0:
+                _help(filler, theirs.detach(), memoryview(memory), self._claims)
 
     def place_of(self, view: memoryview) -> int:
         """Where in the shared memory `view` lies; -1 if it does not."""
@@ -175,10 +180,7 @@ def _help(filler: Filler, channel: int, memory: memoryview, claims: _Claims) -> 
     try:
         signals.ignore()
         os.chdir("/")
-        low, high = sorted((channel, filler.source.descriptor))
-        os.closerange(0, low)
-        os.closerange(low + 1, high)
-        os.closerange(high + 1, os.sysconf("SC_OPEN_MAX"))
+        apart.close_all_but(channel, filler.source.descriptor)
         tape = Tape.from_index(filler.tape.index_path)
         if tape.is_same(filler.tape):
             own = Filler(tape, filler.source, filler.at_home, strict=filler.strict)

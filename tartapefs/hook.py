@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import BinaryIO
 
-from tartapefs import notify
+from tartapefs import apart, notify
 from tartapefs.display import printable
 from tartapefs.player import TapePlayer
 
@@ -30,7 +30,7 @@ class Hook:
         self._mountpoint = mountpoint
         self._readers = readers
         self._has_begun = threading.Event()
-        threading.Thread(target=self._run, name="hook", daemon=True).start()
+        apart.thread(self._run, name="hook")
 
     def await_begin(self, seconds: float) -> None:
         """Returns once the program runs, if there was drift, or after so long: for a process that is about to end."""

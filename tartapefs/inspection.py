@@ -77,21 +77,22 @@ class Inspector:
         children = self.tape.children(member)
         child = next(children, None)
         for name in folder.names():
+            recorded = child is not None and child.name.rstrip(b"/") == member.name + name
             try:
                 found = folder.lstat(name)
             except FileNotFoundError:
-                continue
-            if child is None or child.name.rstrip(b"/") != member.name + name:
-                if self._counts(member.path + b"/" + name if member.path else name, found.st_mode):
+                if recorded:
                     return False
-            elif not self._is_same(child, found):
-                return False
-            else:
+                continue
+            if child is not None and recorded:
+                if stat.S_IFMT(found.st_mode) != stat.S_IFMT(child.mode):
+                    return False
+                if self.at_home and found.st_ino != child.ino:
+                    return False
                 child = next(children, None)
+            elif self._counts(member.path + b"/" + name if member.path else name, found.st_mode):
+                return False
         return child is None
-
-    def _is_same(self, child: Member, found: os.stat_result) -> bool:
-        return stat.S_IFMT(found.st_mode) == stat.S_IFMT(child.mode) and (not self.at_home or found.st_ino == child.ino)
 
     def _counts(self, path: bytes, mode: int) -> bool:
         """Whether a name that was not recorded makes another folder of the one it is in."""

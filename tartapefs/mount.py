@@ -11,14 +11,16 @@ import logging.handlers
 import mmap
 import os
 import re
+import select
 import shutil
 import signal
+import stat
 import subprocess
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
-from tartapefs import apart, binding, notify, signals
+from tartapefs import apart, binding, notify, processes, signals
 from tartapefs import status as reports
 from tartapefs.display import printable
 from tartapefs.errors import MountError, TapeError
@@ -30,7 +32,9 @@ log = logging.getLogger("tartapefs")
 
 _TYPE = "fuse.tartapefs"
 _THREADS = 4  # requests served at once; most of their time is the system's, which two cores share well
-_ENDS_WITHIN = 5.0  # seconds that a daemon gets to end, once it is unmounted
+_ENDS_SOON, _ENDS_WITHIN = 0.5, 5.0  # seconds in which a daemon ends, once it is unmounted: most of them, and any
+_ROOM = 16  # descriptors that a daemon may need besides those of the tape
+_FIRST_LOOK = 2.0  # seconds that the first audit gets before the caller is told that the archive can be read
 _GRACE = 1.0  # seconds that requests under way get to end after the unmount
 _SCRUB_PAUSE = 60.0  # seconds between two scrubs
 _STATE_INTERVAL = 2.0  # seconds between two looks at what the service manager should be told
@@ -67,28 +71,63 @@ def unmount(mountpoint: str, lazy: bool = False) -> None:
     """Unmounts the archive at `mountpoint`; `lazy` lets programs that read it go on until they close it.
 
     Else it returns once the daemon has ended, so that the source can be unmounted next, unless that takes long. Raises
-    MountError where no archive is mounted there, and with what the system's own program said.
+    MountError where no archive is mounted there, and with what the system's own program said. A daemon that goes on,
+    since it is mounted in some other place too, is logged with that place.
     """
-    where = _mounted_at(mountpoint)
+    entry = _mounted_at(mountpoint)
+    pid = None if lazy else _daemon_of(entry)
     with contextlib.ExitStack() as stack:
-        daemon = None if lazy else _daemon_of(where, stack)
-        _unmount(where, lazy)
-        if daemon is not None:
-            apart.await_end(daemon, _ENDS_WITHIN)
+        daemon = None
+        if pid is not None:
+            with contextlib.suppress(OSError):
+                daemon = os.pidfd_open(pid)
+                stack.callback(os.close, daemon)
+        _unmount(entry, lazy)
+        if daemon is None or apart.await_end(daemon, _ENDS_SOON):
+            return
+        place = _other_place(entry.device)
+        if place is None and apart.await_end(daemon, _ENDS_WITHIN - _ENDS_SOON):
+            return
+    why = f"it is still mounted {place}" if place else "it takes longer than usual"
+    log.warning(
+        "%s: unmounted here, but its daemon, process %d, has the source in use until it ends: %s",
+        printable(entry.mountpoint),
+        pid,
+        why,
+    )
 
 
-def _daemon_of(where: str, stack: contextlib.ExitStack) -> int | None:
-    """A descriptor of the process that serves this mount, where it is ours and tells of itself."""
-    entry = next(entry for entry in reversed(mounts()) if entry.mountpoint == where)
+def _daemon_of(entry: MountEntry) -> int | None:
+    """The process that serves this mount, where it is ours and tells of itself."""
     if entry.owner == os.geteuid():
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            process = os.pidfd_open((reports.ask(entry.device) or {})["pid"])
-            stack.callback(os.close, process)
-            return process
+            return int((reports.ask(entry.device) or {})["pid"])
     return None
 
 
-def _unmount(where: str, lazy: bool) -> None:
+def _other_place(device: str) -> str | None:
+    """Where else the file system of this device is mounted, as far as this user may see: here, or in a namespace."""
+    for entry in mounts():
+        if entry.device == device:
+            return f"at {printable(entry.mountpoint)}"
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{process}/mountinfo", "rb") as lines:
+            if any(line.split(b" ", 3)[2] == device.encode() for line in lines):
+                name = printable(processes.command_of(int(process)) or "?")
+                return f"in the mount namespace of process {process} ({name})"
+    return None
+
+
+def _unmount(entry: MountEntry, lazy: bool) -> None:
+    """Unmounts it; nothing is wrong if somebody else has done so meanwhile."""
+    try:
+        _run_umount(entry.mountpoint, lazy)
+    except MountError:
+        if entry in mounts():
+            raise
+
+
+def _run_umount(where: str, lazy: bool) -> None:
     if os.geteuid() == 0:
         command = ["umount", *(["-l"] if lazy else []), where]
     else:
@@ -108,8 +147,7 @@ def status(mountpoint: str) -> dict[str, Any]:
     From a daemon whose socket is not in reach, only what its extended attributes tell. Raises MountError where no
     archive is mounted, or its daemon does not answer.
     """
-    where = _mounted_at(mountpoint)
-    return _report(next(entry for entry in reversed(mounts()) if entry.mountpoint == where))
+    return _report(_mounted_at(mountpoint))
 
 
 def statuses() -> list[dict[str, Any]]:
@@ -150,13 +188,13 @@ def _attributes(mountpoint: str) -> dict[str, str | int]:
     }
 
 
-def _mounted_at(mountpoint: str) -> str:
-    known = {entry.mountpoint for entry in mounts()}
+def _mounted_at(mountpoint: str) -> MountEntry:
+    known = {entry.mountpoint: entry for entry in mounts()}  # of several at one place the last, which is on top
     # By its folder first: to look at the mount point itself is to ask a daemon that may not answer any more.
     folder, name = os.path.split(os.path.abspath(mountpoint))
     where = os.path.join(os.path.realpath(folder), name)
     if where in known or (where := os.path.realpath(mountpoint)) in known:
-        return where
+        return known[where]
     raise MountError(mountpoint, "no archive of tartapefs is mounted here")
 
 
@@ -170,9 +208,10 @@ def _check_mountpoint(mountpoint: str, source: str) -> str:
     except FileNotFoundError:
         raise MountError(mountpoint, "no such folder") from None
     except OSError as error:
-        if error.errno != errno.ENOTCONN:
+        left = [entry for entry in mounts() if entry.mountpoint == where]
+        if error.errno != errno.ENOTCONN or not left:
             raise MountError(mountpoint, error.strerror or "cannot be used") from None
-        unmount(where, lazy=True)  # left behind by a daemon that was killed
+        _unmount(left[-1], lazy=True)
         log.warning("%s: was left behind by a daemon that is gone; unmounted it", printable(mountpoint))
     if any(entry.mountpoint == where for entry in mounts()):
         raise MountError(mountpoint, "an archive is mounted here already")
@@ -188,38 +227,50 @@ def close_inherited() -> None:
 
     To be called before anything else is opened.
     """
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    apart.close_all_but(0, 1, 2)
 
 
 def mount(player: TapePlayer, mountpoint: str, options: MountOptions, foreground: bool, log_file: str | None) -> int:
     """Mounts the archive; returns an exit code: 0, or 1 if the source had drifted by the time it was unmounted.
 
-    In the background it returns 0 once the archive can be read. Raises MountError.
+    In the background it returns 0 once the archive can be read. A folder that has drifted, as far as the first seconds
+    tell, is mounted, and logged. Raises MountError.
     """
+    try:
+        return _mount(player, mountpoint, options, foreground, log_file)
+    except MountError:
+        raise
+    except OSError as error:
+        name = f"{printable(error.filename)}: " if error.filename else ""
+        raise MountError(mountpoint, f"could not be mounted: {name}{error.strerror or error}") from None
+
+
+def _mount(player: TapePlayer, mountpoint: str, options: MountOptions, foreground: bool, log_file: str | None) -> int:
     where = _check_mountpoint(mountpoint, player.source.root)
     try:
         binding.load()
     except ImportError as error:
         raise MountError(mountpoint, str(error)) from None
-    handler = _log_handler(log_file, foreground)
+    log.handlers[:] = [_log_handler(log_file, foreground)]  # what comes before the archive can be read goes to both
     if foreground:
-        log.handlers[:] = [handler]
         return _serve(player, where, options, lambda: notify.send("READY=1"))
     ready, tell = os.pipe()
     child = apart.fork()
     if child == 0:
         os.close(ready)
-        _be_daemon(player, where, options, tell, handler)
+        _be_daemon(player, where, options, tell)
     os.close(tell)
     with open(ready, "rb") as answer:
         said = answer.read()
     if said == _READY:
         return 0
     os.waitpid(child, 0)
+    # What the daemon may not have had the means for, when it failed for want of processes.
+    _unmount_at_end([entry for entry in mounts() if entry.mountpoint == where])
     raise MountError(mountpoint, said.decode() or "the daemon ended before the archive could be read")
 
 
-def _be_daemon(player: TapePlayer, where: str, options: MountOptions, tell: int, handler: logging.Handler) -> NoReturn:
+def _be_daemon(player: TapePlayer, where: str, options: MountOptions, tell: int) -> NoReturn:
     """The rest of the child's life. Its errors go to the parent until the archive can be read, then to the log."""
     told = False
     notify.silence()  # the service, if any, is the caller's: it waits for the caller, and not for this process
@@ -232,7 +283,6 @@ def _be_daemon(player: TapePlayer, where: str, options: MountOptions, tell: int,
         for descriptor in range(3):
             os.dup2(null, descriptor)
         os.close(null)
-        log.handlers[:] = [handler]
         os.write(tell, _READY)
         os.close(tell)
         told = True
@@ -240,11 +290,11 @@ def _be_daemon(player: TapePlayer, where: str, options: MountOptions, tell: int,
     code = 1
     try:
         code = _serve(player, where, options, ready)
-    except MountError as error:
+    except (MountError, OSError, MemoryError) as error:
         if told:
-            log.error("%s", error)
+            log.error("%s: %s", printable(where), _reason(error))
         else:
-            os.write(tell, error.reason.encode())
+            os.write(tell, _reason(error).encode())
     except BaseException as error:
         if not told:
             os.write(tell, repr(error).encode())
@@ -254,9 +304,28 @@ def _be_daemon(player: TapePlayer, where: str, options: MountOptions, tell: int,
         os._exit(code)  # not the parent's exit handlers, and not waiting for a reader that holds a thread
 
 
+def _reason(error: BaseException) -> str:
+    match error:
+        case MountError():
+            return error.reason
+        case MemoryError():
+            return "there is not enough memory"
+        case OSError():
+            return error.strerror or str(error)
+        case _:
+            return repr(error)
+
+
 def _log_handler(log_file: str | None, foreground: bool) -> logging.Handler:
     """Where the log goes: the file, if there is one; else standard error or, once that is gone, the system's log."""
     if log_file is not None:
+        try:
+            if stat.S_ISFIFO(os.stat(log_file).st_mode):  # which nobody may be reading
+                raise MountError(log_file, "cannot be the log: is a pipe")
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise MountError(log_file, f"cannot be the log: {error.strerror}") from None
         try:
             to_file = logging.FileHandler(log_file)
         except OSError as error:
@@ -276,9 +345,12 @@ def _log_handler(log_file: str | None, foreground: bool) -> logging.Handler:
 def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Callable[[], None]) -> int:
     """Serves the archive from this process until it is unmounted or a signal says so.
 
-    Raises MountError where it could not be mounted, or not be unmounted at the end.
+    Raises MountError where it could not be mounted, not be served any more, or not be unmounted at the end, and OSError
+    where the system has not enough of something.
     """
-    memory = mmap.mmap(-1, _THREADS * binding.ANSWER)
+    # What it needs is there, or nothing is mounted.
+    memory = mmap.mmap(-1, _THREADS * binding.MEMORY)
+    _check_room()
     if len(os.sched_getaffinity(0)) > 1:
         player.fork_helper(memory)
     left: MountError | None = None
@@ -290,29 +362,42 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
         archive = ArchiveFS(player, options)
         session = binding.Session(archive, where, player.source.root, options)
         ours = [entry for entry in mounts() if entry.mountpoint == where][-1:]
-        ended = threading.Event()
+        ended, looked = threading.Event(), threading.Event()
         server = None
-        threads = []
-        hook = Hook(options.on_drift_run, player, where, archive.reading_processes) if options.on_drift_run else None
+        threads: list[threading.Thread] = []
+        failures: list[BaseException] = []
+        hook: Hook | None = None
         try:
-            for at in range(0, len(memory), binding.ANSWER):
-                threads.append(_start(_loop, session, memoryview(memory)[at : at + binding.ANSWER], speak))
+            if options.on_drift_run:
+                hook = Hook(options.on_drift_run, player, where, archive.reading_processes)
+            for at in range(0, len(memory), binding.MEMORY):
+                part = memoryview(memory)[at : at + binding.MEMORY]
+                threads.append(apart.thread(_loop, session, part, speak, failures))
             _check_readable(os.path.join(where, options.name))
             server = _report_server(
                 ours, lambda: reports.document(player, options.name, archive.activity, archive.hold)
             )
-            on_ready()
-            _start(_audit, player, archive, options, ended)
-            _start(_drop_pages, player, session, ended)
+            apart.thread(_audit, player, archive, options, ended, looked)
+            apart.thread(_drop_pages, player, session, ended)
             if archive.hold is not None:
-                _start(archive.hold.watch, lambda: bool(set(ours) & set(mounts())), ended)
+                apart.thread(archive.hold.watch, lambda: bool(set(ours) & set(mounts())), ended)
             if options.scrub_share:
-                _start(_scrub, player, archive, options.scrub_share, ended)
+                apart.thread(_scrub, player, archive, options.scrub_share, ended)
             if notify.is_heard():
-                _start(_tell_state, player, archive, ended)
-                _start(_tell_watchdog, where, ended)
+                apart.thread(_tell_state, player, archive, ended)
+                apart.thread(_tell_watchdog, where, ended)
+            looked.wait(_FIRST_LOOK)
+            looked.set()
+            if player.drift is not None:
+                becomes = "fails" if archive.hold is None else "waits"
+                log.warning("%s: mounted, but no longer as recorded: every read %s", printable(where), becomes)
+            if select.select([hear], [], [], 0)[0]:
+                raise MountError(where, _reason(failures[0]) if failures else "ended before it could be read")
+            on_ready()
             log.info("%s: mounted", printable(where))
             os.read(hear, 1)  # until a signal comes, or the first thread finds that the archive is unmounted
+            if failures:
+                raise MountError(where, f"not served any more: {_reason(failures[0])}")
         finally:
             notify.send("STOPPING=1", f"STATUS={_state(player, archive)}")
             ended.set()
@@ -339,6 +424,13 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
     return 1 if player.drift is not None else 0
 
 
+def _check_room() -> None:
+    """Raises OSError unless there may be as many descriptors more as are needed to serve, and to unmount at the end."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(_ROOM):
+            stack.enter_context(open(os.devnull, "rb", buffering=0))
+
+
 def _report_server(ours: list[MountEntry], report: Callable[[], dict[str, Any]]) -> reports.Server | None:
     try:
         return reports.Server(ours[0].device, report) if ours else None
@@ -347,13 +439,19 @@ def _report_server(ours: list[MountEntry], report: Callable[[], dict[str, Any]])
         return None
 
 
-def _audit(player: TapePlayer, archive: ArchiveFS, options: MountOptions, ended: threading.Event) -> None:
-    """Audits the source at once, and then now and then while anybody has the archive open; ends at the first drift."""
+def _audit(
+    player: TapePlayer, archive: ArchiveFS, options: MountOptions, ended: threading.Event, looked: threading.Event
+) -> None:
+    """Audits the source at once, and then now and then while anybody has the archive open; ends at the first drift.
+
+    `looked`: the first audit has ended, or need not be waited for. Until then it takes no rest.
+    """
     while player.drift is None:
         try:
-            player.audit(options.audit_share)
+            player.audit(options.audit_share, lambda seconds: looked.is_set() and ended.wait(seconds))
         except (TapeError, OSError) as error:
             archive.errno_of(error)
+        looked.set()
         while True:
             if ended.wait(options.audit_interval):
                 return
@@ -426,19 +524,17 @@ def _failing(path: str) -> str:
         )
     except FileNotFoundError:
         return "the program stat is not installed"
+    except OSError as error:
+        return f"stat could not be run: {error.strerror}"
     said = result.stderr.decode(errors="replace").strip()
     return "" if result.returncode == 0 else said.rpartition(": ")[2] or "stat failed"
 
 
-def _start(target: Callable[..., None], *arguments: object) -> threading.Thread:
-    thread = threading.Thread(target=target, args=arguments, daemon=True)
-    thread.start()
-    return thread
-
-
-def _loop(session: binding.Session, memory: memoryview, speak: int) -> None:
+def _loop(session: binding.Session, memory: memoryview, speak: int, failures: list[BaseException]) -> None:
     try:
         session.loop(memory)
+    except BaseException as error:
+        failures.append(error)
     finally:
         with contextlib.suppress(OSError):  # the pipe is full or closed: the end is known already
             os.write(speak, _ENDED)
@@ -452,8 +548,7 @@ def _unmount_at_end(ours: list[MountEntry]) -> MountError | None:
     for entry in ours:
         if entry in mounts():
             try:
-                _unmount(entry.mountpoint, lazy=True)  # a reader that never closes the archive must not keep the daemon
+                _unmount(entry, lazy=True)  # a reader that never closes the archive must not keep the daemon
             except MountError as error:
-                if entry in mounts():
-                    return error
+                return error
     return None

@@ -154,18 +154,19 @@ class TapePlayer:
             raise self._invalidated(error) from None
         return stop - offset
 
-    def audit(self, share: float = 1.0) -> None:
+    def audit(self, share: float = 1.0, pause: Callable[[float], object] = time.sleep) -> None:
         """Looks at every directory of the source, with at most `share` (above 0, at most 1) of one core.
 
+        It rests with `pause(seconds)`.
         Raises TapeIntegrityError, which makes the tape invalid, TapeFormatError for a damaged index, and OSError where
         the source cannot be read.
         """
-        begun = time.monotonic()
+        begun, rest = time.monotonic(), Rest(share, pause)
         try:
             if self._headers_due:
-                check_headers(self.tape, share)
+                check_headers(self.tape, rest)
                 self._headers_due = False
-            audit(self.inspector, share)
+            audit(self.inspector, rest)
         except TapeIntegrityError as error:
             raise self._invalidated(error) from None
         self._audited = max(self._audited, begun)

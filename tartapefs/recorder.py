@@ -16,7 +16,7 @@ import pwd
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import lru_cache, partial
 from typing import Any, Literal
 
@@ -99,6 +99,10 @@ class TapeRecorder:
         self._skip_unreadable = skip_unreadable
         self._skip_busy = skip_busy
         self._on_progress = on_progress or (lambda members, size: None)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forgets what an earlier recording found."""
         self._problems: list[Problem] = []
         self._busy: list[Problem] = []
         self._patience = _PATIENCE
@@ -110,7 +114,7 @@ class TapeRecorder:
         self.latest = b""  # path below the root of the member that was last when `on_progress` was called
 
     def commit(self) -> str:
-        """Records, and returns the fingerprint: SHA-256 over all headers, 64 hex digits.
+        """Records, and returns the fingerprint: SHA-256 over all headers, 64 hex digits. May be called again.
 
         Raises TapeExistsError, TapeBusyError, TapeConstraintError, SourceUnreadableError and SourceBusyError (each with
         `problems`), TapeIntegrityError where the folder changes meanwhile, and OSError where the disk fails or is full.
@@ -118,15 +122,16 @@ class TapeRecorder:
         """
         if not os.path.basename(self.root):
             raise TapeConstraintError([Problem(self.root, "a root folder without a name has no place in an archive")])
+        self._begin()
         self._check_index_path()
-        with Source(self.root) as source:
+        with Source(self.root) as source, ExitStack() as stack:
             if not self._own_folder:
                 return self._record(source)
-            try:
-                with source.locked():  # or the slower of two would still touch the root when the other has its witness
-                    return self._record_inside(source)
+            try:  # or the slower of two would still touch the root when the other has its witness
+                stack.enter_context(source.locked())
             except BlockingIOError:
                 raise TapeBusyError(self.index_path) from None
+            return self._record_inside(source)
 
     def _record_inside(self, source: Source) -> str:
         was_there = _has_tape_folder(source)

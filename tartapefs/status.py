@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tartapefs import apart
 from tartapefs.activity import Activity, Reader
 from tartapefs.display import moment, printable
 from tartapefs.errors import TapeError
@@ -205,8 +206,11 @@ class Server:
         except BaseException:
             self._listening.close()
             raise
-        self._thread = threading.Thread(target=self._serve, name="status", daemon=True)
-        self._thread.start()
+        try:
+            self._thread = apart.thread(self._serve, name="status")
+        except BaseException:
+            self._remove()
+            raise
 
     def _listen(self) -> int:
         """Makes the socket, and removes those of daemons that were killed; a descriptor of their folder."""
@@ -230,6 +234,9 @@ class Server:
         with contextlib.suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)  # which wakes up `accept`
         self._thread.join(_PATIENCE)
+        self._remove()
+
+    def _remove(self) -> None:
         place = _place(self._folder, self._name)
         with contextlib.suppress(OSError):
             if os.lstat(place).st_ino == self._inode:

@@ -9,8 +9,9 @@ sent was read, and checked, at most a chunk before.
 import hashlib
 import mmap
 import queue
-import threading
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import chain, pairwise
 from stat import S_ISREG
 
@@ -112,8 +113,10 @@ def _alone(member: Member, position: int, chunk: memoryview, readinto: _ReadInto
     resumed = position > first
     md5: _HashedAside | hashlib._Hash | None = None
     if position <= body and member.is_file:
-        is_large = size >= _LARGE and len(chunk) >= _LARGE
-        md5 = _HashedAside() if is_large else hashlib.md5(usedforsecurity=False)
+        md5 = hashlib.md5(usedforsecurity=False)
+        if size >= _LARGE and len(chunk) >= _LARGE:
+            with suppress(OSError):  # where no thread can be started, it is hashed here
+                md5 = _HashedAside()
     try:
         yield events.file_start(member, resumed)
         while position < stop:
@@ -136,8 +139,7 @@ class _HashedAside:
     def __init__(self) -> None:
         self._md5 = hashlib.md5(usedforsecurity=False)
         self._pieces: queue.Queue[memoryview] = queue.Queue(1)
-        self._thread = threading.Thread(target=self._hash, daemon=True)
-        self._thread.start()
+        self._thread = apart.thread(self._hash)
 
     def _hash(self) -> None:
         while piece := self._pieces.get():
@@ -152,6 +154,6 @@ class _HashedAside:
         return self._md5.hexdigest()
 
     def close(self) -> None:
-        if self._thread.is_alive():
+        if self._thread.is_alive() and not sys.is_finalizing():  # Python is ending, and no thread goes on any more
             self._pieces.put(memoryview(b""))
             self._thread.join()

@@ -1,9 +1,8 @@
 """The archive by URL, for all that reads through fsspec: tartape:///srv/data/archive.tar is that of /srv/data.
 
 Rule: nothing is kept between two calls but the options, so file systems and open files cross to other processes, and a
-folder that was recorded again is seen by the next call; a file that crosses is of its own recording, or an error. Each
-open file has a player of its own, which checks what it reads; what fsspec's cache of a file holds was checked when it
-was read, not when it is handed out once more.
+folder that was recorded again is seen by the next call. Each open file has a player of its own, which checks what it
+reads; what fsspec's cache of a file holds was checked when it was read, not when it is handed out once more.
 """
 
 import errno
@@ -13,7 +12,6 @@ from typing import Any
 
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
-from tartapefs.errors import Difference, TapeIntegrityError
 from tartapefs.player import Check, TapePlayer
 from tartapefs.tape import Tape
 from tartapefs.window import ARCHIVE
@@ -75,23 +73,16 @@ class TapeFileSystem(AbstractFileSystem):
 
 
 class TapeFile(AbstractBufferedFile):
-    """An archive, open for reading; fsspec's cache asks for it in blocks of `block_size`.
+    """An archive, open for reading; fsspec's cache asks for it in blocks of `block_size`."""
 
-    `recording`: the one that it was opened of, for a file that is opened again by another process.
-    """
-
-    def __init__(self, fs: TapeFileSystem, path: str, mode: str, recording: str | None = None, **options: Any) -> None:
+    def __init__(self, fs: TapeFileSystem, path: str, mode: str, **options: Any) -> None:
         folder, name = os.path.split(path)
         if name != ARCHIVE:
             fs.info(path)
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         self._tape = Tape.discover(folder, fs.index)
-        found = self._tape.rows_digest
-        if recording not in (None, found):
-            self._tape.close()
-            raise TapeIntegrityError(folder, [Difference("the recording", str(recording), found)], "open it anew")
         self._player = TapePlayer(self._tape, check=fs.check)
-        super().__init__(fs, path, mode, **options | {"size": self._tape.total_size, "recording": found})
+        super().__init__(fs, path, mode, **options | {"size": self._tape.total_size})
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         return self._player.read(start, end - start)

@@ -154,10 +154,11 @@ MUTANTS = [
         Mutant(says, "inspection.py", old, new, INSPECTION)
         for says, old, new in (
             ("names decide on times alone", "if not only_times(differences(", "if False and (("),
-            ("every recorded name is there", "return child is None", "return True"),
-            ("each is of its type", "return stat.S_IFMT(found.st_mode) == stat.S_IFMT(child.mode) and (", "return ("),
-            ("each has its inode", "not self.at_home or found.st_ino == child.ino", "True"),
-            ("no other is there that counts", "if self._counts(", "if False and self._counts("),
+            ("every recorded name is there", "                if recorded:\n                    return False\n", ""),
+            ("to the last", "return child is None", "return True"),
+            ("each is of its type", "if stat.S_IFMT(found.st_mode) != stat.S_IFMT(child.mode):", "if False:"),
+            ("each has its inode", "if self.at_home and found.st_ino", "if False and found.st_ino"),
+            ("no other is there that counts", "elif self._counts(", "elif False and self._counts("),
             ("a function cannot be asked again", "self._is_left_out is None or", "self._is_left_out is not None and"),
             ("what is fresh is looked at again", "if agrees and begun - max(stamps[:2]) > _TICK_NS:", "if agrees:"),
             ("what moved is looked at again", "if self._known.get(member.start) == stamps:", "if self._known:"),

@@ -294,7 +294,7 @@ class Counted:
         self.errors: list[BaseException] = []
         self.failure = failure
 
-    def audit(self, share: float) -> None:
+    def audit(self, share: float, pause: Callable[[float], object]) -> None:
         self.audits.append(share)
         if self.failure is not None:
             raise self.failure
@@ -308,7 +308,7 @@ class Counted:
 def auditing(player: Counted) -> Iterator[threading.Thread]:
     ended = threading.Event()
     options = MountOptions(audit_interval=0.01, audit_share=0.5)
-    thread = threading.Thread(target=_audit, args=(player, player, options, ended))
+    thread = threading.Thread(target=_audit, args=(player, player, options, ended, threading.Event()))
     thread.start()
     try:
         yield thread

@@ -94,7 +94,7 @@ class Adapter:
             kernel.send(request)
             kernel.shutdown(socket.SHUT_WR)
             self._session._device = device.fileno()
-            self._session.loop(memoryview(bytearray(b"\xaa") * binding.ANSWER))
+            self._session.loop(memoryview(bytearray(b"\xaa") * binding.MEMORY))
             answer = kernel.recv(1 << 21)
         length, error, number = struct.unpack_from("=IiQ", answer)
         assert (length, number) == (len(answer), 7)

@@ -158,22 +158,6 @@ def test_crosses_to_another_process(root: Path, fs: TapeFileSystem, archive: byt
     assert pickle.loads(pickle.dumps(fs)) == fs
 
 
-def test_recorded_again_while_it_crosses(root: Path, fs: TapeFileSystem, archive: bytes) -> None:
-    """No file is of two recordings, though their headers and sizes are the same."""
-    path = root / "photos" / "513.bin"
-    with fs.open(url_of(root), block_size=1000) as file:
-        assert file.read(1000) == archive[:1000]
-        sent = pickle.dumps(file)
-        before = path.stat().st_mtime_ns
-        path.write_bytes(b"o" * 513)
-        os.utime(path, ns=(before, before))
-        TapeRecorder(root, overwrite=True).commit()
-        with pytest.raises(TapeIntegrityError, match="the recording changed"):
-            pickle.loads(sent)
-    with fs.open(url_of(root)) as file:
-        assert b"o" * 513 in file.read()
-
-
 def test_drift_and_a_new_recording(root: Path, fs: TapeFileSystem) -> None:
     """Drift comes through as it is; what is opened after a new recording is the new archive."""
     url, token = url_of(root), fs.ukey(url_of(root))

@@ -124,6 +124,9 @@ def mount_tartapefs() -> NoReturn:
 def _run(command: click.Command, name: str) -> NoReturn:
     """Runs a command line, and exits with its code."""
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # who reads a pipe may go away: not a reason to leave things behind
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:  # of the standard three, those that the caller closed
+        pass
+    os.close(descriptor)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # whatever the locale cannot show
@@ -175,6 +178,11 @@ def _code_of(command: click.Command, name: str) -> int:
         return DRIFT
     except MemoryError:
         say("there is not enough memory", logging.ERROR)
+        return DRIFT
+    except RuntimeError as error:
+        if error.args != ("can't start new thread",):  # Python's own, which a pool of threads raises
+            raise
+        say("no thread can be started, for a limit on processes or memory", logging.ERROR)
         return DRIFT
     return 0
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -16,6 +17,7 @@ from click.shell_completion import CompletionItem
 from tartapefs import naming, notify
 from tartapefs.display import printable
 from tartapefs.errors import TapeFormatError
+from tartapefs.layout import MAX_OFFSET
 from tartapefs.source import Source
 from tartapefs.tape import Tape
 
@@ -47,11 +49,24 @@ def size_text(count: int) -> str:
 
 
 def byte_count(text: str) -> int:
-    """A number of bytes, with K, M, G, T or P (or KiB and so on) for powers of 1024."""
+    """A number of bytes that a file can have, with K, M, G, T or P (or KiB and so on) for powers of 1024."""
     number = re.fullmatch(r"([0-9]{1,19})(?:([KMGTP])(?:iB)?)?", text, re.ASCII)
     if number is None:
         raise click.BadParameter(f"{text!r} is not a number of bytes, such as 512, 64K or 5GiB")
-    return int(number[1]) * _UNITS[number[2] or ""]
+    count = int(number[1]) * _UNITS[number[2] or ""]
+    if count > MAX_OFFSET:
+        raise click.BadParameter(f"{text!r} is more than a file can have")
+    return count
+
+
+class Number(click.FloatRange):
+    """A number in this range; nan, which is in none, is refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
 
 
 class _Path(click.ParamType):  # type: ignore[type-arg]  # which has arguments since click 8.4 alone

@@ -233,8 +233,20 @@ def _compare_with_tar(archive: str, folder_above: str) -> str:
     return "no difference from the folder"
 
 
+def _temporary_folder() -> str | None:
+    try:
+        return os.path.realpath(tempfile.gettempdir())
+    except FileNotFoundError:
+        return None
+
+
 def _self_test(directory: str) -> Iterator[Finding]:
     """Records, mounts, reads back twice, unmounts. Nothing is written to the folder."""
+    if _temporary_folder() is None:
+        yield Finding(
+            "temporary folder", "problem", "there is none that you can write", "set TMPDIR to one that you can"
+        )
+        return
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="tartapefs-doctor-"))
         index, mountpoint = os.path.join(scratch, "index.db"), os.path.join(scratch, "mnt")
@@ -299,8 +311,8 @@ def doctor(directory: str | None, as_json: bool) -> None:
     if directory is not None:
         if not os.path.isdir(directory):
             raise click.BadParameter(f"{printable(directory)} is not a folder", param_hint="DIR")
-        root, scratch = os.path.realpath(directory), os.path.realpath(tempfile.gettempdir())
-        if os.path.commonpath((root, scratch)) == root:
+        root, scratch = os.path.realpath(directory), _temporary_folder()
+        if scratch is not None and os.path.commonpath((root, scratch)) == root:
             raise click.BadParameter(f"the temporary folder {scratch} lies in it: set TMPDIR", param_hint="DIR")
     findings = []
     for finding in chain(_machine(), _self_test(directory) if directory is not None else ()):

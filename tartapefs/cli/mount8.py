@@ -4,9 +4,11 @@ mount(8) runs `mount.tartapefs SRC MNT [-sfnv] [-o OPTIONS]` for the type tartap
 `tartapefs SRC MNT -o OPTIONS` for fuse.tartapefs. Rule: options are those of `tartapefs mount`, `--allow-other` as
 `allow_other`, but for those that record: what is mounted at boot was recorded by somebody. What mount(8), fstab and
 systemd have for every file system is taken and has no effect, since an archive is always mounted read-only, nosuid,
-nodev and noexec; anything else is refused by its name, `rw` too. The exit codes are those of mount(8).
+nodev and noexec; who asks for `rw`, as `defaults` does, is told so. Anything else is refused by its name. The exit
+codes are those of mount(8).
 """
 
+import logging
 import re
 import shlex
 from collections.abc import Container, Iterator
@@ -14,7 +16,7 @@ from collections.abc import Container, Iterator
 import click
 
 from tartapefs.cli import common
-from tartapefs.cli.common import fail, path, verbose_option
+from tartapefs.cli.common import fail, path, say, verbose_option
 from tartapefs.cli.mounts import mount
 from tartapefs.display import printable
 from tartapefs.tape import Tape
@@ -68,7 +70,6 @@ def arguments(options: str, sloppy: bool = False) -> Iterator[str]:
     Raises click.UsageError.
     """
     known = _known()
-    last_of_both = "ro"
     for item in _split(options):
         name, equals, value = item.partition("=")
         option = known.get(name)
@@ -76,12 +77,14 @@ def arguments(options: str, sloppy: bool = False) -> Iterator[str]:
             if option.is_flag == bool(equals):
                 raise click.UsageError(f"the option {name} {'has no' if equals else 'needs a'} value")
             yield option.opts[-1] + equals + value
-        elif name in ("ro", "rw"):
-            last_of_both = name
-        elif not _WITHOUT_EFFECT.fullmatch(name) and not sloppy:
+        elif name not in ("ro", "rw") and not _WITHOUT_EFFECT.fullmatch(name) and not sloppy:
             raise click.UsageError(f"unknown option: {name}")
-    if last_of_both == "rw":
-        raise click.UsageError("an archive cannot be written, and mount(8) asks for rw unless told: use the option ro")
+
+
+def asks_to_write(options: str) -> bool:
+    """Whether the last of `ro` and `rw` in this option string is `rw`. Raises click.UsageError."""
+    asked = [name for item in _split(options) if (name := item.partition("=")[0]) in ("ro", "rw")]
+    return asked[-1:] == ["rw"]
 
 
 def is_call(argv: list[str], commands: Container[str]) -> bool:
@@ -129,14 +132,17 @@ def command(
     check=, strict, expect=, allow_other, cached, audit_interval=, audit_share=, scrub_share=, on_drift=, on_drift_run=,
     log=. SRC must have been recorded.
 
-    mount(8) and fstab need the option ro: without it they ask for rw, which is refused, since nobody could write.
+    mount(8) asks for rw unless it is told ro. An archive is mounted read-only all the same, with a line that says so.
     """
     try:
-        told = [*arguments(",".join(options), sloppy), "--", directory, mountpoint]
+        asked = ",".join(options)
+        told = [*arguments(asked, sloppy), "--", directory, mountpoint]
         with mount.make_context("mount.tartapefs", told) as context:
             if fake:
                 Tape.discover(directory, context.params["index"]).close()
             else:
                 mount.invoke(context)
+                if asks_to_write(asked):  # in the words of mount(8)
+                    say(f"{printable(mountpoint)}: WARNING: source write-protected, mounted read-only", logging.WARNING)
     except click.UsageError as error:
         fail(printable(error.format_message()), common.USAGE)

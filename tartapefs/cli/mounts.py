@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from tartapefs.cli.common import (
+    Number,
     check_option,
     expect_option,
     expected,
@@ -29,6 +30,8 @@ from tartapefs.cli.record import record_folder
 from tartapefs.errors import MountError, TapeNotFoundError
 from tartapefs.player import Check, TapePlayer
 from tartapefs.tape import Tape
+
+_YEAR = 365 * 86400  # seconds
 
 
 def _id_of(find: Callable[[str], int]) -> Callable[[str], int]:
@@ -73,7 +76,7 @@ def _id_of(find: Callable[[str], int]) -> Callable[[str], int]:
 @click.option(
     "--audit-interval",
     metavar="SECONDS",
-    type=click.FloatRange(min=0.1),
+    type=Number(0.1, _YEAR),
     default=60,
     show_default=True,
     help="How often all directories are looked at while the archive is open.",
@@ -81,7 +84,7 @@ def _id_of(find: Callable[[str], int]) -> Callable[[str], int]:
 @click.option(
     "--audit-share",
     metavar="PERCENT",
-    type=click.FloatRange(min=0, min_open=True, max=100),
+    type=Number(0.01, 100),
     default=5,
     show_default=True,
     help="How much of one core that may take.",
@@ -89,7 +92,7 @@ def _id_of(find: Callable[[str], int]) -> Callable[[str], int]:
 @click.option(
     "--scrub-share",
     metavar="PERCENT",
-    type=click.FloatRange(min=0, max=100),
+    type=Number(0, 100),
     default=0,
     show_default=True,
     help="Of a tape with digests: read all contents again and again, with so much of one core.",

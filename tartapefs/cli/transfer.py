@@ -126,7 +126,7 @@ def check(
 
     Exit code 0 if it is complete and equal, else 1. "good" is the number of bytes to go on from. Without --full it
     looks at every header, a place in each 64 MiB of a body, the file's holes, and all of the last 64 MiB; a stream is
-    compared whole.
+    compared whole, and read up to 64 MiB beyond.
     """
     if truncate and copy == "-":
         raise click.UsageError("a stream cannot be cut")

@@ -6,8 +6,10 @@ rewritten in place is seen when it is read. `verify` looks at everything, and li
 """
 
 import os
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 
 from tartapefs.display import file_type
 from tartapefs.errors import Difference, TapeIntegrityError
@@ -17,6 +19,7 @@ from tartapefs.integrity import check_place, drift, only_stamps
 from tartapefs.member import Member
 from tartapefs.source import Source
 from tartapefs.tape import Tape
+from tartapefs.tape_files import TapeFiles
 
 _PROGRESS_EVERY = 128  # members: on a network file system each may take milliseconds
 _STRETCH = 0.01  # seconds of work between two rests
@@ -84,6 +87,20 @@ def verify(
                 yield from _added(inspector.tape, inspector.source, member)
         if count % _PROGRESS_EVERY == 0:
             on_progress(count, member.start)
+
+
+def files_of(tape: Tape, source: Source, at_home: bool) -> TapeFiles:
+    """What no command may write to while `tape` plays from `source`."""
+
+    def holds(found: os.stat_result) -> bool:
+        for member in tape.folders() if stat.S_ISDIR(found.st_mode) else tape.members():
+            if member.ino == found.st_ino or not at_home:
+                with suppress(OSError):
+                    if os.path.samestat(source.lstat(member.path), found):
+                        return True
+        return False
+
+    return TapeFiles(source.root, tape.index_path, holds)
 
 
 def _differences(member: Member, inspector: Inspector) -> tuple[Difference, ...]:

@@ -11,7 +11,6 @@ to the disk each time that it has added as much.
 """
 
 import errno
-import fcntl
 import heapq
 import os
 import re
@@ -21,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
-from tartapefs import ustar
+from tartapefs import outputs, ustar
 from tartapefs.buffers import aligned
 from tartapefs.compare import first_difference
 from tartapefs.layout import BLOCK
@@ -68,23 +67,23 @@ class Agreement:
 class Copy:
     """The copy at `path`, or on the descriptor `path`. What cannot be sought in is read once, in order.
 
-    `writable`: it must be a regular file, and is locked; BlockingIOError if another holds that lock. `create`: it is
+    `writable`: it must be a regular file, and is locked; OutputBusyError if another holds that lock. `create`: it is
     made if it is not there. Raises OSError as the system does.
     """
 
     def __init__(self, path: str | int, writable: bool = False, create: bool = False) -> None:
         self._path = path
-        flags = (os.O_RDWR if writable else os.O_RDONLY) | (os.O_CREAT if create else 0)
-        self._fd = os.dup(path) if isinstance(path, int) else os.open(path, flags | os.O_CLOEXEC, 0o666)
+        flags = os.O_RDWR if writable else os.O_RDONLY
+        self._fd = os.dup(path) if isinstance(path, int) else outputs.going_on(path, flags, create)
         try:
             mode = os.fstat(self._fd).st_mode
             self.is_stream = isinstance(path, int) or not (stat.S_ISREG(mode) or stat.S_ISBLK(mode))
             if stat.S_ISDIR(mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-            if writable:
+            if writable and isinstance(path, str):
                 if not stat.S_ISREG(mode):
                     raise OSError(errno.EINVAL, "not a regular file", path)
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                outputs.lock(self._fd, path)
         except BaseException:
             os.close(self._fd)
             raise

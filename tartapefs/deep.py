@@ -5,7 +5,6 @@ read. The archive is divided into stretches of some megabytes, each of whole mem
 fill and hash them, and their results are given in the archive's order.
 """
 
-import hashlib
 import json
 import os
 import random
@@ -13,14 +12,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from queue import SimpleQueue
 from typing import NamedTuple, TypeVar
 
-from tartapefs import merkle
+from tartapefs import merkle, outputs
 from tartapefs.buffers import aligned
 from tartapefs.contents import as_shown, damage
-from tartapefs.errors import Difference, TapeIntegrityError
+from tartapefs.errors import Difference, OutputError, TapeIntegrityError
 from tartapefs.fill import Filler
 from tartapefs.integrity import inspect
 from tartapefs.layout import BLOCK
@@ -30,7 +28,6 @@ from tartapefs.tape import Tape
 _AT_ONCE = 2 << 20  # bytes of a stretch, about
 _MEMBERS_AT_ONCE = 256
 _SAVE_EVERY = 10.0  # seconds
-_LONGEST_STATE = 1 << 28  # bytes
 THREADS = max(4, len(os.sched_getaffinity(0)))  # more than there are cores: on a slow disk they wait
 
 Item = TypeVar("Item")
@@ -146,30 +143,32 @@ def stretch_of(part: Part) -> Stretch:
 
 
 class DeepState:
-    """How far a comparison of all contents has come, and what it found, in a file if one is named.
+    """How far a comparison of all contents has come, and what it found, in a state if the path of one is given.
 
-    `position`: up to where in the archive contents have been compared. A file of another tape, or a damaged one, counts
-    for nothing. Raises OSError where the file cannot be read or written.
+    `position`: up to where in the archive contents have been compared. Raises OutputError for a file that is no such
+    state or one of another tape, OutputBusyError while another comparison has it, and OSError.
     """
 
     def __init__(self, tape: Tape, path: str | None) -> None:
-        self._seal, self._path = tape.seal, path
         self.position = 0
         self.found: list[TapeIntegrityError] = []
+        self._seal = tape.seal
         self._saved = time.monotonic()
+        self._state: outputs.State | None = None
         if path is not None:
-            self._load(path, tape.total_size)
+            self._state = outputs.State(path, "verification")
+            try:
+                self._load(self._state, tape.total_size)
+            except BaseException:
+                self._state.close()
+                raise
 
-    def _load(self, path: str, total_size: int) -> None:
-        try:
-            with open(path, "rb") as file:
-                text, _, checksum = file.read(_LONGEST_STATE).rpartition(b"\n")
-        except FileNotFoundError:
-            return
-        if checksum.decode("ascii", "replace") != hashlib.sha256(text).hexdigest():
-            return
-        saved = json.loads(text)
-        if saved["seal"] == self._seal and 0 <= saved["position"] <= total_size:
+    def _load(self, state: outputs.State, total_size: int) -> None:
+        records = list(state.records())
+        state.check_whole()
+        for saved in map(json.loads, records):
+            if saved["seal"] != self._seal or not 0 <= saved["position"] <= total_size:
+                raise OutputError(state.path, "is the state of another tape; remove it to begin anew")
             self.position = saved["position"]
             self.found = [
                 TapeIntegrityError(member, [Difference(*facts) for facts in differences], remedy)
@@ -183,24 +182,29 @@ class DeepState:
             self.save()
 
     def save(self) -> None:
-        if self._path is None:
+        if self._state is None:
             return
         found = [
             (error.member, [(d.what, d.recorded, d.found) for d in error.differences], error.remedy)
             for error in self.found
         ]
-        text = json.dumps({"seal": self._seal, "position": self.position, "found": found}).encode()
-        unfinished = f"{self._path}.new"
-        with open(unfinished, "wb") as file:
-            file.write(text + b"\n" + hashlib.sha256(text).hexdigest().encode())
-        os.replace(unfinished, self._path)
+        self._state.replace(json.dumps({"seal": self._seal, "position": self.position, "found": found}).encode())
         self._saved = time.monotonic()
 
     def remove(self) -> None:
         """To be called at the end: the next comparison begins anew."""
-        if self._path is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(self._path)
+        if self._state is not None:
+            self._state.remove()
+
+    def close(self) -> None:
+        if self._state is not None:
+            self._state.close()
+
+    def __enter__(self) -> "DeepState":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Verifier:

@@ -6,7 +6,7 @@ others, from the player, whose every byte is checked; so a digest comes out whol
 up, and the same as that of the archive in one piece.
 
 A hash of the whole can only go on in order; S3's ETag is made of independent parts, in any order. What was reached is
-kept in a state file: it belongs to one recording, is replaced as a whole, and carries a checksum. BLAKE3's package
+kept in a state (see `outputs`), which belongs to one recording. BLAKE3's package
 cannot save a hash half way, so that one begins anew in each session.
 """
 
@@ -18,12 +18,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 
+from tartapefs import outputs
 from tartapefs.buffers import aligned
 from tartapefs.display import printable
-from tartapefs.errors import TapeError
+from tartapefs.errors import OutputError, TapeError
 from tartapefs.hashstate import SavableHash, savable
 from tartapefs.layout import BLOCK
 from tartapefs.member import Member
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 Algorithm = Literal["md5", "sha256", "blake3"]
 ALGORITHMS: tuple[Algorithm, ...] = ("md5", "sha256", "blake3")
+STATE = "digest"  # what a state of these is for
 _SAVE_EVERY = 10.0  # seconds
 
 
@@ -298,7 +299,8 @@ class Digests:
     gets the SHA-256 of each member's content; open for reading and writing if there is a `state`. `state`: the path of
     a file that keeps what was reached; if it exists, the digests go on from there.
 
-    Raises TapeError for a state that belongs to another recording or is damaged, and OSError where it cannot be read.
+    Raises OutputError for a file that is no state, or one that belongs to another recording or is damaged, and OSError
+    where it cannot be read or made.
     """
 
     def __init__(
@@ -310,7 +312,7 @@ class Digests:
         state: str | os.PathLike[str] | None = None,
     ) -> None:
         self.tape = tape
-        self._state = os.path.realpath(state) if state is not None else None
+        self._state = os.fspath(state) if state is not None else None
         kept = self._state is not None
         self.whole = {name: Stretch(name, 0, tape.total_size, kept) for name in algorithms}
         self.parts = {size: Parts(size, tape.total_size, kept) for size in part_sizes}
@@ -320,8 +322,12 @@ class Digests:
         if self.sums is not None:
             self._all["sums"] = self.sums
         self._others: dict[str, Any] = {}  # what the state keeps for digests that are not asked for now
-        if self._state is not None and os.path.lexists(self._state):
-            self._load(self._state)
+        if self._state is not None:
+            with outputs.State(self._state, STATE, wait=True) as kept_state:
+                records = list(kept_state.records())
+                kept_state.check_whole()
+            for record in records:
+                self._load(self._state, json.loads(record))
         if self.sums is not None:
             self.sums.cut()
 
@@ -384,48 +390,24 @@ class Digests:
 
     def _identity(self) -> dict[str, Any]:
         """What a state belongs to: the headers alone do not tell two contents of the same second apart."""
-        return {"format": 1, "fingerprint": self.tape.fingerprint, "rows": self.tape.rows_digest}
+        return {"fingerprint": self.tape.fingerprint, "rows": self.tape.rows_digest}
 
     def save(self) -> None:
         """Replaces the state file by what was reached until now. Raises OSError."""
         assert self._state is not None, "there is no state file"
         digests = {name: saved for name, digest in self._all.items() if (saved := digest.save()) is not None}
         content = self._identity() | {"digests": self._others | digests}
-        under_way = self._state + ".new"
-        try:
-            with open(under_way, "w", encoding="ascii") as file:
-                json.dump(content | {"checksum": _checksum(content)}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(under_way, self._state)
-        except OSError as error:
-            error.filename = self._state
-            with suppress(OSError):
-                os.unlink(under_way)
-            raise
+        with outputs.State(self._state, STATE, wait=True) as state:
+            state.replace(json.dumps(content).encode())
 
-    def _load(self, path: str) -> None:
-        try:
-            with open(path, encoding="ascii") as file:
-                content = json.load(file)
-            checksum = content.pop("checksum")
-            if checksum != _checksum(content):
-                raise ValueError("it fails its checksum")
-        except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
-            raise TapeError(
-                f"{printable(path)}: no state of digests, or a damaged one; remove it to begin anew"
-            ) from None
+    def _load(self, path: str, content: dict[str, Any]) -> None:
         kept = content.pop("digests")
         if content != self._identity():
-            raise TapeError(f"{printable(path)}: the state of another recording; remove it to begin anew")
+            raise OutputError(path, "is the state of another recording; remove it to begin anew")
         try:
             for name, digest in self._all.items():
                 if name in kept:
                     digest.load(kept[name])
         except (ValueError, AttributeError, KeyError, TypeError) as error:
-            raise TapeError(f"{printable(path)}: {printable(str(error))}; remove it to begin anew") from None
+            raise OutputError(path, f"{printable(str(error))}; remove it to begin anew") from None
         self._others = {name: saved for name, saved in kept.items() if name not in self._all}
-
-
-def _checksum(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,10 +1,10 @@
 """One tape, uploaded by many machines: its parts are planned here and sent by the workers of a Dask cluster.
 
-Rule: the target becomes visible whole or not at all. Every worker opens the tape itself, and sends a part while it
-hashes what it reads; the part counts once the far end has the same MD5. Drift, whichever worker finds it, ends the
-upload and takes away what was sent. Any other failure is tried again on other workers, and if it stays, what was sent
-stays too: the same call, made again, reads the parts that are there, compares, and sends only what is missing or
-different.
+Rule: the target becomes visible whole or not at all, and what was whole there before stays until then. Every worker
+opens the tape itself, and sends a part while it hashes what it reads; the part counts once the far end has the same
+MD5. Drift, whichever worker finds it, ends the upload and takes away what was sent. Any other failure is tried again on
+other workers, and if it stays, what was sent stays too: the same call, made again, reads the parts that are there,
+compares, and sends only what is missing or different.
 
 No state is kept here: what is there, the far end tells. After the last part each host looks once at all directories of
 its source, since the audit before the footer came before the other parts were read.
@@ -13,6 +13,7 @@ its source, since the audit before the footer came before the other parts were r
 import hashlib
 import io
 import os
+import re
 import shutil
 import threading
 from collections import Counter, deque
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tartapefs.buffers import aligned
 from tartapefs.digests import etag
-from tartapefs.errors import Difference, TapeError, TapeIntegrityError
+from tartapefs.errors import Difference, OutputError, TapeError, TapeIntegrityError
 from tartapefs.player import Check, TapePlayer
 from tartapefs.stream import CHUNK
 from tartapefs.tape import Tape
@@ -41,6 +42,8 @@ SMALLEST_PART = 5 << 20  # bytes; the last one may be smaller
 LARGEST_PART = 5 << 30
 _USUAL_PART = 64 << 20
 _SUMS = "MD5SUMS"
+_PART = re.compile(rf"{re.escape(ARCHIVE)}\.part-[0-9]+-of-[0-9]+")
+_UNDER_WAY = "unfinished."  # what a part's name begins with while there is a complete set
 _one_at_a_time = threading.Lock()
 _Item = TypeVar("_Item")
 
@@ -345,6 +348,11 @@ class _S3Object:
             s3.abort_multipart_upload(**self._names)
 
 
+def _is_of_a_part(name: str) -> bool:
+    """Whether a file in a folder of parts is one, or the MD5 of one, under way or not."""
+    return _PART.fullmatch(name.removeprefix(_UNDER_WAY).removesuffix(".md5")) is not None
+
+
 @cache
 def _session() -> Any:
     return _needed("boto3.session").Session()
@@ -362,19 +370,29 @@ def _s3(options: dict[str, Any]) -> "closing[Any]":
 
 @dataclass(frozen=True, slots=True)
 class _Folder:
-    """A folder of fsspec's with a file for each part, and beside it its MD5, written once the part is whole."""
+    """A folder of fsspec's with a file for each part, and beside it its MD5, written once the part is whole.
+
+    A set of parts that is complete, as MD5SUMS says, stays as it is until the next one is complete: meanwhile the parts
+    of that one have names that begin with `under_way`, which is empty where there is no complete set.
+    """
 
     url: str
     options: dict[str, Any]
+    under_way: str = ""
 
     @classmethod
     def begin(cls, url: str, options: dict[str, Any]) -> "_Folder":
         target = cls(url, options)
         fs, path = target._open()
         fs.makedirs(path, exist_ok=True)
-        if fs.exists(f"{path}/{_SUMS}"):
-            fs.rm_file(f"{path}/{_SUMS}")
-        return target
+        if not fs.exists(f"{path}/{_SUMS}"):
+            return target
+        listed = [
+            line.partition(b"  ")[2].decode(errors="replace") for line in fs.cat_file(f"{path}/{_SUMS}").splitlines()
+        ]
+        if not all(map(_PART.fullmatch, listed)):
+            raise OutputError(f"{url}{_SUMS}", "is not of an upload; move it, or choose another folder")
+        return replace(target, under_way=_UNDER_WAY)
 
     def _open(self) -> tuple[Any, str]:
         try:
@@ -383,18 +401,28 @@ class _Folder:
             raise TapeError(f"{self.url}: {error}") from None
         return fs, path.rstrip("/")
 
-    def there(self, parts: Parts) -> dict[int, str]:
+    def _listed(self) -> tuple[Any, str, dict[str, int]]:
+        """The sizes of the files in the folder, by their names."""
         fs, path = self._open()
         fs.invalidate_cache()
         try:
             listed = fs.ls(path, detail=True)
         except FileNotFoundError:  # an object store has no folder until something is in it
             listed = []
-        sizes = {found["name"].rpartition("/")[2]: found["size"] for found in listed}
+        return fs, path, {found["name"].rpartition("/")[2]: found["size"] for found in listed}
+
+    def there(self, parts: Parts) -> dict[int, str]:
+        listed = self._listed()
+        found = self._whole(listed, "", parts)
+        return found | self._whole(listed, self.under_way, parts) if self.under_way else found
+
+    def _whole(self, listed: tuple[Any, str, dict[str, int]], begin: str, parts: Parts) -> dict[int, str]:
+        """The MD5 of each part whose name begins so and that is whole."""
+        fs, path, sizes = listed
         whole = {
-            f"{part.name}.md5": at
+            f"{begin}{part.name}.md5": at
             for at, part in enumerate(parts)
-            if sizes.get(part.name) == part.size and f"{part.name}.md5" in sizes
+            if sizes.get(begin + part.name) == part.size and f"{begin}{part.name}.md5" in sizes
         }
         # In one call, which many file systems do at once.
         lines = fs.cat([f"{path}/{name}" for name in whole]) if whole else {}
@@ -402,7 +430,7 @@ class _Folder:
 
     def send(self, at: int, part: _Hashed) -> None:
         fs, path = self._open()
-        file = f"{path}/{part.name}"
+        file = f"{path}/{self.under_way}{part.name}"
         if fs.exists(f"{file}.md5"):
             fs.rm_file(f"{file}.md5")
         with fs.open(file, "wb") as out:
@@ -413,12 +441,24 @@ class _Folder:
         fs.pipe_file(f"{file}.md5", f"{part.hexdigest()}  {part.name}\n".encode())
 
     def finish(self, md5s: list[str], predicted: str, parts: Parts) -> None:
-        fs, path = self._open()
-        lines = [f"{md5}  {part.name}\n" for md5, part in zip(md5s, parts, strict=True)]
+        fs, path, sizes = listed = self._listed()
+        names = [part.name for part in parts]
+        kept = {*names, *(f"{name}.md5" for name in names)}
+        ready = self._whole(listed, self.under_way, parts) if self.under_way else {}
+        moving = [name for at, name in enumerate(names) if ready.get(at) == md5s[at]]
+        others = {name for name in sizes if _is_of_a_part(name)} - kept
+        if self.under_way and others:
+            fs.rm_file(f"{path}/{_SUMS}")  # from here on the parts are of two sets
+        for name in (name for part in moving for name in (part, f"{part}.md5")):
+            fs.mv(f"{path}/{self.under_way}{name}", f"{path}/{name}")
+            others.discard(self.under_way + name)
+        for name in others:  # of another size, or left by an upload that was killed
+            fs.rm_file(f"{path}/{name}")
+        lines = [f"{md5}  {name}\n" for md5, name in zip(md5s, names, strict=True)]
         fs.pipe_file(f"{path}/{_SUMS}", "".join(lines).encode())
 
     def abort(self) -> None:
-        fs, path = self._open()
-        fs.invalidate_cache()
-        for name in fs.glob(f"{path}/{ARCHIVE}.part-*"):
-            fs.rm_file(name)
+        fs, path, sizes = self._listed()
+        for name in sizes:
+            if name.startswith(self.under_way) and _is_of_a_part(name):
+                fs.rm_file(f"{path}/{name}")

@@ -162,6 +162,23 @@ class OffsetError(TapeError, ValueError):
         self.total_size = total_size
 
 
+class OutputError(TapeError):
+    """No command writes to `path`, for `reason`: it is part of a tape, or somebody else's."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{printable(path)}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class OutputBusyError(OutputError, BlockingIOError):
+    """Another program is writing the file at `path`."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, "is being written by another program; wait for it to end")
+        self.errno = errno.EAGAIN
+
+
 class MountError(TapeError):
     """`mountpoint` could not be mounted or unmounted, for `reason`."""
 

@@ -1,8 +1,8 @@
 """The index: the one SQLite file that fixes where every member of a tape lies. No other module knows SQL.
 
 Rule for writing: at rest it is a single file, and at every instant there is the old one, or the new one, or none. It is
-built beside its place as `index.db.new`, synced, renamed, and the folder synced. That file is also the lock between two
-recorders; one that a killed recorder left behind is reused by the next.
+built beside its place, synced, renamed, and the folder synced. `index.db.lock` keeps two recorders of it apart, and
+tells the next one which unfinished index a killed one has left (see `outputs`).
 
 Rule for reading: an index is input from outside, and nothing in it is believed before it is checked. The schema must be
 ours to the letter, so that no view, trigger or generated column can run; the tape's own facts carry a digest that is
@@ -20,7 +20,6 @@ start, and no second b-tree is needed.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -30,7 +29,7 @@ import stat
 import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain, count, islice
 from queue import SimpleQueue
@@ -39,13 +38,12 @@ from typing import Any
 from urllib.parse import quote
 from zlib import crc32
 
-from tartapefs import apart, merkle, packs, signals, ustar
-from tartapefs.errors import TapeBusyError, TapeFormatError, TapeNotFoundError
+from tartapefs import apart, merkle, outputs, packs, signals, tape_files, ustar
+from tartapefs.errors import OutputBusyError, TapeBusyError, TapeFormatError, TapeNotFoundError
 from tartapefs.layout import BLOCK, FOOTER, MAX_OFFSET, span
 from tartapefs.member import Headed, Member
 
 FORMAT, SEALED_FORMAT = 3, 4
-_APPLICATION = 0x54415045  # "TAPE", where file(1) looks for it
 _SCHEMA = [
     (
         "pack",
@@ -65,7 +63,7 @@ _SEALED_SCHEMA = sorted(
 _SCHEMA_OF = {FORMAT: _SCHEMA, SEALED_FORMAT: _SEALED_SCHEMA}
 _PAGE_SIZE = 1 << 14  # bytes of SQLite's pages: of smaller ones, packs would leave a large part unused
 _LEVEL_BITS = 54  # below them, the start of a node in blocks
-_UNDER_WAY = ".new"  # what is added to the name of an index that is being written
+_LOCK = ".lock"  # what is added to the name of an index that is being written
 _PACKS = 8  # that are fetched at once by a reader that goes on where it stopped
 _ROWS_KEPT = 8 * _PACKS  # that were fetched and not used yet, by as many readers
 _PAGES_KEPT = 24  # of as many readers, or of one that goes back, or looks ahead
@@ -136,22 +134,6 @@ def _connect(path: str, options: str) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
 
 
-def _has_our_mark(head: bytes) -> bool:
-    """Whether a file that begins like this is an SQLite file of ours (see "Database File Format" of SQLite)."""
-    return head[:16] == b"SQLite format 3\0" and head[68:72] == _APPLICATION.to_bytes(4, "big")
-
-
-def is_index(path: str) -> bool:
-    """Whether a regular file lies at `path` that is an index, damaged or not, of any version."""
-    with suppress(OSError):
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            return stat.S_ISREG(os.fstat(fd).st_mode) and _has_our_mark(os.read(fd, 100))
-        finally:
-            os.close(fd)
-    return False
-
-
 class IndexWriter:
     """Builds the index at `path`, and puts it there all at once.
 
@@ -163,62 +145,48 @@ class IndexWriter:
     def __init__(self, path: str, block_size: int = 0) -> None:
         self._path = path
         self._block_size = block_size
-        self._under_way = path + _UNDER_WAY
         self._rows_digest = hashlib.sha256().hexdigest()
-        self._fd = -1
-
-    def _lock(self) -> int:
-        while True:
-            fd = os.open(self._under_way, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-            try:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise TapeBusyError(self._path) from None
-                try:  # its last owner may have put it in place, or removed it, before we had the lock
-                    if os.path.samestat(os.stat(self._under_way), os.fstat(fd)):
-                        os.ftruncate(fd, 0)
-                        return fd
-                except FileNotFoundError:
-                    pass
-            except BaseException:
-                os.close(fd)
-                raise
-            os.close(fd)
+        self._lock: outputs.State | None = None
+        self._unfinished: outputs.Unfinished | None = None
 
     def __enter__(self) -> "IndexWriter":
         try:
-            with signals.undisturbed():  # or an interrupt would leave a file that nobody knows to be ours
-                self._fd = self._lock()
-            self.ino = os.fstat(self._fd).st_ino
+            with signals.undisturbed():  # or an interrupt would leave files that are nobody's
+                self._open()
             with self._written() as db:
                 version = SEALED_FORMAT if self._block_size else FORMAT
-                db.execute(f"PRAGMA application_id={_APPLICATION}")
+                db.execute(f"PRAGMA application_id={tape_files.INDEX_MARK}")
                 db.execute(f"PRAGMA user_version={version}")
                 for _, statement in _SCHEMA_OF[version]:
                     db.execute(statement)
         except BaseException:
-            self._discard()
+            self._end()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._discard()
+        self._end()
 
-    def _discard(self) -> None:
-        """Removes what is under way, if anything is."""
-        if self._fd < 0:
-            return
+    def _open(self) -> None:
+        try:
+            self._lock = outputs.State(self._path + _LOCK, "recording")
+        except OutputBusyError:
+            raise TapeBusyError(self._path) from None
+        self._unfinished = outputs.Unfinished(self._path, self._lock.token)
+        self._under_way = self._unfinished.path
+        self.ino = os.fstat(self._unfinished.fd).st_ino
+
+    def _end(self) -> None:
+        """Removes what is under way, if anything is, and lets the next recorder in."""
         with signals.undisturbed():
-            with suppress(FileNotFoundError):  # somebody removed the folder, and had the right to
-                os.unlink(self._under_way)
-            self._close()
-
-    def _close(self) -> None:
-        os.close(self._fd)
-        self._fd = -1
+            if self._unfinished is not None:
+                self._unfinished.discard()
+            if self._lock is not None:
+                self._lock.remove()
+                self._lock.close()
+            self._unfinished = self._lock = None
 
     @contextmanager
     def _written(self) -> Iterator[sqlite3.Connection]:
@@ -308,15 +276,10 @@ class IndexWriter:
         complete["facts_digest"] = _digest(complete)
         with self._written() as db:
             db.executemany("INSERT INTO tape VALUES (?, ?)", complete.items())
-        os.fsync(self._fd)
+        assert self._unfinished is not None, "outside of the block"
         with signals.undisturbed():
-            os.rename(self._under_way, self._path)
-            self._close()
-            folder = os.open(os.path.dirname(self._path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            self._unfinished.commit(replace=True)
+            self._end()
 
 
 @contextmanager
@@ -474,7 +437,7 @@ class Index:
             raise self._bad("it is not a regular file")
         head = os.pread(fd, 105, 0)
         version = int.from_bytes(head[60:64], "big")
-        if not _has_our_mark(head):
+        if not tape_files.has_index_mark(head):
             raise self._bad("it is not an index of tartapefs")
         if version not in _SCHEMA_OF:
             raise self._bad(f"its format is {version}, this tartapefs reads {FORMAT} and {SEALED_FORMAT}")

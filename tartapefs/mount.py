@@ -20,13 +20,15 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
-from tartapefs import apart, binding, notify, processes, signals
+from tartapefs import apart, binding, notify, outputs, processes, signals
 from tartapefs import status as reports
+from tartapefs.audit import files_of
 from tartapefs.display import printable
 from tartapefs.errors import MountError, TapeError
 from tartapefs.fs import XATTRS, ArchiveFS, MountOptions
 from tartapefs.hook import Hook
 from tartapefs.player import TapePlayer
+from tartapefs.tape_files import refuse_part
 
 log = logging.getLogger("tartapefs")
 
@@ -251,7 +253,9 @@ def _mount(player: TapePlayer, mountpoint: str, options: MountOptions, foregroun
         binding.load()
     except ImportError as error:
         raise MountError(mountpoint, str(error)) from None
-    log.handlers[:] = [_log_handler(log_file, foreground)]  # what comes before the archive can be read goes to both
+    log.handlers[:] = [
+        _log_handler(player, log_file, foreground)
+    ]  # what comes before the archive can be read goes to both
     if foreground:
         return _serve(player, where, options, lambda: notify.send("READY=1"))
     ready, tell = os.pipe()
@@ -316,20 +320,21 @@ def _reason(error: BaseException) -> str:
             return repr(error)
 
 
-def _log_handler(log_file: str | None, foreground: bool) -> logging.Handler:
-    """Where the log goes: the file, if there is one; else standard error or, once that is gone, the system's log."""
+def _log_handler(player: TapePlayer, log_file: str | None, foreground: bool) -> logging.Handler:
+    """Where the log goes: the file, if there is one; else standard error or, once that is gone, the system's log.
+
+    Raises OutputError for a file that is part of a tape.
+    """
     if log_file is not None:
         try:
-            if stat.S_ISFIFO(os.stat(log_file).st_mode):  # which nobody may be reading
+            if os.path.exists(log_file) and stat.S_ISFIFO(os.stat(log_file).st_mode):  # which nobody may be reading
                 raise MountError(log_file, "cannot be the log: is a pipe")
-        except FileNotFoundError:
-            pass
+            if (fd := outputs.descriptor(log_file)) is None:
+                refuse_part(log_file, files_of(player.tape, player.source, player.at_home))
+                fd = outputs.going_on(log_file, os.O_WRONLY | os.O_APPEND, create=True)
         except OSError as error:
             raise MountError(log_file, f"cannot be the log: {error.strerror}") from None
-        try:
-            to_file = logging.FileHandler(log_file)
-        except OSError as error:
-            raise MountError(log_file, f"cannot be the log: {error.strerror}") from None
+        to_file = logging.StreamHandler(os.fdopen(fd, "a", encoding="utf-8", errors="backslashreplace"))
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         return to_file
     if foreground:

@@ -20,8 +20,9 @@ from contextlib import ExitStack, suppress
 from functools import lru_cache, partial
 from typing import Any, Literal
 
-from tartapefs import merkle, signals, ustar
+from tartapefs import merkle, signals, tape_files, ustar
 from tartapefs.errors import (
+    OutputError,
     Problem,
     SourceBusyError,
     SourceUnreadableError,
@@ -32,7 +33,7 @@ from tartapefs.errors import (
     TapeNotFoundError,
 )
 from tartapefs.exclusion import Exclude, IsLeftOut, exclusion, is_function
-from tartapefs.index import Index, IndexWriter, TapeFacts, is_index
+from tartapefs.index import Index, IndexWriter, TapeFacts
 from tartapefs.integrity import inspect
 from tartapefs.layout import FOOTER, MAX_OFFSET, span
 from tartapefs.member import Member, path_of
@@ -146,7 +147,7 @@ class TapeRecorder:
 
     def _check_index_path(self) -> None:
         exists = os.path.lexists(self.index_path)
-        if exists and not self._own_folder and not is_index(self.index_path):
+        if exists and not self._own_folder and not tape_files.is_index(self.index_path):
             reason = "is in the way of the index and none itself; move it, or choose another place"
             raise TapeConstraintError([Problem(self.index_path, reason)])
         if exists and not self._overwrite:
@@ -156,10 +157,12 @@ class TapeRecorder:
         place = os.path.realpath(os.path.dirname(self.index_path))
         if not os.path.isdir(place):
             raise FileNotFoundError(2, "no such folder for the index", place)
-        below = os.path.relpath(place, self.root)
-        if below.split("/")[0] not in ("..", os.fsdecode(TAPE_FOLDER)):
-            reason = 'an index inside the folder would change what it records; put it outside, or in ".tartape"'
-            raise TapeConstraintError([Problem(self.index_path, reason)])
+        try:
+            tape_files.refuse_below(
+                self.index_path, tape_files.TapeFiles(self.root, self.index_path), in_tape_folder=True
+            )
+        except OutputError as error:
+            raise TapeConstraintError([Problem(self.index_path, error.reason)]) from None
 
     def _record(self, source: Source) -> str:
         self._source = source

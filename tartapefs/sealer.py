@@ -1,23 +1,19 @@
 """Sealing: reads all contents of a recorded tape once, and puts an index with their digests in the old one's place.
 
 Rule: at every instant there is the tape without digests or the tape with them, whole. What was read is kept in a state
-file beside the index, from which an interrupted sealing goes on; it belongs to one recording, and each piece of it has
-a checksum. Contents are read as a reader of the archive would read them, so a member that is not as recorded ends it.
+(see `outputs`) beside the index, from which an interrupted sealing goes on; it belongs to one recording. Contents are
+read as a reader of the archive would read them, so a member that is not as recorded ends it.
 """
 
-import fcntl
 import json
-import os
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import chain
-from typing import BinaryIO
-from zlib import crc32
+from itertools import chain, islice
 
-from tartapefs import merkle
+from tartapefs import merkle, outputs
 from tartapefs.deep import Part, Reader, Stretch, in_order, stretch_of, stretches
-from tartapefs.errors import TapeBusyError, TapeError, TapeSealedError
+from tartapefs.errors import OutputBusyError, TapeBusyError, TapeError, TapeSealedError
 from tartapefs.fill import Filler
 from tartapefs.index import IndexWriter
 from tartapefs.layout import BLOCK
@@ -26,7 +22,7 @@ from tartapefs.source import Source
 from tartapefs.tape import Tape
 
 _STATE = ".seal"  # what is added to the name of the index
-_RECORD = struct.Struct("<QII")  # how far in the archive, bytes of digests that follow, checksum
+_STOP = struct.Struct("<Q")  # how far in the archive; the digests up to there follow
 
 Progress = Callable[[int], None]
 
@@ -47,8 +43,9 @@ def seal(
 
     `on_progress` is called with how far in the archive contents have been read. Raises TapeSealedError if it has
     digests already, TapeIntegrityError where the source is not as recorded, TapeBusyError while another program seals
-    or records it, TapeFormatError for a damaged index, and OSError where the source cannot be read or the disk is full.
-    Then the index is untouched, and what was read need not be read again.
+    or records it, OutputError where a file that is not ours has the name of the state, TapeFormatError for a damaged
+    index, and OSError where the source cannot be read or the disk is full. Then the index is untouched, and what was
+    read need not be read again.
     """
     if tape.seal:
         raise TapeSealedError(tape.index_path)
@@ -150,77 +147,44 @@ class _State:
     """The digests that were reached, in a file. `position`: up to where in the archive contents have been read."""
 
     def __init__(self, tape: Tape, algorithm: str, block_size: int) -> None:
-        self._tape = tape
-        self._path = tape.index_path + _STATE
-        facts = [1, tape.rows_digest, tape.fingerprint, tape.recorded_ns, algorithm, block_size]
-        self._head = json.dumps(facts).encode() + b"\n"
-        self.position = 0
-        self._file = self._open()
+        self._total_size = tape.total_size
         try:
-            self._load()
-        except BaseException:
-            self._file.close()
-            raise
-
-    def _open(self) -> BinaryIO:
-        while True:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-            file = os.fdopen(fd, "r+b")
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                with suppress(FileNotFoundError):  # its last owner may have removed it before we had the lock
-                    if os.path.samestat(os.stat(self._path), os.fstat(fd)):
-                        return file
-            except BlockingIOError:
-                file.close()
-                raise TapeBusyError(self._tape.index_path) from None
-            except BaseException:
-                file.close()
-                raise
-            file.close()
+            self._state = outputs.State(tape.index_path + _STATE, "seal")
+        except OutputBusyError:
+            raise TapeBusyError(tape.index_path) from None
+        facts = [tape.rows_digest, tape.fingerprint, tape.recorded_ns, algorithm, block_size]
+        self._of = json.dumps(facts).encode()
+        self.position = 0
+        if next(self._state.records(), None) == self._of:
+            for position, _ in self._reached():
+                self.position = position
+        else:  # new, or of another recording
+            self._state.clear()
+            self._state.add(self._of)
 
     def __enter__(self) -> "_State":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._state.close()
 
-    def _load(self) -> None:
-        """Finds what can be gone on from, and cuts off the rest: a record that was being written, another recording."""
-        end = 0
-        if self._file.readline(1 << 12) == self._head:
-            end = self._file.tell()
-            for position, digests in self._records():
-                self.position = position
-                end += _RECORD.size + len(digests)
-        self._file.seek(end)
-        self._file.truncate()
-        if end == 0:
-            self._file.write(self._head)
-
-    def _records(self) -> Iterator[tuple[int, bytes]]:
+    def _reached(self) -> Iterator[tuple[int, bytes]]:
         position = 0
-        while len(head := self._file.read(_RECORD.size)) == _RECORD.size:
-            stop, size, crc = _RECORD.unpack(head)
-            if size % merkle.SIZE or size > 1 << 24 or not position < stop <= self._tape.total_size:
+        for record in islice(self._state.records(), 1, None):
+            stop, digests = _STOP.unpack_from(record)[0], record[_STOP.size :]
+            if len(digests) % merkle.SIZE or not position < stop <= self._total_size:
                 return
-            digests = self._file.read(size)
-            if len(digests) != size or _checksum(stop, digests) != crc:
-                return
-            position = stop
             yield stop, digests
+            position = stop
 
     def add(self, position: int, digests: bytes) -> None:
         """What was read up to `position`; in the file before this returns, whatever becomes of this process."""
-        self._file.write(_RECORD.pack(position, len(digests), _checksum(position, digests)) + digests)
-        self._file.flush()
+        self._state.add(_STOP.pack(position) + digests)
         self.position = position
 
     def digests(self) -> Callable[[int], bytes]:
         """A function that gives the next so many digests, from the first on."""
-        self._file.flush()
-        self._file.seek(len(self._head))
-        records, rest = self._records(), memoryview(b"")
+        records, rest = self._reached(), memoryview(b"")
 
         def take(count: int) -> bytes:
             nonlocal rest
@@ -238,9 +202,4 @@ class _State:
         return take
 
     def remove(self) -> None:
-        with suppress(FileNotFoundError):
-            os.unlink(self._path)
-
-
-def _checksum(position: int, digests: bytes) -> int:
-    return crc32(digests, position & 0xFFFF_FFFF)
+        self._state.remove()

@@ -26,7 +26,7 @@ from reference import Reference
 from s3 import S3, environment, s3_server
 from test_readme import Scratch, scratch  # noqa: F401
 
-from tartapefs import TapeError, TapeIntegrityError, TapeNotFoundError, TapeRecorder
+from tartapefs import OutputError, TapeError, TapeIntegrityError, TapeNotFoundError, TapeRecorder
 from tartapefs import distributed as ours
 from tartapefs.distributed import upload
 from tartapefs.url import TapeFileSystem
@@ -355,11 +355,43 @@ def test_a_folder_of_parts(data: Path, client: Client, tmp_path: Path) -> None:
     assert (again.sent, again.etag) == (4, predicted(reference))
     subprocess.run(["md5sum", "--check", "--strict", "--quiet", "MD5SUMS"], cwd=out, check=True)
 
-    (out / names[4]).unlink()
+    complete = contents(out)
     change(data / "14")
     with pytest.raises(TapeIntegrityError):
         go()
-    assert list(out.iterdir()) == []
+    assert contents(out) == complete
+
+    TapeRecorder(data, overwrite=True).commit()  # another archive, in as many parts
+    (out / f"{ours._UNDER_WAY}{names[0]}").write_bytes(b"left by an upload that was killed")
+    (out / f"{ours._UNDER_WAY}archive.tar.part-00001-of-00009").write_bytes(b"of another size")
+    seen: list[dict[str, bytes]] = []
+    again = go(on_progress=lambda *_: seen.append(contents(out)))
+    assert again.etag == predicted(Reference(data))
+    for found in seen:
+        assert complete.items() <= found.items(), "the complete set was touched before the next one was complete"
+    assert sorted(contents(out)) == sorted(complete)
+    assert b"".join((out / name).read_bytes() for name in names) == Reference(data).read(0, Reference(data).size)
+    subprocess.run(["md5sum", "--check", "--strict", "--quiet", "MD5SUMS"], cwd=out, check=True)
+
+    assert go(part_size=2 * PART).parts == 3  # so the parts of before would be in the way
+    assert len(contents(out)) == 7
+    subprocess.run(["md5sum", "--check", "--strict", "--quiet", "MD5SUMS"], cwd=out, check=True)
+
+    (out / "MD5SUMS").unlink()  # not complete: then drift takes all of it away
+    (out / "mine").write_bytes(b"mine")
+    (out / "archive.tar.part-mine").write_bytes(b"mine")
+    change(data / "14")
+    with pytest.raises(TapeIntegrityError):
+        go()
+    assert contents(out) == {"mine": b"mine", "archive.tar.part-mine": b"mine"}
+    (out / "MD5SUMS").write_bytes(b"d41d8cd98f00b204e9800998ecf8427e  my-own-file\n")
+    with pytest.raises(OutputError, match="is not of an upload"):
+        go()
+    assert (out / "MD5SUMS").read_bytes().endswith(b"my-own-file\n")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("page", ["python.md", "distributed.md"])

@@ -114,7 +114,7 @@ def test_only_the_command_line_prints_and_exits() -> None:
 # Modules that open files of their own: the index, copies, what the user names as output, files that keep what was
 # reached, what the system tells of mounts, processes and threads, the folder of sockets, which `status` also lists.
 OPEN_THEIR_OWN = {
-    *("index", "cli", "binding", "mount", "status", "copies", "digests", "apart", "sealer", "deep", "restore"),
+    *("index", "cli", "binding", "mount", "status", "copies", "outputs", "tape_files", "apart", "restore"),
     *("hook", "processes"),
 }
 MAY_LIST = {
@@ -140,6 +140,19 @@ def test_only_source_opens_what_lies_in_the_source() -> None:
         if module in OPEN_THEIR_OWN:
             listing = {"os.listdir", "os.scandir", "os.walk"} - MAY_LIST.get(module, set())
             assert not (linking | listing) & calls(tree), module
+
+
+def test_one_module_puts_files_in_place() -> None:
+    """No other renames, removes, links or locks files. (`restore` extracts; `status` has sockets; `source` leases.)"""
+    changing = {"os.rename", "os.replace", "os.unlink", "os.remove", "os.link", "os.symlink", "os.truncate", "os.chmod"}
+    for module, tree in MODULES.items():
+        if module not in ("outputs", "restore", "status"):
+            assert not changing & calls(tree), module
+        if module not in ("outputs", "source"):
+            assert "fcntl.flock" not in calls(tree), module
+        modes = {ast.unparse(call.args[1]) for call in ast.walk(tree) if isinstance(call, ast.Call)
+                 if named(call) == "open" and len(call.args) > 1}  # fmt: skip
+        assert modes <= {"'rb'"} or module in ("binding", "mount"), module
 
 
 def test_pure_modules_do_no_io() -> None:

@@ -6,6 +6,7 @@ import gc
 import hashlib
 import os
 import pwd
+import re
 import shutil
 import signal
 import stat
@@ -30,6 +31,7 @@ from users import as_nobody, give_to_nobody
 
 import tartapefs
 from tartapefs import (
+    OutputError,
     SourceUnreadableError,
     Tape,
     TapeBusyError,
@@ -464,9 +466,9 @@ def test_existing_tape_is_not_replaced_unasked(tree: Path) -> None:
 # Two recorders, and killed ones
 
 HOLD = """
-import fcntl, os, sys
-fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o600)
-fcntl.flock(fd, fcntl.LOCK_EX)
+import sys
+from tartapefs.outputs import State
+state = State(sys.argv[1], "recording")
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -477,14 +479,14 @@ def test_two_recorders_at_once(tree: Path) -> None:
     TapeRecorder(tree).commit()
     index = tree / ".tartape" / "index.db"
     before = index.read_bytes()
-    command = [sys.executable, "-c", HOLD, f"{index}.new"]
+    command = [sys.executable, "-c", HOLD, f"{index}.lock"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout and other.stdout.readline() == b"held\n"
         with pytest.raises(TapeBusyError, match="another recording") as caught:
             TapeRecorder(tree, overwrite=True).commit()
         assert isinstance(caught.value, BlockingIOError)
         assert (caught.value.path, caught.value.errno) == (str(index), EAGAIN)
-        assert os.path.exists(f"{index}.new")
+        assert os.path.exists(f"{index}.lock")
         assert index.read_bytes() == before
     TapeRecorder(tree, overwrite=True).commit()  # its file is there, but nobody holds it
     assert_recorded(tree)
@@ -516,14 +518,16 @@ TapeRecorder(sys.argv[1], overwrite=True, exclude=lambda path: os.kill(os.getpid
 
 @pytest.mark.parametrize("had_tape", [False, True])
 def test_killed_recorder(tree: Path, had_tape: bool) -> None:
-    """What it leaves is the old index or none; its unfinished file is reused by the next recorder, and then gone."""
+    """What it leaves is the old index or none; its unfinished files are removed by the next recorder."""
     folder = tree / ".tartape"
     if had_tape:
         TapeRecorder(tree).commit()
         before = (folder / "index.db").read_bytes()
     killed = subprocess.run([sys.executable, "-c", KILLED, tree], env=os.environ | {"PYTHONPATH": package_path()})
     assert killed.returncode == -signal.SIGKILL
-    assert sorted(os.listdir(folder)) == ["index.db"] * had_tape + ["index.db.new"]
+    *found, part, lock = sorted(os.listdir(folder))
+    assert found == ["index.db"] * had_tape and lock == "index.db.lock"
+    assert re.fullmatch(r"index\.db\.[0-9a-f]{16}\.part", part)
     if had_tape:
         assert (folder / "index.db").read_bytes() == before
         assert_recorded(tree)
@@ -596,23 +600,32 @@ def test_interrupt_at_any_moment(tmp_path: Path, elsewhere: bool) -> None:
     gc.collect()  # of descriptors within reference cycles of tracebacks
 
 
-@pytest.mark.parametrize("content", [b"", b"left behind" * 5000])
-def test_stale_unfinished_index_is_reused(tree: Path, content: bytes) -> None:
-    (tree / ".tartape").mkdir()
-    (tree / ".tartape" / "index.db.new").write_bytes(content)
+@pytest.mark.parametrize("content", [b"", b"somebody's" * 5000])
+def test_files_of_others_beside_the_index(tree: Path, content: bytes) -> None:
+    """Another file of any name stays as it is; one in the place of the lock is refused, and stays too."""
+    folder = tree / ".tartape"
+    folder.mkdir()
+    for name in ("index.db.new", "index.db.part", "index.db.0123456789abcdef.part"):
+        (folder / name).write_bytes(content)
     TapeRecorder(tree).commit()
-    assert os.listdir(tree / ".tartape") == ["index.db"]
+    (folder / "index.db.lock").write_bytes(content)
+    with pytest.raises(OutputError, match="no file that a recording keeps; move it"):
+        TapeRecorder(tree, overwrite=True).commit()
+    assert {path.read_bytes() for path in folder.iterdir() if path.name != "index.db"} == {content}
+    assert len(os.listdir(folder)) == 5
     assert_recorded(tree)
 
 
-def test_unfinished_index_that_is_a_link_is_not_followed(tree: Path, tmp_path: Path) -> None:
+def test_lock_that_is_a_link_is_not_followed(tree: Path, tmp_path: Path) -> None:
     """Whoever may write in the folder of the index cannot have another file emptied."""
     (tmp_path / "precious").write_bytes(b"precious")
     (tree / ".tartape").mkdir()
-    (tree / ".tartape" / "index.db.new").symlink_to(tmp_path / "precious")
-    with pytest.raises(OSError, match="symbolic links"):
-        TapeRecorder(tree).commit()
-    assert (tmp_path / "precious").read_bytes() == b"precious"
+    for target in (tmp_path / "precious", tmp_path / "nothing"):
+        (tree / ".tartape" / "index.db.lock").symlink_to(target)
+        with pytest.raises(OutputError, match="symbolic link"):
+            TapeRecorder(tree).commit()
+        (tree / ".tartape" / "index.db.lock").unlink()
+    assert (tmp_path / "precious").read_bytes() == b"precious" and not (tmp_path / "nothing").exists()
 
 
 def test_tape_folder_that_is_a_link_is_not_followed(tree: Path, tmp_path: Path) -> None:
@@ -1231,12 +1244,12 @@ def test_memory_does_not_grow_with_the_tree(tmp_path: Path) -> None:
     assert peaks[1] < 4_000_000
 
 
-def test_lock_is_on_the_unfinished_index(tree: Path) -> None:
+def test_lock_is_held_as_long_as_it_records(tree: Path) -> None:
     """The file is locked as long as the recorder is at work, by `flock`."""
     locked = []
 
     def is_locked(path: str) -> bool:
-        with open(tree / ".tartape" / "index.db.new", "rb") as file:
+        with open(tree / ".tartape" / "index.db.lock", "rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 locked.append(False)

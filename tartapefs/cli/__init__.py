@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 
 from tartapefs import __version__, signals
-from tartapefs.cli import completion, doctor, mount8, mounts, record, seals, status, systemd, tapes, transfer
+from tartapefs.cli import completion, doctor, mount8, mounts, play, record, seals, status, systemd, tapes, transfer
 from tartapefs.cli.common import (
     DRIFT,
     INTERRUPTED,
@@ -30,6 +30,7 @@ from tartapefs.cli.common import (
 from tartapefs.display import printable
 from tartapefs.errors import (
     MountError,
+    OutputBusyError,
     SourceBusyError,
     SourceUnreadableError,
     TapeBusyError,
@@ -65,7 +66,7 @@ for command in (
     tapes.list_members,
     tapes.locate,
     tapes.verify,
-    tapes.play,
+    play.play,
     seals.seal,
     seals.verify_extracted,
     seals.extract,
@@ -94,7 +95,7 @@ def _exit_code(error: TapeError) -> int:
             return REFUSED
         case MountError():
             return NO_MOUNT
-        case TapeIntegrityError() | UnexpectedTapeError():
+        case TapeIntegrityError() | UnexpectedTapeError() | OutputBusyError():
             return DRIFT
         case _:
             return USAGE

@@ -14,10 +14,12 @@ from typing import Any, NoReturn, Protocol
 import click
 from click.shell_completion import CompletionItem
 
-from tartapefs import naming, notify
+from tartapefs import naming, notify, tape_files
+from tartapefs.audit import files_of
 from tartapefs.display import printable
 from tartapefs.errors import TapeFormatError
 from tartapefs.layout import MAX_OFFSET
+from tartapefs.player import TapePlayer
 from tartapefs.source import Source
 from tartapefs.tape import Tape
 
@@ -287,12 +289,10 @@ def recording_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def check_output(output: str, root: str, index: str, hint: str = "-o") -> None:
-    """Refuses an output that would overwrite, or by its mere presence change, what is being played."""
-    where = os.path.realpath(output)
-    is_index = os.path.lexists(where) and os.path.lexists(index) and os.path.samefile(where, index)
-    if is_index or os.path.commonpath((where, root)) == root:
-        raise click.BadParameter(f"{printable(output)} is part of the tape that is to be played", param_hint=hint)
+def refuse_part(output: str, tape: Tape, player: TapePlayer | None, directory: str) -> None:
+    """Refuses an output that would overwrite, or by its mere presence change, what is being played, or another tape."""
+    files = tape_files.TapeFiles(directory, tape.index_path)
+    tape_files.refuse_part(output, files_of(tape, player.source, player.at_home) if player is not None else files)
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -5,10 +5,11 @@ import sys
 
 import click
 
-from tartapefs import units
+from tartapefs import outputs, tape_files, units
 from tartapefs.cli import mount8
 from tartapefs.cli.common import USAGE, fail, folder_argument, path, say
 from tartapefs.display import printable
+from tartapefs.source import default_index
 
 
 def _this_program() -> list[str]:
@@ -27,8 +28,9 @@ def _this_program() -> list[str]:
     "-o", "options", metavar="OPTIONS", default="ro", help="Options as for mount(8), with commas between them."
 )
 @click.option("--output", metavar="FOLDER", type=path, help="Write the units into this folder.")
+@click.option("--force", is_flag=True, help="Replace units that are there.")
 def systemd_unit(
-    directory: str, mountpoint: str, user: bool, automount: bool, options: str, output: str | None
+    directory: str, mountpoint: str, user: bool, automount: bool, options: str, output: str | None, force: bool
 ) -> None:
     """Print the systemd unit that mounts the archive of DIR at MNT.
 
@@ -47,10 +49,18 @@ def systemd_unit(
     except ValueError as error:
         fail(str(error), USAGE)
     folder = output or ("~/.config/systemd/user" if user else "/etc/systemd/system")
-    for name, text in found.items():
-        if output is None:
+    if output is None:
+        for name, text in found.items():
             click.echo(f"# {folder}/{name}\n{text}")
-        else:
-            with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
-                file.write(text)
-            say(f"wrote {printable(os.path.join(folder, name))}")
+        return
+    places = {os.path.join(folder, name): text for name, text in found.items()}
+    there = []
+    for place in places:  # all of them before any is written
+        tape_files.refuse_part(place, tape_files.TapeFiles(source, default_index(source)))
+        if outputs.refuse_existing(place, force) is not None:
+            there.append(place)
+    for place, text in places.items():
+        with outputs.Unfinished(place) as unfinished:
+            os.write(unfinished.fd, text.encode())
+            unfinished.commit(replace=place in there)
+        say(f"wrote {printable(place)}")

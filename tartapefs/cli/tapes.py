@@ -1,26 +1,20 @@
-"""The commands on a tape: info, ls, locate, verify, play."""
+"""The commands on a tape: info, ls, locate, verify."""
 
-import errno
 import json
 import os
 import random
 import re
 import stat
-import sys
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 
 from tartapefs import layout
 from tartapefs.audit import verify as find_drift
-from tartapefs.buffers import aligned
 from tartapefs.cli.common import (
     DRIFT,
-    Update,
-    byte_count,
     check_option,
-    check_output,
     expect_option,
     expected,
     fail,
@@ -31,6 +25,7 @@ from tartapefs.cli.common import (
     path,
     print_json,
     progress,
+    refuse_part,
     say,
     size_text,
     strict_option,
@@ -38,13 +33,11 @@ from tartapefs.cli.common import (
 from tartapefs.cli.seals import digest_facts
 from tartapefs.deep import DeepState, Verifier, sampled, stretches
 from tartapefs.display import moment, printable
-from tartapefs.errors import OffsetError, TapeFormatError, TapeIntegrityError
-from tartapefs.events import Event, FileData, FileEnd, FileStart, TapeCompleted
+from tartapefs.errors import TapeFormatError, TapeIntegrityError
 from tartapefs.fill import Filler
 from tartapefs.member import Member
 from tartapefs.player import Check, TapePlayer
 from tartapefs.source import Source
-from tartapefs.stream import CHUNK
 from tartapefs.tape import Tape
 
 
@@ -102,7 +95,7 @@ def info(directory: str, index: str | None, as_json: bool) -> None:
         click.echo(f"{key.replace('_', ' '):14}{printable(str(value))}")
 
 
-def _member_facts(member: Member) -> dict[str, Any]:
+def member_facts(member: Member) -> dict[str, Any]:
     facts = {
         "path": member.arc_path,
         "start": member.start,
@@ -125,7 +118,7 @@ def list_members(directory: str, index: str | None, as_json: bool) -> None:
         wide = len(str(tape.total_size))
         for member in tape.members():
             if as_json:
-                print(json.dumps(_member_facts(member)))
+                print(json.dumps(member_facts(member)))
                 continue
             arrow = f" -> {printable(member.target)}" if member.is_link else ""
             print(
@@ -156,7 +149,7 @@ def locate(directory: str, where: str, index: str | None, as_json: bool) -> None
                 "start": segment.start,
                 "stop": segment.stop,
                 "position": offset - segment.start,
-                "member": _member_facts(member) if member else None,
+                "member": member_facts(member) if member else None,
             }
             name = f"of {printable(member.arc_path)}" if member else "of the archive"
             line = (
@@ -169,7 +162,7 @@ def locate(directory: str, where: str, index: str | None, as_json: bool) -> None
             except KeyError:
                 fail(f'{printable(where)}: no such member; "tartapefs ls" lists them', DRIFT)
             parts = list(layout.segments(member.start, member.size))
-            facts = _member_facts(member) | {"segments": {s.kind.value: [s.start, s.stop] for s in parts}}
+            facts = member_facts(member) | {"segments": {s.kind.value: [s.start, s.stop] for s in parts}}
             line = f"{printable(member.arc_path)}: [{member.start}, {member.stop}): " + ", ".join(
                 f"{s.kind} [{s.start}, {s.stop})" for s in parts
             )
@@ -224,6 +217,8 @@ def verify(
             raise click.UsageError('the tape has no digests of contents; run "tartapefs seal" first')
         expected(tape, expect, complete=True)
         player = TapePlayer(tape, directory, check, strict=strict)
+        if state is not None:
+            refuse_part(state, tape, player, directory)
         if not tape.rows_are_sound():
             raise TapeFormatError(tape.index_path, "its rows fail their digest")
         verifier, look_into = None, None
@@ -260,113 +255,16 @@ def verify(
 def _wrong_contents(
     tape: Tape, verifier: Verifier, sample: float | None, state_file: str | None
 ) -> Iterator[TapeIntegrityError]:
-    state = DeepState(tape, state_file)
-    yield from state.found
-    some = random.Random()
-    them = stretches(tape, tape.block_size, state.position) if sample is None else sampled(tape, sample, some)
-    with progress("reading contents", tape.total_size, True, tape) as update:
-        try:
-            for stretch, wrong in verifier.all(them):
-                state.passed(stretch.stop, wrong)
-                yield from wrong
-                update(stretch.stop, stretch.stop)
-        finally:
-            state.save()
-    state.remove()
-
-
-def _event_facts(event: Event, position: int) -> dict[str, Any]:
-    match event:
-        case FileStart():
-            facts = {"start_offset": event.metadata.start_offset, "resumed": event.metadata.resumed}
-            return _member_facts(event.entry) | {"type": event.type} | facts
-        case FileData():
-            return {"type": event.type, "offset": position, "size": len(event.data)}
-        case FileEnd():
-            return {
-                "type": event.type,
-                "path": event.entry.arc_path,
-                "end_offset": event.metadata.end_offset,
-                "md5sum": event.metadata.md5sum,
-                "is_complete": event.metadata.is_complete,
-            }
-        case TapeCompleted():
-            return {"type": event.type, "end_offset": position}
-
-
-def _play_events(player: TapePlayer, start: int, stop: int, out: BinaryIO | None, update: Update) -> None:
-    position = start
-    for event in player.play(start):
-        if isinstance(event, FileData):
-            data = event.data[: stop - position]
-            if out is not None:
-                out.write(data)
-            print(json.dumps(_event_facts(FileData(data), position)))
-            position += len(data)
-            update(position - start, position)
-        else:
-            print(json.dumps(_event_facts(event, position)))
-        if position == stop and stop < player.tape.total_size:
-            return
-
-
-def _play_bytes(player: TapePlayer, start: int, stop: int, out: BinaryIO, update: Update) -> None:
-    buffer = aligned(CHUNK)
-    for position in range(start, stop, CHUNK):
-        out.write(buffer[: player.readinto(buffer[: stop - position], position)])
-        update(position - start, position)
-
-
-@click.command()
-@folder_argument
-@index_option
-@check_option
-@strict_option
-@expect_option
-@click.option(
-    "--start",
-    type=byte_count,
-    metavar="BYTES",
-    default="0",
-    show_default=True,
-    help="The first byte of the archive to play.",
-)
-@click.option("--length", type=byte_count, metavar="BYTES", help="How many bytes to play; by default all that follow.")
-@click.option("-o", "--output", type=path, help="Write the archive to this file instead of stdout.")
-@click.option("--events", is_flag=True, help="Print events as JSON lines; the archive goes to --output, if given.")
-def play(
-    directory: str,
-    index: str | None,
-    check: Check,
-    strict: bool,
-    expect: str | None,
-    start: int,
-    length: int | None,
-    output: str | None,
-    events: bool,
-) -> None:
-    """Write the archive of DIR to stdout or a file, from any byte on."""
-    with Tape.discover(directory, index) as tape:
-        if start > tape.total_size:
-            raise OffsetError(start, tape.total_size)
-        stop = tape.total_size if length is None else min(start + length, tape.total_size)
-        expected(tape, expect, complete=True)
-        player = TapePlayer(tape, directory, check, strict=strict)
-        if sys.stdout is None and (events or output is None):
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
-        if output is not None:
-            check_output(output, player.source.root, tape.index_path)
-        elif not events and sys.stdout.isatty():
-            raise click.UsageError('the archive does not belong on a terminal; use "-o FILE" or a pipe')
-        with progress(f"playing {directory}", stop - start, True, tape) as update:
-            if output is not None:
-                with open(output, "wb") as file:
-                    if events:
-                        _play_events(player, start, stop, file, update)
-                    else:
-                        _play_bytes(player, start, stop, file, update)
-            elif events:
-                _play_events(player, start, stop, None, update)
-            else:
-                _play_bytes(player, start, stop, sys.stdout.buffer, update)
-                sys.stdout.buffer.flush()
+    with DeepState(tape, state_file) as state:
+        yield from state.found
+        some = random.Random()
+        them = stretches(tape, tape.block_size, state.position) if sample is None else sampled(tape, sample, some)
+        with progress("reading contents", tape.total_size, True, tape) as update:
+            try:
+                for stretch, wrong in verifier.all(them):
+                    state.passed(stretch.stop, wrong)
+                    yield from wrong
+                    update(stretch.stop, stretch.stop)
+            finally:
+                state.save()
+        state.remove()

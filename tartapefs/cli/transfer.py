@@ -1,7 +1,6 @@
 """The commands on copies of an archive: check, resume, resume-hint, diff, digest."""
 
 import errno
-import fcntl
 import json
 import os
 import shlex
@@ -12,11 +11,11 @@ from typing import Any, BinaryIO
 
 import click
 
+from tartapefs import outputs
 from tartapefs.cli.common import (
     DRIFT,
     byte_count,
     check_option,
-    check_output,
     expect_option,
     expected,
     fail,
@@ -27,11 +26,12 @@ from tartapefs.cli.common import (
     path,
     print_json,
     progress,
+    refuse_part,
     say,
 )
 from tartapefs.compare import Change, Comparison
 from tartapefs.copies import Agreement, Copy, compare, sample
-from tartapefs.digests import ALGORITHMS, Algorithm, Digests
+from tartapefs.digests import ALGORITHMS, STATE, Algorithm, Digests
 from tartapefs.display import printable
 from tartapefs.errors import OffsetError
 from tartapefs.player import Check, TapePlayer
@@ -139,10 +139,9 @@ def check(
     with Tape.discover(directory, index) as tape, ExitStack() as opened:
         expected(tape, expect, complete=True)
         player = None if no_source else TapePlayer(tape, directory, check)
-        try:
-            file = opened.enter_context(Copy(sys.stdin.fileno() if copy == "-" else copy, writable=truncate))
-        except BlockingIOError:
-            fail(f"{printable(copy)}: is being completed by another program", DRIFT)
+        if truncate:
+            refuse_part(copy, tape, player, directory)
+        file = opened.enter_context(Copy(sys.stdin.fileno() if copy == "-" else copy, writable=truncate))
         if no_source and file.is_stream:
             raise click.UsageError("only a file can be checked without the source")
         found = _examine(tape, player, file, copy, full)
@@ -177,12 +176,8 @@ def resume(directory: str, copy: str, index: str | None, check: Check, full: boo
     """
     with Tape.discover(directory, index) as tape:
         player = TapePlayer(tape, directory, check)
-        check_output(copy, player.source.root, tape.index_path, "COPY")
-        try:
-            file = Copy(copy, writable=True, create=True)
-        except BlockingIOError:
-            fail(f"{printable(copy)}: is being completed by another program", DRIFT)
-        with file:
+        refuse_part(copy, tape, player, directory)
+        with Copy(copy, writable=True, create=True) as file:
             found = _examine(tape, player, file, copy, full)
             _refuse_other_files(copy, found)
             if found.good < found.size:
@@ -360,6 +355,7 @@ def diff(old: str, new: str, check: Check, as_json: bool) -> None:
 )
 @click.option("--sums", type=path, metavar="FILE", help="Write the SHA-256 of each file there, for sha256sum -c.")
 @click.option("--state", type=path, metavar="FILE", help="Keep there what was reached, and go on from it.")
+@click.option("--force", is_flag=True, help="Replace the FILE of --sums if it is there, once the new one is complete.")
 @click.option(
     "--name",
     default="archive.tar",
@@ -375,6 +371,7 @@ def digest(
     part_sizes: tuple[int, ...],
     sums: str | None,
     state: str | None,
+    force: bool,
     name: str,
     as_json: bool,
 ) -> None:
@@ -394,20 +391,16 @@ def digest(
     with Tape.discover(directory, index) as tape, ExitStack() as opened:
         name = named(tape, name, "--name")
         player = TapePlayer(tape, directory, check)
-        for output, option in ((sums, "--sums"), (state, "--state")):
+        for output in (sums, state):
             if output is not None and output != "-":
-                check_output(output, player.source.root, tape.index_path, option)
-                if os.path.exists(output) and not os.path.isfile(output):  # it would be replaced by one
-                    raise click.BadParameter(f"{printable(output)} is not a regular file", param_hint=option)
+                refuse_part(output, tape, player, directory)
         out: BinaryIO | None = None
         if sums == "-":
             out = sys.stdout.buffer
         elif sums is not None:
-            target = os.path.realpath(sums)
-            opened.enter_context(_named_when_full(target + ".new"))
-            out = opened.enter_context(_locked(target + ".new"))
-            if state is None:  # then nothing can go on from it
-                opened.enter_context(_removed_on_failure(target + ".new"))
+            there = outputs.refuse_existing(sums, force) is not None
+            unfinished = opened.enter_context(_unfinished(sums, state))
+            out = opened.enter_context(os.fdopen(os.dup(unfinished.fd), "r+b"))
         digests = Digests(tape, algorithms, part_sizes, out, state)
         for size, parts in digests.parts.items():
             if parts.count > _MOST_PARTS:
@@ -420,8 +413,7 @@ def digest(
             digests.complete(player, lambda position, done: update(done, position))
         if sums is not None and sums != "-" and out is not None:
             out.flush()
-            os.fsync(out.fileno())
-            os.replace(target + ".new", target)
+            unfinished.commit(replace=there)
     whole = {algorithm: window.hexdigest() for algorithm, window in digests.whole.items()}
     etags = [
         {"part_size": size, "parts": parts.count, "etag": parts.hexdigest()} for size, parts in digests.parts.items()
@@ -437,31 +429,21 @@ def digest(
 
 
 @contextmanager
-def _named_when_full(place: str) -> Iterator[None]:
-    """Names the file in the error of a disk that has no room for it."""
+def _unfinished(sums: str, state: str | None) -> Iterator[outputs.Unfinished]:
+    """The file that is to become `sums`, locked. Without a state nothing can go on from it, and it is removed."""
+    token = None
+    if state is not None:
+        with outputs.State(state, STATE, wait=True) as kept:
+            token = kept.token
+    unfinished = outputs.Unfinished(sums, token, goes_on=True)
     try:
-        yield
+        outputs.lock(unfinished.fd, sums)
+        yield unfinished
     except OSError as error:
         if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            error.filename = place
+            error.filename = sums
         raise
-
-
-@contextmanager
-def _removed_on_failure(place: str) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        os.unlink(place)
-        raise
-
-
-def _locked(place: str) -> BinaryIO:
-    """The file, made if it is not there and otherwise as it is, for this process alone."""
-    file = open(place, "ab+")  # noqa: SIM115 -- the caller closes it
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        fail(f"{printable(place)}: another program is writing it", DRIFT)
-    return file
+    finally:
+        if state is None:
+            unfinished.discard()
+        unfinished.close()

@@ -1,0 +1,203 @@
+"""The command that writes an archive, or a part of one: play."""
+
+import errno
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, BinaryIO
+
+import click
+
+from tartapefs import outputs
+from tartapefs.buffers import aligned
+from tartapefs.cli.common import (
+    DRIFT,
+    Update,
+    byte_count,
+    check_option,
+    expect_option,
+    expected,
+    fail,
+    folder_argument,
+    index_option,
+    path,
+    progress,
+    refuse_part,
+    say,
+    strict_option,
+)
+from tartapefs.cli.tapes import member_facts
+from tartapefs.display import printable
+from tartapefs.errors import OffsetError
+from tartapefs.events import Event, FileData, FileEnd, FileStart, TapeCompleted
+from tartapefs.player import Check, TapePlayer
+from tartapefs.stream import CHUNK
+from tartapefs.tape import Tape
+
+
+def _event_facts(event: Event, position: int) -> dict[str, Any]:
+    match event:
+        case FileStart():
+            facts = {"start_offset": event.metadata.start_offset, "resumed": event.metadata.resumed}
+            return member_facts(event.entry) | {"type": event.type} | facts
+        case FileData():
+            return {"type": event.type, "offset": position, "size": len(event.data)}
+        case FileEnd():
+            return {
+                "type": event.type,
+                "path": event.entry.arc_path,
+                "end_offset": event.metadata.end_offset,
+                "md5sum": event.metadata.md5sum,
+                "is_complete": event.metadata.is_complete,
+            }
+        case TapeCompleted():
+            return {"type": event.type, "end_offset": position}
+
+
+def _play_events(player: TapePlayer, start: int, stop: int, out: BinaryIO | None, update: Update) -> None:
+    position = start
+    for event in player.play(start):
+        if isinstance(event, FileData):
+            data = event.data[: stop - position]
+            if out is not None:
+                out.write(data)
+            print(json.dumps(_event_facts(FileData(data), position)))
+            position += len(data)
+            update(position - start, position)
+        else:
+            print(json.dumps(_event_facts(event, position)))
+        if position == stop and stop < player.tape.total_size:
+            return
+
+
+def _play_bytes(player: TapePlayer, start: int, stop: int, out: BinaryIO, update: Update) -> None:
+    buffer = aligned(CHUNK)
+    for position in range(start, stop, CHUNK):
+        out.write(buffer[: player.readinto(buffer[: stop - position], position)])
+        update(position - start, position)
+
+
+def _append_to(output: str, player: TapePlayer) -> tuple[int, int]:
+    """A descriptor of the copy that is to be continued, made if it is not there, and its length."""
+    fd = outputs.going_on(output, create=True)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise click.BadParameter(f"{printable(output)} is not a regular file", param_hint="-o")
+        outputs.lock(fd, output)
+        size = os.lseek(fd, 0, os.SEEK_END)
+        # Its beginning and its end: "check" and "resume" look at more.
+        for at in {0, max(0, size - CHUNK)}:
+            found_there = os.pread(fd, min(CHUNK, size - at), at)
+            if size > player.tape.total_size or found_there != player.read(at, len(found_there)):
+                fail(
+                    f'{printable(output)}: is no beginning of this archive; "tartapefs resume" completes a copy', DRIFT
+                )
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, size
+
+
+@contextmanager
+def _written(output: str, start: int, force: bool) -> Iterator[BinaryIO]:
+    """The file to write the archive to. One that is there is replaced at the end; a new one keeps what was written."""
+    there = outputs.refuse_existing(output, force, '"--force" replaces it, "--append" continues it')
+    if there:
+        with outputs.Unfinished(output) as unfinished:
+            with os.fdopen(unfinished.fd, "wb", closefd=False) as file:
+                yield file
+            unfinished.commit(replace=True)
+        return
+    with os.fdopen(outputs.new(output), "wb") as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            with suppress(OSError):
+                file.flush()
+            size = os.fstat(file.fileno()).st_size
+            if size == 0 and there is None:
+                outputs.remove(output, file.fileno())
+            elif size and start == 0:
+                say(f'{printable(output)}: has the first {size:,} bytes; "tartapefs play --append" goes on from there')
+            raise
+
+
+@contextmanager
+def _continued(fd: int) -> Iterator[BinaryIO]:
+    with os.fdopen(fd, "ab") as file:
+        yield file
+        file.flush()
+        os.fsync(fd)
+
+
+@click.command()
+@folder_argument
+@index_option
+@check_option
+@strict_option
+@expect_option
+@click.option("--start", type=byte_count, metavar="BYTES", help="The first byte of the archive to play, 0 by default.")
+@click.option("--length", type=byte_count, metavar="BYTES", help="How many bytes to play; by default all that follow.")
+@click.option("-o", "--output", type=path, help="Write the archive to this new file instead of stdout.")
+@click.option("--append", is_flag=True, help="Continue the output, a copy that is good as far as it goes.")
+@click.option("--force", is_flag=True, help="Replace the output if it is there, once all has been written.")
+@click.option("--events", is_flag=True, help="Print events as JSON lines; the archive goes to --output, if given.")
+def play(
+    directory: str,
+    index: str | None,
+    check: Check,
+    strict: bool,
+    expect: str | None,
+    start: int | None,
+    length: int | None,
+    output: str | None,
+    append: bool,
+    force: bool,
+    events: bool,
+) -> None:
+    """Write the archive of DIR to stdout or a file, from any byte on.
+
+    A file that is there is left alone, unless --append continues it or --force replaces it. When it fails, a new file
+    keeps what was written, and a replaced one is as it was.
+    """
+    output = None if output == "-" else output
+    if append and (output is None or start is not None or force):
+        raise click.UsageError(
+            '"--append" continues the file of "-o" from its end: "--start", "--force" have no meaning'
+        )
+    with Tape.discover(directory, index) as tape, ExitStack() as opened:
+        if start is not None and start > tape.total_size:
+            raise OffsetError(start, tape.total_size)
+        expected(tape, expect, complete=True)
+        player = TapePlayer(tape, directory, check, strict=strict)
+        if sys.stdout is None and (events or output is None):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
+        if output is None and not events and sys.stdout.isatty():
+            raise click.UsageError('the archive does not belong on a terminal; use "-o FILE" or a pipe')
+        start = start or 0
+        out: BinaryIO | None = None
+        if output is None:
+            out = None if events else sys.stdout.buffer
+        elif (descriptor := outputs.descriptor(output)) is not None:
+            out = opened.enter_context(os.fdopen(descriptor, "wb"))
+        else:
+            refuse_part(output, tape, player, directory)
+            if append:
+                descriptor, start = _append_to(output, player)
+                out = opened.enter_context(_continued(descriptor))
+            else:
+                out = opened.enter_context(_written(output, start, force))
+        stop = tape.total_size if length is None else min(start + length, tape.total_size)
+        with progress(f"playing {directory}", stop - start, True, tape) as update:
+            if events:
+                _play_events(player, start, stop, out, update)
+            else:
+                assert out is not None
+                _play_bytes(player, start, stop, out, update)
+                out.flush()

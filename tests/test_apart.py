@@ -111,7 +111,7 @@ AFTER = """
         raise AssertionError("it was recorded")
     assert parts == [1]
     assert children() == []
-    assert not os.path.exists(to) and not os.path.exists(to + ".new")
+    assert not [name for name in os.listdir(os.path.dirname(to)) if name.startswith(os.path.basename(to))]
 """
 
 

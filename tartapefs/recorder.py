@@ -21,6 +21,7 @@ from functools import lru_cache, partial
 from typing import Any, Literal
 
 from tartapefs import merkle, signals, tape_files, ustar
+from tartapefs.display import printable
 from tartapefs.errors import (
     OutputError,
     Problem,
@@ -65,7 +66,7 @@ class TapeRecorder:
     mapped so. `on_progress` is called now and then with members and archive bytes so far.
 
     After `commit`, `excluded`, `owners_kept`, `due_algorithm` and `due_block_size` are what the index says; `replaced`
-    is what the one before said, if there was one, and `unreadable_before` why nobody could read it.
+    is what the one before said, if there was one, and `not_taken_over` why it says nothing.
 
     Raises ValueError for a malformed pattern, and for an unknown algorithm.
     """
@@ -95,7 +96,7 @@ class TapeRecorder:
         self.owners_kept = False
         self.due_algorithm, self.due_block_size = "", 0
         self.replaced: TapeFacts | None = None
-        self.unreadable_before: Exception | None = None
+        self.not_taken_over = ""
         self._overwrite = overwrite
         self._skip_unreadable = skip_unreadable
         self._skip_busy = skip_busy
@@ -169,7 +170,7 @@ class TapeRecorder:
         with IndexWriter(self.index_path) as writer:
             if os.path.lexists(self.index_path) and not self._overwrite:  # now that no other recorder runs
                 raise TapeExistsError(self.index_path)
-            self._decide()
+            self._decide(source)
             recorded_ns = time.time_ns()
             self._recent = recorded_ns - _RECENT_NS
             root = os.fsencode(os.path.basename(self.root)) + b"/"
@@ -200,19 +201,31 @@ class TapeRecorder:
             return {}
         return {"due_algorithm": self.due_algorithm, "due_block_size": self.due_block_size}
 
-    def _decide(self) -> None:
-        """What nobody asked for is as in the recording that is replaced, or by default. Nobody else replaces it now."""
-        self.replaced, self.unreadable_before = None, None
+    def _look_at_replaced(self, source: Source) -> None:
+        """What the index says that is there now. Nobody else replaces it meanwhile."""
+        self.replaced, self.not_taken_over = None, ""
         try:
             index = Index(self.index_path)
         except TapeNotFoundError:
-            pass
-        except (TapeFormatError, OSError) as error:
-            self.unreadable_before = error
+            return
+        except TapeFormatError as error:
+            self.not_taken_over = error.reason
+        except OSError as error:
+            self.not_taken_over = error.strerror or str(error)
         else:
             index.close()
-            self.replaced = index.facts
+            facts = index.facts
+            is_its_name = facts.root_name == os.fsencode(os.path.basename(self.root))
+            if self._own_folder or facts.root_ino == source.ino or is_its_name:
+                self.replaced = facts
+            else:
+                self.not_taken_over = f"it is of another folder, {printable(facts.root_name)}"
+
+    def _decide(self, source: Source) -> None:
+        """What nobody asked for is as in the recording that is replaced, or by default."""
+        self._look_at_replaced(source)
         before = self.replaced
+        self.due_algorithm, self.due_block_size = "", 0
         if self._asked_exclusion is not None:
             self._exclude, self.excluded = self._asked_exclusion
         else:

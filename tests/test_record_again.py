@@ -12,7 +12,7 @@ import pytest
 from conftest import run
 from filesystems import mounted
 
-from tartapefs import Tape, TapeConstraintError, TapeFormatError, TapePlayer, TapeRecorder
+from tartapefs import Tape, TapeConstraintError, TapePlayer, TapeRecorder
 from tartapefs.sealer import seal
 from tartapefs.source import Source
 
@@ -111,7 +111,7 @@ def test_a_damaged_recording_before(options: Path, damage: str) -> None:
         assert "cannot be told" in result.stderr
         assert info(options) == (["*.tmp", "/a b"], "kept", "sha256")
     else:
-        assert "none of its options are taken over" in result.stderr
+        assert "no options are taken over" in result.stderr
         assert info(options) == ([], "scrubbed", None)
     assert run("verify", options, *(["--deep"] if damage == "a row" else [])).returncode == 0
 
@@ -141,7 +141,7 @@ def test_what_the_recorder_tells(tree: Path) -> None:
     """Which options hold, and what there was before."""
     recorder = TapeRecorder(tree, exclude="*.tmp", anonymize=False, digest="sha256")
     recorder.commit()
-    assert recorder.replaced is None and recorder.unreadable_before is None
+    assert recorder.replaced is None and recorder.not_taken_over == ""
     for _ in range(2):
         recorder = TapeRecorder(tree, overwrite=True)
         recorder.commit()
@@ -152,9 +152,24 @@ def test_what_the_recorder_tells(tree: Path) -> None:
     assert (list(recorder.excluded), recorder.owners_kept, recorder.due_algorithm) == ([], False, "")
     (tree / ".tartape" / "index.db").write_bytes(b"no index")
     recorder.commit()
-    assert recorder.replaced is None and isinstance(recorder.unreadable_before, TapeFormatError)
+    assert recorder.replaced is None and "not an index" in recorder.not_taken_over
     with pytest.raises(ValueError, match="no algorithm"):
         TapeRecorder(tree, digest="md5")  # type: ignore[arg-type]
+
+
+def test_another_folder(tree: Path) -> None:
+    """Its options are its own; those of a folder that was renamed, or copied with its index, go along."""
+    index, other = tree.parent / "index.db", tree.parent / "other"
+    other.mkdir()
+    TapeRecorder(tree, index, exclude="*.tmp", anonymize=False).commit()
+    result = run("record", other, "--index", index, "--force")
+    assert result.returncode == 0 and "it is of another folder, data" in result.stderr
+    assert json.loads(run("info", other, "--index", index, "--json").stdout)["excluded"] == []
+    TapeRecorder(tree, exclude="*.tmp").commit()
+    copied = shutil.copytree(tree, tree.parent / "copied", symlinks=True)
+    for folder in (tree.rename(tree.parent / "renamed"), copied):
+        assert run("record", folder, "--force").returncode == 0
+        assert info(folder)[0] == ["*.tmp"]
 
 
 def test_digests_that_are_due(tree: Path) -> None:

@@ -85,9 +85,8 @@ def _say_what_became_of_options(
     recorder: TapeRecorder, excludes: bool, digest: merkle.SealAlgorithm | Literal[""] | None
 ) -> None:
     """Says which options of the recording that was replaced hold for the new one, and which no longer do."""
-    if (error := recorder.unreadable_before) is not None:
-        why = error.reason if isinstance(error, TapeFormatError) else error
-        say(f"nothing of the recording before could be read, and none of its options are taken over: {why}")
+    if recorder.not_taken_over:
+        say(f"no options are taken over from what was there before: {recorder.not_taken_over}")
     before = recorder.replaced
     if before is None:
         return

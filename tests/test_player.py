@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -1215,3 +1216,18 @@ def test_many_kinds_of_reads_at_once(player: TapePlayer, small: Path) -> None:
         list(player.play(start_offset=player.get_offset_of("data/z")))
     with pytest.raises(TapeIntegrityError):
         next(slow)
+
+
+@pytest.mark.parametrize("kept", ["generator", "None"])
+def test_a_play_left_in_the_middle_does_not_hold_up_the_end(tmp_path: Path, kept: str) -> None:
+    """From Python 3.13 on the thread that takes a digest is not there any more when the generator is closed."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "large").write_bytes(bytes(3 << 20))
+    program = (
+        IMPORT + f"TapeRecorder({str(tmp_path / 'data')!r}).commit()\n"
+        f"generator = TapePlayer(Tape.discover({str(tmp_path / 'data')!r})).play()\n"
+        "while not next(generator).data: pass\n"
+        f"import builtins; builtins.kept = {kept}\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,8 @@ from pathlib import Path
 import click
 import machine as machines
 import pytest
-from conftest import run, under_strace, wait_until
-from daemon import daemons_of, force_unmount, is_gone, is_mounted
+from conftest import TARTAPEFS, needs_two_cores, run, under_strace, wait_until
+from daemon import daemons_of, force_unmount, helper_of, is_gone, is_mounted
 from machine import Machine
 from reference import Reference
 
@@ -100,6 +101,75 @@ def test_a_recording_whose_reader_goes_away_is_whole_or_not_there(tree: Path, st
     assert result.returncode == 128 + signal.SIGPIPE
     assert os.listdir(tree / ".tartape") == ["index.db"]
     assert run("verify", tree).returncode == 0
+
+
+def below(*roots: Path) -> dict[Path, tuple[int, bytes]]:
+    """What lies there: the mode, and a file's bytes."""
+    paths = [path for root in roots for path in [root, *root.rglob("*")]]
+    return {path: (path.lstat().st_mode, path.read_bytes() if path.is_file() else b"") for path in paths}
+
+
+@pytest.mark.needs("strace")
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("command", ["record", "record --force", "record --index", "seal", "digest --sums", "extract"])
+def test_a_signal_in_the_middle_leaves_nothing_behind(
+    tree: Path, tmp_path: Path, command: str, number: signal.Signals
+) -> None:
+    """Whatever a command writes is whole or not there, as if it had not been run; a seal keeps what it is for."""
+    large, copy, there = tree / "photos" / "2024" / "large.bin", tmp_path / "copy.tar", tmp_path / "there"
+    there.mkdir()
+    arguments: list[str | Path] = [tree]
+    match command:
+        case "record --index":
+            arguments += [there / "index.db"]
+        case "seal":
+            arguments += ["--digest", "sha256"]
+        case "digest --sums":
+            arguments += [there / "sums"]
+        case "extract":
+            arguments += [copy, "data/photos", "-C", there]
+    if command not in ("record", "record --index"):
+        assert run("record", tree).returncode == 0
+    if command == "extract":
+        assert run("seal", tree, "--digest", "sha256").returncode == 0
+        assert run("play", tree, "-o", copy).returncode == 0
+    before = below(tree, there)
+    read = copy if command == "extract" else large
+    call = "fcntl" if command.startswith("record") else "preadv2"
+    when = 5 if command == "extract" else 1  # there the first reads are of headers
+    strace = under_strace("-P", read, "-e", f"trace={call}", "-e", f"inject={call}:signal={number.name}:when={when}")
+    words = command.split()
+    given = [words[0], arguments[0], *words[1:], *arguments[1:]]
+    result = subprocess.run([*strace, *map(os.fspath, given)], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 128 + number, result.stderr
+    assert result.stdout == "" and "Traceback" not in result.stderr and result.stderr.count("\n") <= 1
+    if command == "seal":  # what has been read already is kept, for the next time
+        (tree / ".tartape" / "index.db.seal").unlink()
+    if command == "extract":  # the members before it are there, as they were
+        for path in [path for path in there.rglob("*") if path.is_file()]:
+            assert path.read_bytes() == (tree.parent / path.relative_to(there)).read_bytes()
+            path.unlink()
+        shutil.rmtree(there / "data")
+    assert below(tree, there) == before
+
+
+@needs_two_cores
+def test_a_helper_that_is_killed_does_not_end_the_command(tmp_path: Path) -> None:
+    """The command goes on without it; a signal that its socket may bring about is not for the command."""
+    root = tmp_path / "many"
+    root.mkdir()
+    for number in range(5000):
+        (root / str(number)).write_bytes(b"%d" % number)
+    assert run("record", root).returncode == 0
+    process = subprocess.Popen(
+        [*TARTAPEFS, "play", "--events", root, "-o", tmp_path / "copy"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout
+    assert process.stdout.readline()
+    os.kill(helper_of(process.pid), signal.SIGKILL)  # while the pipe is full
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (0, b"")
+    assert (tmp_path / "copy").read_bytes() == Reference(root).read(0, 1 << 24)
 
 
 # ---- too little of everything

@@ -62,6 +62,7 @@ $(VENV)/%: pyproject.toml
 
 $(VENV)/for-demo: EXTRA :=
 $(VENV)/for-test: EXTRA := [lint,test]
+$(VENV)/for-wild: EXTRA := [lint,test,wild]
 $(VENV)/for-bench: EXTRA := [blake3]
 $(VENV)/for-pythons: EXTRA := [test-basic]
 
@@ -137,7 +138,7 @@ clients:
 
 wild:
 	$(call install,$(WILD_PACKAGES))
-	@$(MAKE) -s $(VENV)/for-test
+	@$(MAKE) -s $(VENV)/for-wild
 	$(BIN)/python -m pytest $(WORKERS) -m wild
 
 debians:

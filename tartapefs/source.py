@@ -21,7 +21,7 @@ import stat
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
 
@@ -155,22 +155,19 @@ def _asked(fd: int, path: bytes = b"") -> os.stat_result:
     )
 
 
-Look = Callable[[int, bytes], os.stat_result]  # the `lstat` of a path below a folder; of the folder for an empty one
+def _fstat(fd: int, local: int | None) -> os.stat_result:
+    """The `fstat` of a file, not an old one. On the device `local` none is: only this kernel changes what is there."""
+    found = os.fstat(fd)
+    return found if found.st_dev == local else _asked(fd)
 
 
-def _look_on(local_device: int | None) -> Look:
-    """Looks whose answer is not old, as on `local_device` none is: nobody but this kernel changes what is there."""
-    if local_device is None:
-        return _asked
-
-    def look(fd: int, path: bytes) -> os.stat_result:
-        found = os.lstat(path, dir_fd=fd) if path else os.fstat(fd)
-        return found if found.st_dev == local_device else _asked(fd, path)
-
-    return look
+def _lstat(fd: int, path: bytes, local: int | None) -> os.stat_result:
+    """The `lstat` of `path` below the folder `fd`, not an old one either."""
+    found = os.lstat(path, dir_fd=fd)
+    return found if found.st_dev == local else _asked(fd, path)
 
 
-def _settled(fd: int, look: Look) -> os.stat_result | None:
+def _settled(fd: int, local: int | None) -> os.stat_result | None:
     """The `fstat` of a file, taken while nobody writes it: every change of its bytes from then on moves its times.
 
     None if a program has the file open for writing, or mapped to store into it. Its `write` may be under way, which
@@ -188,9 +185,9 @@ def _settled(fd: int, look: Look) -> os.stat_result | None:
         if error.errno == errno.EAGAIN and _file_system(fd) not in _LEASED_BY_A_SERVER:
             return None
         _write_back(fd)
-        return look(fd, b"")
+        return _fstat(fd, local)
     try:
-        return look(fd, b"")
+        return _fstat(fd, local)
     finally:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
@@ -214,15 +211,15 @@ Way = list[tuple[bytes, int, int]]  # of folders and a file below the last: abso
 class Folder:
     """One folder of the source, open for listing. Raises OSError as the system does."""
 
-    def __init__(self, fd: int, look: Look) -> None:
+    def __init__(self, fd: int, local: int | None) -> None:
         self._fd = fd
-        self._look = look
+        self._local = local
 
     def close(self) -> None:
         os.close(self._fd)
 
     def stat(self) -> os.stat_result:
-        return self._look(self._fd, b"")
+        return _fstat(self._fd, self._local)
 
     def why_never_at_rest(self) -> str | None:
         """Why no two looks at it need agree, if that is so, for people."""
@@ -239,13 +236,14 @@ class Folder:
         return sorted([name.encode(encoding, errors) for name in os.listdir(self._fd)])
 
     def lstat(self, name: bytes) -> os.stat_result:
-        return self._look(self._fd, name)
+        found = os.lstat(name, dir_fd=self._fd)  # as `_lstat`, whose call would be a part of a scan that shows
+        return found if found.st_dev == self._local else _asked(self._fd, name)
 
     def readlink(self, name: bytes) -> bytes:
         return os.readlink(name, dir_fd=self._fd)
 
     def folder(self, name: bytes) -> "Folder":
-        return Folder(os.open(name, _LIST, dir_fd=self._fd), self._look)
+        return Folder(os.open(name, _LIST, dir_fd=self._fd), self._local)
 
     def is_readable(self, name: bytes) -> bool:
         return os.access(name, os.R_OK, dir_fd=self._fd, effective_ids=True)
@@ -257,7 +255,7 @@ class Folder:
         except BlockingIOError:  # a program has a lease for writing
             return None
         try:
-            return _settled(fd, self._look)
+            return _settled(fd, self._local)
         finally:
             os.close(fd)
 
@@ -271,9 +269,10 @@ class Source:
         self._root = os.open(self._path, _PLACE)
         kind = _file_system(self._root)
         self._is_late = kind in _LATE
-        self._device = os.fstat(self._root).st_dev if kind in _LOCAL else None
-        self._look = _look_on(self._device)
-        self._place = self._look(self._root, b"")
+        self._local = os.fstat(self._root).st_dev if kind in _LOCAL else None
+        # The device on which `os.fstat` gives what `fstat` does, for who cannot spare a call.
+        self.plain = None if self._is_late else self._local
+        self._place = _fstat(self._root, self._local)
         self._open = _openat2 if (has_openat2() if openat2 is None else openat2) else _open_by_component
 
     def close(self) -> None:
@@ -346,7 +345,7 @@ class Source:
     def is_in_place(self) -> bool:
         """Whether the root's path still leads to the folder that was opened."""
         try:
-            found = self._look(self._root, self._path)
+            found = _lstat(self._root, self._path, self._local)
             return found.st_ino == self._place.st_ino and found.st_dev == self._place.st_dev
         except (FileNotFoundError, NotADirectoryError):
             return False
@@ -381,12 +380,12 @@ class Source:
 
     def is_local(self, found: os.stat_result) -> bool:
         """Whether what was found lies on the root's own file system, and only this kernel changes what is there."""
-        return found.st_dev == self._device
+        return found.st_dev == self._local
 
     def fstat(self, fd: int) -> os.stat_result:
         """The `fstat` of a file of the source, which shows each change of the bytes that were read of it before."""
-        found = self._look(fd, b"")
-        return self._look(fd, b"") if self.wait_for_holes(fd, found.st_dev) else found
+        found = _fstat(fd, self._local)
+        return _fstat(fd, self._local) if self.wait_for_holes(fd, found.st_dev) else found
 
     def wait_for_holes(self, fd: int, device: int) -> bool:
         """Waits until no hole is being punched into a file, which lies on `device`; whether there could have been one.
@@ -402,7 +401,7 @@ class Source:
     def lstat(self, path: bytes) -> os.stat_result:
         """The `lstat` of `path`, relative to the root, true at this moment; the root's own for an empty path."""
         try:
-            return self._look(self._root, path)
+            return _lstat(self._root, path, self._local) if path else _fstat(self._root, self._local)
         except OSError as error:
             error.filename = os.path.join(self.root, os.fsdecode(path))
             raise
@@ -419,7 +418,7 @@ class Source:
         found = [os.lstat(place) for place in places]
         if not all(stat.S_ISDIR(one.st_mode) for one in found[:-1]):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
-        if any(one.st_dev != self._device for one in found):
+        if any(one.st_dev != self._local for one in found):
             return []
         return [(place, one.st_dev, one.st_ino) for place, one in zip(places, found, strict=True)]
 
@@ -439,7 +438,7 @@ class Source:
         """As `Folder.settled`, for the file at `path`, relative to the root."""
         fd = self.open(path)
         try:
-            return _settled(fd, self._look)
+            return _settled(fd, self._local)
         finally:
             os.close(fd)
 
@@ -449,4 +448,4 @@ class Source:
         if not stat.S_ISDIR(os.fstat(fd).st_mode):
             os.close(fd)
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
-        return Folder(fd, self._look)
+        return Folder(fd, self._local)

@@ -84,7 +84,7 @@ MUTANTS = [
     Mutant(
         "not in a folder that is mounted in the source either",
         "source.py",
-        "return found if found.st_dev == local_device else _asked(fd, path)",
+        "return found if found.st_dev == local else _asked(fd)",
         "return found",
         BEHIND,
     ),
@@ -98,7 +98,7 @@ MUTANTS = [
     Mutant(
         "a hole is waited for",
         "source.py",
-        'self._look(fd, b"") if self.wait_for_holes(fd, found.st_dev) else found',
+        "_fstat(fd, self._local) if self.wait_for_holes(fd, found.st_dev) else found",
         "found",
         HOLES,
     ),
@@ -112,7 +112,7 @@ MUTANTS = [
     Mutant(
         "nor is one kept that others change",
         "source.py",
-        "if any(one.st_dev != self._device for one in found):",
+        "if any(one.st_dev != self._local for one in found):",
         "if False:",
         PLAYER,
     ),

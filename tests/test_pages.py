@@ -128,7 +128,7 @@ class Served:
             "_dropping": threading.Lock(),
             "hold": None,
         }
-        self._thread = threading.Thread(target=self.session.loop, args=(memoryview(bytearray(binding.ANSWER)),))
+        self._thread = threading.Thread(target=self.session.loop, args=(memoryview(bytearray(binding.MEMORY)),))
         self._thread.start()
 
     def _readinto(self, buffer: memoryview, offset: int) -> int:

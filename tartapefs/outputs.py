@@ -139,10 +139,11 @@ class Unfinished:
     """A file beside its `place`, under a name of its own, until `commit` puts it there or `discard` removes it.
 
     `token`: of a `State` that is locked; what a killed process has left under this name is removed, or with `goes_on`
-    kept and continued. It gets the permissions of the file that it is to replace. Raises OSError.
+    kept and continued. `mode`: its permissions from its first moment on; else it gets those of the file that it is to
+    replace. Raises OSError.
     """
 
-    def __init__(self, place: str, token: str | None = None, goes_on: bool = False) -> None:
+    def __init__(self, place: str, token: str | None = None, goes_on: bool = False, mode: int | None = None) -> None:
         self.place = place
         folder, name = os.path.split(os.fsencode(place))
         part = b"%b.%b.part" % (name[:_LONGEST_NAME], (token or _token()).encode())
@@ -152,27 +153,30 @@ class Unfinished:
                 with suppress(FileNotFoundError):
                     os.unlink(self.path)
             try:
-                self.fd = self._open(goes_on)
+                self.fd = self._open(goes_on, 0o666 if mode is None else mode)
             except OSError as error:
                 error.filename = place
                 raise
-            with suppress(OSError):
-                os.fchmod(self.fd, stat.S_IMODE(os.lstat(place).st_mode) & 0o777)
+            if mode is None:
+                with suppress(OSError):
+                    os.fchmod(self.fd, stat.S_IMODE(os.lstat(place).st_mode) & 0o777)
 
-    def _open(self, goes_on: bool) -> int:
+    def _open(self, goes_on: bool, mode: int) -> int:
         if goes_on:
             with suppress(FileNotFoundError):
                 return os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        return os.open(self.path, _NEW, 0o666)
+        return os.open(self.path, _NEW, mode)
 
-    def commit(self, replace: bool) -> None:
-        """Puts it in place, on the disk; raises FileExistsError if there is a file that it is not to replace."""
-        with _naming(self.place):
-            os.fsync(self.fd)
+    def commit(self, replace: bool, sync: bool = True) -> None:
+        """Puts it in place, with `sync` on the disk; raises FileExistsError if it is not to replace what is there."""
+        if sync:
+            with _naming(self.place):
+                os.fsync(self.fd)
         with signals.undisturbed():
             (os.rename if replace else _rename_new)(self.path, self.place)
             self.close()
-            _sync_folder_of(self.place)
+            if sync:
+                _sync_folder_of(self.place)
 
     def discard(self) -> None:
         """Removes it, unless it is in place or closed."""

@@ -1,12 +1,14 @@
 """Single members out of a copy of the archive, each read by its range alone and checked against the tape's digests.
 
-Rule: nothing stands under a member's name that does not have its digests. A file is written beside its place, and
-renamed once its last block was found right. Paths are made below the destination without following any link.
+Rule: nothing stands under a member's name that does not have its digests, and nobody reads a file here who could not
+read it where it was recorded. A file is written beside its place, and renamed once its last block was found right. A
+folder that is made is its owner's alone until all is in it, or has failed; then it gets its mode and times. Paths are
+made below the destination without following any link.
 """
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 
 from tartapefs import merkle
@@ -15,11 +17,11 @@ from tartapefs.contents import EndedEarlyError, damage, read_all
 from tartapefs.errors import Difference, TapeError, TapeIntegrityError
 from tartapefs.layout import BLOCK
 from tartapefs.member import Member
+from tartapefs.outputs import Unfinished
 from tartapefs.tape import Tape
 
 _REMEDY = "the copy is damaged here, or of another archive; take another one"
 _PLACE = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def below(tape: Tape, member: Member) -> Iterator[Member]:
@@ -35,6 +37,8 @@ def below(tape: Tape, member: Member) -> Iterator[Member]:
 class Restorer:
     """Writes members of `tape` below the folder `destination`, from the file `copy`, which begins at `offset` of the
     archive. `overwrite`: files that are there are replaced. Raises TapeError for a tape without digests.
+
+    A context manager: at its end, and not before, folders have their modes and times.
     """
 
     def __init__(self, tape: Tape, copy: str, destination: str, offset: int = 0, overwrite: bool = False) -> None:
@@ -48,42 +52,75 @@ class Restorer:
         except BaseException:
             os.close(self._copy)
             raise
-        self._folders: list[Member] = []
+        self._folders: set[bytes] = set()  # that are made, or asked for
 
     def __enter__(self) -> "Restorer":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        os.close(self._copy)
-        os.close(self._root)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            with suppress(*([OSError] if kind else [])):
+                self._finish()
+        finally:
+            os.close(self._copy)
+            os.close(self._root)
 
     def restore(self, member: Member) -> None:
         """Raises TapeIntegrityError where the copy is not the archive, FileExistsError, and OSError."""
         self._check_header(member)
-        *folders, name = member.name.rstrip(b"/").split(b"/")
-        if member.is_directory:
-            os.close(self._folder([*folders, name]))
-            self._folders.append(member)
-            return
-        place = self._folder(folders)
         try:
-            if member.is_link:
-                self._put(place, name, lambda unfinished: os.symlink(member.target, unfinished, dir_fd=place), member)
+            if member.is_directory:
+                self._restore_folder(member)
             else:
-                self._put(place, name, lambda unfinished: self._write(place, unfinished, member), member)
+                self._restore_file(member)
+        except OSError as error:
+            error.filename, error.filename2 = member.arc_path, None
+            raise
+
+    def _restore_folder(self, member: Member) -> None:
+        place = self._folder(member.name.rstrip(b"/").split(b"/"))
+        try:  # one that was there opens to nobody before it is complete
+            os.fchmod(place, stat.S_IMODE(os.fstat(place).st_mode) & member.mode | stat.S_IRWXU)
         finally:
             os.close(place)
+        self._folders.add(member.name.rstrip(b"/"))
 
-    def finish(self) -> None:
-        """Gives folders their modes and times, which what was written into them has changed."""
-        for member in reversed(self._folders):
-            *folders, name = member.name.rstrip(b"/").split(b"/")
-            place = self._folder([*folders, name])
+    def _restore_file(self, member: Member) -> None:
+        *folders, name = member.name.split(b"/")
+        folder = self._folder(folders)
+        place = f"/proc/self/fd/{folder}/{os.fsdecode(name)}"
+        try:
+            if member.is_link and not self._overwrite:
+                os.symlink(member.target, place)
+            else:
+                with Unfinished(place, mode=stat.S_IRUSR | stat.S_IWUSR) as file:
+                    if member.is_link:
+                        os.unlink(file.path)
+                        os.symlink(member.target, file.path)
+                    else:
+                        self._write(file.fd, member)
+                    file.commit(self._overwrite, sync=False)
+            os.utime(name, ns=(member.mtime_ns, member.mtime_ns), dir_fd=folder, follow_symlinks=False)
+        finally:
+            os.close(folder)
+
+    def _finish(self) -> None:
+        """Gives folders their modes and times, those in others first; raises the first error after it did all."""
+        errors = []
+        for name in sorted(self._folders, reverse=True):
+            member = self._tape.find(name)
             try:
-                os.fchmod(place, stat.S_IMODE(member.mode))
-                os.utime(place, ns=(member.mtime_ns, member.mtime_ns))
-            finally:
-                os.close(place)
+                place = self._folder(name.split(b"/"))
+                try:
+                    os.fchmod(place, stat.S_IMODE(member.mode))
+                    os.utime(place, ns=(member.mtime_ns, member.mtime_ns))
+                finally:
+                    os.close(place)
+            except OSError as error:
+                error.filename = member.arc_path
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def _check_header(self, member: Member) -> None:
         header = bytearray(BLOCK)
@@ -105,9 +142,10 @@ class Restorer:
         """A descriptor of the folder below the destination, made if it is not there."""
         place = os.dup(self._root)
         try:
-            for part in parts:
+            for depth, part in enumerate(parts, 1):
                 with suppress(FileExistsError):
-                    os.mkdir(part, dir_fd=place)
+                    os.mkdir(part, stat.S_IRWXU, dir_fd=place)
+                    self._folders.add(b"/".join(parts[:depth]))
                 above, place = place, os.open(part, _PLACE, dir_fd=place)
                 os.close(above)
         except BaseException:
@@ -115,35 +153,16 @@ class Restorer:
             raise
         return place
 
-    def _put(self, place: int, name: bytes, make: Callable[[bytes], None], member: Member) -> None:
-        unfinished = b".tartapefs-%d" % os.getpid()
-        try:
-            make(unfinished)
-            if self._overwrite:
-                os.rename(unfinished, name, src_dir_fd=place, dst_dir_fd=place)
-            else:
-                os.link(unfinished, name, src_dir_fd=place, dst_dir_fd=place, follow_symlinks=False)
-            times = (member.mtime_ns, member.mtime_ns)
-            os.utime(name, ns=times, dir_fd=place, follow_symlinks=False)
-        except FileExistsError as error:
-            error.filename = member.arc_path
-            raise
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(unfinished, dir_fd=place)
-
-    def _write(self, place: int, unfinished: bytes, member: Member) -> None:
+    def _write(self, fd: int, member: Member) -> None:
         block_size = self._tape.block_size
-        fd = os.open(unfinished, _NEW, 0o600, dir_fd=place)
-        with os.fdopen(fd, "wb", buffering=0) as file:
-            for number in range(merkle.blocks(member.size, block_size)):
-                low = number * block_size
-                block = aligned(min(block_size, member.size - low))
-                self._read(block, member.start + BLOCK + low, member)
-                if self._hash(block) != self._tape.block_digests(member, number, number + 1):
-                    found = damage(member, number, block_size, "another in the copy")
-                    raise TapeIntegrityError(member.arc_path, found.differences, _REMEDY)
-                left = memoryview(block)
-                while left:
-                    left = left[file.write(left) :]
-            os.fchmod(fd, stat.S_IMODE(member.mode))
+        for number in range(merkle.blocks(member.size, block_size)):
+            low = number * block_size
+            block = aligned(min(block_size, member.size - low))
+            self._read(block, member.start + BLOCK + low, member)
+            if self._hash(block) != self._tape.block_digests(member, number, number + 1):
+                found = damage(member, number, block_size, "another in the copy")
+                raise TapeIntegrityError(member.arc_path, found.differences, _REMEDY)
+            left = memoryview(block)
+            while left:
+                left = left[os.write(fd, left) :]
+        os.fchmod(fd, stat.S_IMODE(member.mode))

@@ -206,4 +206,3 @@ def extract(
                         update(count)
                         if as_json:
                             print(json.dumps({"path": member.arc_path, "size": member.size}))
-            restorer.finish()

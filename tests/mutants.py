@@ -45,6 +45,7 @@ STREAM = "test_stream.py"
 SEALS = "test_seals.py"
 SEALED_MOUNT = "test_sealed_mount.py"
 EXTRACTED = "test_extracted.py"
+OUTPUTS = "test_outputs.py"
 BEHIND = "test_behind.py"
 HOLES = "test_holes.py"
 
@@ -514,6 +515,55 @@ MUTANTS = [
         "if self._hash(block) != recorded",
         "if b'' == recorded",
         EXTRACTED,
+    ),
+    Mutant(
+        "an output is no file of the source by another name",
+        "tape_files.py",
+        " and tape.holds(found):",
+        " and False:",
+        f"{OUTPUTS} -k 'hard_link or of_a_file'",
+    ),
+    Mutant(
+        "nor below the source, however it is reached",
+        "tape_files.py",
+        "if folder.place in source[:1]:",
+        "if False:",
+        f"{OUTPUTS} -k 'no_place_in_another or units_that_is'",
+    ),
+    Mutant(
+        "nor in a folder of it that is mounted elsewhere",
+        "tape_files.py",
+        "folder.is_mount_point\n",
+        "False\n",
+        f"{OUTPUTS} -k mount_of_a_folder",
+    ),
+    Mutant(
+        "nor in another recorded folder",
+        "tape_files.py",
+        "elif folder.is_recorded:",
+        "elif False:",
+        f"{OUTPUTS} -k 'another_tape or no_place'",
+    ),
+    Mutant(
+        "a state has its first line",
+        "outputs.py",
+        "if os.pread(self._fd, len(self._head), 0) != self._head:",
+        "if False:",
+        f"{OUTPUTS} -k state",
+    ),
+    Mutant(
+        "and the owner who runs the command",
+        "outputs.py",
+        "if found.st_uid != os.geteuid() and",
+        "if False and",
+        f"{OUTPUTS} -k adopted",
+    ),
+    Mutant(
+        "and right checksums",
+        "outputs.py",
+        "if len(content) != size or sha256(content).digest() != checksum:",
+        "if len(content) != size:",
+        f"{OUTPUTS} -k damaged",
     ),
 ]
 

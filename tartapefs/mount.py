@@ -385,7 +385,8 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
             apart.thread(_audit, player, archive, options, ended, looked)
             apart.thread(_drop_pages, player, session, ended)
             if archive.hold is not None:
-                apart.thread(archive.hold.watch, lambda: bool(set(ours) & set(mounts())), ended)
+                devices = {entry.device for entry in ours}
+                apart.thread(archive.hold.watch, lambda: any(entry.device in devices for entry in mounts()), ended)
             if options.scrub_share:
                 apart.thread(_scrub, player, archive, options.scrub_share, ended)
             if notify.is_heard():

@@ -510,6 +510,14 @@ MUTANTS = [
     ),
     Mutant("and its header", "restore.py", "if header != member.header():", "if False:", EXTRACTED),
     Mutant(
+        "its folder is nobody else's meanwhile",
+        "restore.py",
+        "os.mkdir(part, stat.S_IRWXU,",
+        "os.mkdir(part, 0o755,",
+        EXTRACTED,
+    ),
+    Mutant("and so is the file", "restore.py", "mode=stat.S_IRUSR | stat.S_IWUSR", "mode=0o644", EXTRACTED),
+    Mutant(
         "extracted contents are compared",
         "extracted.py",
         "if self._hash(block) != recorded",

@@ -16,7 +16,7 @@ import pwd
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any, Literal
 
@@ -126,11 +126,11 @@ class TapeRecorder:
             raise TapeConstraintError([Problem(self.root, "a root folder without a name has no place in an archive")])
         self._begin()
         self._check_index_path()
-        with Source(self.root) as source, ExitStack() as stack:
+        with Source(self.root) as source:
             if not self._own_folder:
                 return self._record(source)
             try:  # or the slower of two would still touch the root when the other has its witness
-                stack.enter_context(source.locked())
+                source.lock()
             except BlockingIOError:
                 raise TapeBusyError(self.index_path) from None
             return self._record_inside(source)

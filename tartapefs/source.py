@@ -21,8 +21,7 @@ import stat
 import struct
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from types import TracebackType
 
 _NS = 10**9
@@ -266,6 +265,7 @@ class Source:
     def __init__(self, root: str, openat2: bool | None = None) -> None:
         self.root = os.path.realpath(root)
         self._path = os.fsencode(self.root)
+        self._locked = -1
         self._root = os.open(self._path, _PLACE)
         kind = _file_system(self._root)
         self._is_late = kind in _LATE
@@ -276,9 +276,11 @@ class Source:
         self._open = _openat2 if (has_openat2() if openat2 is None else openat2) else _open_by_component
 
     def close(self) -> None:
-        if self._root >= 0:
-            os.close(self._root)
-            self._root = -1
+        # Forgotten first: if an interrupt comes, one stays open, and none is closed twice, which could be another's.
+        open_ones, self._locked, self._root = (self._locked, self._root), -1, -1
+        for fd in open_ones:
+            if fd >= 0:
+                os.close(fd)
 
     def __enter__(self) -> "Source":
         return self
@@ -320,27 +322,21 @@ class Source:
                         found.add(kind.decode())
         return sorted(found)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps others that ask for this lock out; raises BlockingIOError if one of them has it.
+    def lock(self) -> None:
+        """Keeps others that ask for this lock out until this is closed; raises BlockingIOError if one of them has it.
 
-        Does nothing where the file system has no locks for folders (some network file systems), nor for who may not
-        read the folder, and cannot record it.
+        Does nothing where the file system has no locks for folders (some network file systems), nor for a user who may
+        not read the folder, and cannot record it.
         """
         try:
-            fd = os.open(self.root, _LIST)
+            self._locked = os.open(self.root, _LIST)
         except PermissionError:
-            yield
             return
         try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno == errno.EWOULDBLOCK:
-                    raise
-            yield
-        finally:
-            os.close(fd)
+            fcntl.flock(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno == errno.EWOULDBLOCK:
+                raise
 
     def is_in_place(self) -> bool:
         """Whether the root's path still leads to the folder that was opened."""

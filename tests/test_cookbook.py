@@ -25,7 +25,7 @@ from typing import Any
 import boto3
 import pytest
 from botocore.client import BaseClient
-from botocore.exceptions import ClientError, EndpointConnectionError
+from botocore.exceptions import BotoCoreError, ClientError
 from conftest import our_mounts, run
 from daemon import daemons_of
 from reference import Reference, gnu_tar
@@ -166,7 +166,7 @@ class Kitchen(Scratch):
         """Whether every block of the page says that all went well; it is left at the first one that does not."""
         try:
             self.run_page(page)
-        except (AssertionError, ClientError, EndpointConnectionError, TapeIntegrityError):
+        except (AssertionError, BotoCoreError, ClientError, TapeIntegrityError):
             return False
         return True
 

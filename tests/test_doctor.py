@@ -41,8 +41,10 @@ def bad(findings: Findings) -> dict[str, str]:
     return {name: finding["status"] for name, finding in findings.items() if finding["status"] != "ok"}
 
 
-def facts(folder: Path) -> list[tuple[str, os.stat_result]]:
-    return [(f"{path}", path.lstat()) for path in sorted([folder, *folder.rglob("*")])]
+def facts(folder: Path) -> list[tuple[str, int, int, int, int]]:
+    """What would tell of a change; not the time of the last access, which reading moves."""
+    found = [(path, path.lstat()) for path in sorted([folder, *folder.rglob("*")])]
+    return [(f"{path}", now.st_ino, now.st_mode, now.st_size, now.st_ctime_ns) for path, now in found]
 
 
 def test_a_machine_that_works(machine: Machine) -> None:

@@ -417,7 +417,7 @@ def test_a_mount_names_hostile_drift_in_one_line(hostile: Path, tmp_path: Path, 
     assert os.getxattr(archive.parent, "user.tartape.source").decode().isprintable()
     status = run("status", archive.parent)
     assert status.returncode == 1
-    assert len(plain_lines(status.stdout)) == 13  # a line for each fact
+    assert len(plain_lines(status.stdout)) == 14  # a line for each fact
     as_json = run("status", "--json", archive.parent)
     assert json.loads(as_json.stdout)["state"] == state
     assert as_json.stdout.replace("\n", "").isascii()

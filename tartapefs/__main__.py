@@ -4,7 +4,7 @@ Rule: nothing else is imported before signals are taken care of, since that take
 may press Ctrl-C.
 """
 
-from tartapefs.signals import end_at_once
+from tartapefs.base.signals import end_at_once
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The packs of an index as a table `member` with a row a member, and back: single facts can be damaged with SQL.
 
-Written from docs/decisions/0011-packs.md, without `tartapefs.packs`, which is held against it.
+Written from docs/decisions/0011-packs.md, without `tartapefs.index.row_codec`, which is held against it.
 """
 
 import sqlite3

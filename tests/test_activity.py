@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tartapefs import activity as module
-from tartapefs.activity import MAX_RANGES, Activity, Coverage
+from tartapefs.mount import read_statistics as module
+from tartapefs.mount.read_statistics import MAX_RANGES, Activity, Coverage
 
 SIZE = 300
 RANGES = st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(1, 40)))

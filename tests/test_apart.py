@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from reference import Reference
 
-from tartapefs import Tape, TapeRecorder, apart
+from tartapefs import Tape, TapeRecorder
+from tartapefs.base import forked_work as apart
 
 FILES = 6000
 
@@ -38,7 +39,9 @@ def program(text: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Runs a program after a line that makes `parts` count the recordings for which a process was forked."""
     start = """
         import os, sys
-        from tartapefs import TapeRecorder, apart, index
+        from tartapefs import TapeRecorder
+        from tartapefs.base import forked_work as apart
+        from tartapefs.index import reader as index
         parts, forked = [], apart.apart
         def counted(work, items):
             parts.append(1)
@@ -189,7 +192,7 @@ def test_a_signal_during_a_fork_is_not_lost(hook: str) -> None:
     """Python ignores what is raised in its hooks at a fork, the exception that a signal's handler raises included."""
     text = f"""
         import os, signal, sys
-        from tartapefs import apart
+        from tartapefs.base import forked_work as apart
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
         os.register_at_fork({hook}=lambda: os.kill(os.getpid(), signal.SIGTERM))
         try:

@@ -17,9 +17,9 @@ from daemon import foreground
 from reference import Reference
 
 from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder
-from tartapefs.events import TapeCompleted
-from tartapefs.fs import MountOptions
-from tartapefs.mount import _audit
+from tartapefs.mount.daemon import _audit
+from tartapefs.mount.operations import MountOptions
+from tartapefs.play.events import TapeCompleted
 
 FOOTER = 1024
 PHOTOS, DEEP = "data/photos", "data/photos/2024"

@@ -14,10 +14,11 @@ from conftest import run
 from reference import Reference
 from test_seals import flip
 
-from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder, inspection
-from tartapefs.audit import verify
-from tartapefs.sealer import seal
-from tartapefs.source import Folder, Source
+from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder
+from tartapefs.play import inspection
+from tartapefs.play.audit import verify
+from tartapefs.source.folder import Folder, Source
+from tartapefs.verify.seal import seal
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root, pytest.mark.needs("bindfs")]
 SIZE = 300_000

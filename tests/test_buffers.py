@@ -4,7 +4,7 @@ import ctypes
 
 import pytest
 
-from tartapefs.buffers import aligned
+from tartapefs.base.buffers import aligned
 
 
 @pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 4096, 100_001, 1 << 20])

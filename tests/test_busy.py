@@ -29,7 +29,9 @@ from filesystems import KINDS, Filesystem, filesystem_of
 from reference import Reference
 from users import as_nobody
 
-from tartapefs import SourceBusyError, Tape, TapeIntegrityError, TapePlayer, TapeRecorder, recorder, source
+from tartapefs import SourceBusyError, Tape, TapeIntegrityError, TapePlayer, TapeRecorder
+from tartapefs.record import recorder
+from tartapefs.source import folder as source
 
 PAGE = mmap.PAGESIZE
 SIZE = 8 * PAGE

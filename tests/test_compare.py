@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from reference import Reference, gnu_tar
 
 from tartapefs import Tape, TapeRecorder
-from tartapefs.compare import Comparison, first_difference
+from tartapefs.transfer.index_diff import Comparison, first_difference
 
 
 def archive_of(root: Path) -> bytes:

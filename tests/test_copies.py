@@ -24,9 +24,10 @@ from reference import Reference, gnu_tar
 from s3 import environment as s3_environment
 from s3 import s3_server
 
-from tartapefs import Tape, TapePlayer, TapeRecorder, copies
-from tartapefs.copies import Agreement, Copy, compare, sample
-from tartapefs.layout import Segment
+from tartapefs import Tape, TapePlayer, TapeRecorder
+from tartapefs.archive.layout import Segment
+from tartapefs.transfer import copies
+from tartapefs.transfer.copies import Agreement, Copy, compare, sample
 
 ROOT = "data 'odd' \n$HOME [1]"  # as a folder's name; most tests run with it
 

@@ -19,8 +19,8 @@ from daemon import daemon_of, helper_of, is_gone
 from reference import Reference
 
 from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder
-from tartapefs import crew as crews
-from tartapefs.source import Source
+from tartapefs.play import read_strategy as crews
+from tartapefs.source.folder import Source
 
 MIB = 1 << 20
 
@@ -133,8 +133,8 @@ def test_they_meet(many: Path) -> None:
     text = """
         import mmap, os, signal, sys, threading, time
         from tartapefs import Tape
-        from tartapefs.helper import Helper
-        from tartapefs.player import TapePlayer
+        from tartapefs.play.helper_process import Helper
+        from tartapefs.play.engine import TapePlayer
         with Tape.discover(sys.argv[1]) as tape:
             player, stop = TapePlayer(tape), 400_000
             members = list(tape.headed(0, stop))

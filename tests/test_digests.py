@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from reference import Reference, gnu_tar
 from trees import odd_names
 
-from tartapefs import Tape, TapeError, TapePlayer, TapeRecorder, hashstate
-from tartapefs.digests import ALGORITHMS, Digests, Parts, etag
-from tartapefs.outputs import State
+from tartapefs import Tape, TapeError, TapePlayer, TapeRecorder
+from tartapefs.base import resumable_hash as hashstate
+from tartapefs.base.outputs import State
+from tartapefs.transfer.digests import ALGORITHMS, Digests, Parts, etag
 
 PART_SIZES = (1, 1000, 65_536, 1 << 20, 1 << 40)
 
@@ -269,7 +270,7 @@ def test_counts_beyond_4_gib() -> None:
 
 def test_without_openssl(recorded: Path, archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where its functions are not there, the whole begins anew, and the complete parts are kept."""
-    monkeypatch.setattr("tartapefs.digests.savable", lambda name: False)
+    monkeypatch.setattr("tartapefs.transfer.digests.savable", lambda name: False)
     with Tape.discover(recorded) as tape:
         player = TapePlayer(tape)
         first = Digests(tape, ("md5",), (1 << 16,), state=tmp_path / "state")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tartapefs.display import moment, printable
+from tartapefs.base.text import moment, printable
 
 UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format, surrogate, line and paragraph separators
 
@@ -83,7 +83,9 @@ def test_what_cannot_be_seen_is_escaped(name: bytes, shown: str) -> None:
 @pytest.mark.parametrize("locale", ["C", "POSIX", "C.UTF-8", "no_SUCH.locale"])
 def test_a_name_is_shown_alike_in_every_locale(locale: str) -> None:
     name = "tär \u202e\n".encode() + b"\xff"
-    code = f"import sys; from tartapefs.display import printable; sys.stdout.buffer.write(printable({name!r}).encode())"
+    code = (
+        f"import sys; from tartapefs.base.text import printable; sys.stdout.buffer.write(printable({name!r}).encode())"
+    )
     environment = {"PATH": os.defpath, "LC_ALL": locale}
     result = subprocess.run([sys.executable, "-c", code], env=environment, cwd=os.getcwd(), capture_output=True)
     assert (result.stdout.decode(), result.stderr) == ("tär \\u202e\\n\\xff", b"")

@@ -27,9 +27,9 @@ from s3 import S3, environment, s3_server
 from test_readme import Scratch, scratch  # noqa: F401
 
 from tartapefs import OutputError, TapeError, TapeIntegrityError, TapeNotFoundError, TapeRecorder
-from tartapefs import distributed as ours
 from tartapefs.distributed import upload
-from tartapefs.url import TapeFileSystem
+from tartapefs.transfer import distributed as ours
+from tartapefs.transfer.url import TapeFileSystem
 
 PART = 5 << 20  # the smallest that S3 takes
 FILE = 1_500_000

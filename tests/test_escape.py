@@ -22,7 +22,7 @@ import pytest
 from reference import Reference
 
 from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder
-from tartapefs.source import Source, has_openat2
+from tartapefs.source.folder import Source, has_openat2
 
 READS = int(os.environ.get("TARTAPEFS_RACING_READS", 20_000))
 SIZE = 3000
@@ -192,7 +192,7 @@ def test_no_player_gets_outside(scene: Scene, swap: str, way: str, monkeypatch: 
     start, stop = scene.body(b"one"), scene.body(b"two") + SIZE
     expected = scene.reference.read(start, stop - start)
     assert INSIDE in expected
-    monkeypatch.setattr("tartapefs.source.has_openat2", lambda: WAYS[way])
+    monkeypatch.setattr("tartapefs.source.folder.has_openat2", lambda: WAYS[way])
     counts: Counter[str] = Counter()
     with Tape.discover(scene.root) as tape, swapping(scene, swap):
 

@@ -17,7 +17,7 @@ from test_seals import BLOCK, MIXED, flip, index_of, make, sealed, whole
 from users import as_nobody
 
 from tartapefs import Tape, TapeIntegrityError
-from tartapefs.restore import Restorer, below
+from tartapefs.verify.restore import Restorer, below
 
 Change = Callable[[Path], None]
 

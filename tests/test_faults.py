@@ -27,9 +27,9 @@ from daemon import daemon_of, descriptors, helper_of, is_gone, is_mounted, resid
 from reference import Reference, header
 from test_drift import Mounted, failing, opened
 
-from tartapefs.index import IndexWriter
-from tartapefs.layout import BLOCK, FOOTER, span
-from tartapefs.member import Member
+from tartapefs.archive.layout import BLOCK, FOOTER, span
+from tartapefs.archive.member import Member
+from tartapefs.index.reader import IndexWriter
 
 LONG = os.environ.get("TARTAPEFS_LONG") == "1"
 Mount = Callable[..., Path]

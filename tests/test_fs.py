@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from tartapefs import binding, fs
-from tartapefs.errors import Difference, TapeError, TapeFormatError, TapeIntegrityError
+from tartapefs.base.errors import Difference, TapeError, TapeFormatError, TapeIntegrityError
+from tartapefs.mount import operations as fs
+from tartapefs.mount import session as binding
 
 try:
     fuse = binding.load()

@@ -16,10 +16,10 @@ from conftest import run, wait_until
 from daemon import daemon_of, descriptors, foreground, is_gone
 from reference import Reference
 
-from tartapefs import mount as mounting
-from tartapefs import processes
-from tartapefs.hold import Hold
-from tartapefs.mount import MountError
+from tartapefs.base import processes
+from tartapefs.mount import daemon as mounting
+from tartapefs.mount.daemon import MountError
+from tartapefs.mount.hold import Hold
 
 Mount = Callable[..., Path]
 PIECE = 1 << 16

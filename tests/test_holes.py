@@ -15,7 +15,7 @@ import pytest
 from filesystems import filesystem_of, mounted
 
 from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder
-from tartapefs.sealer import seal
+from tartapefs.verify.seal import seal
 
 pytestmark = pytest.mark.root
 SIZE = 96 << 20

@@ -31,10 +31,10 @@ from tartapefs import (
     packs,
     signals,
 )
-from tartapefs import index as index_module
-from tartapefs.errors import TapeBusyError
-from tartapefs.sealer import seal as seal_tape
-from tartapefs.source import Source
+from tartapefs.base.errors import TapeBusyError
+from tartapefs.index import reader as index_module
+from tartapefs.source.folder import Source
+from tartapefs.verify.seal import seal as seal_tape
 
 Damage = Callable[[Path], None]
 

@@ -11,9 +11,10 @@ import pytest
 from conftest import run
 from reference import Reference
 
-from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder, inspection
-from tartapefs.exclusion import recorded_exclusion
-from tartapefs.source import Folder
+from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder
+from tartapefs.play import inspection
+from tartapefs.source.exclusion import recorded_exclusion
+from tartapefs.source.folder import Folder
 
 EXCLUDED = ["*.tmp", "/cache/", "!keep.tmp", "deep/er/*.bak"]
 Change = Callable[[Path], object]

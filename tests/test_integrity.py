@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tartapefs.integrity import agrees, differences
-from tartapefs.member import Member
+from tartapefs.archive.member import Member
+from tartapefs.source.drift import agrees, differences
 
 FACTS = ("st_mode", "st_size", "st_mtime_ns", "st_ino", "st_ctime_ns")
 NAMES = {"st_mode": "mode", "st_size": "size", "st_mtime_ns": "mtime", "st_ino": "inode", "st_ctime_ns": "ctime"}

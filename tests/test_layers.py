@@ -1,6 +1,7 @@
 """The layers: who may import what, who may call what. Two ways: by import-linter, and by reading the code."""
 
 import ast
+import graphlib
 import importlib.util
 import os
 import subprocess
@@ -17,15 +18,14 @@ PACKAGE = Path(tartapefs.__file__).parent
 PROJECT = Path(__file__).parents[1]
 
 
-def parsed(place: Path) -> ast.Module:
-    """The code of a module; of a package, that of all its modules as one, since it is one layer."""
-    files = sorted(place.glob("*.py")) if place.is_dir() else [place]
-    return ast.Module([line for file in files for line in ast.parse(file.read_bytes(), str(file)).body], [])
+def module_of(place: Path) -> str:
+    """The name of a module below the package: `play.engine`; of a package that of its folder."""
+    parts = place.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {
-    place.stem: parsed(place) for place in sorted(PACKAGE.iterdir()) if place.suffix == ".py" or any(place.glob("*.py"))
-}
+MODULES = {module_of(place): ast.parse(place.read_bytes(), str(place)) for place in sorted(PACKAGE.rglob("*.py"))}
+LONGEST = 400  # lines
 LINTER = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["importlinter"]
 
 
@@ -55,9 +55,14 @@ def imports(tree: ast.Module) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             assert node.module
-            yield node.module
-            if node.module == "tartapefs":
-                yield from (f"tartapefs.{alias.name}" for alias in node.names if alias.name in MODULES)
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full.removeprefix("tartapefs.") in MODULES else node.module
+
+
+def ours(tree: ast.Module) -> set[str]:
+    """The modules of the package that are imported, by their names below it."""
+    return {name.removeprefix("tartapefs.") for name in imports(tree) if name.startswith("tartapefs.")}
 
 
 def calls(tree: ast.Module) -> set[str]:
@@ -76,30 +81,33 @@ def names_used(tree: ast.Module) -> set[str]:
 
 def test_package_is_what_is_looked_at() -> None:
     """The check on these tests: they see the modules, and find what is there to find."""
-    assert {"index", "fs", "cli", "source", "player", "recorder", "errors"} <= set(MODULES)
-    assert "sqlite3" in set(imports(MODULES["index"]))
+    assert {"index.reader", "mount.operations", "cli", "source.folder", "play.engine", "base.errors"} <= set(MODULES)
+    assert "sqlite3" in set(imports(MODULES["index.reader"]))
     assert "print" in calls(ast.parse("def f():\n    print(1)"))
-    assert set(imports(ast.parse("def f():\n    from tartapefs import index"))) == {"tartapefs", "tartapefs.index"}
+    assert ours(ast.parse("def f():\n    from tartapefs.index import reader")) == {"index.reader"}
+    assert ours(ast.parse("from tartapefs.api import Tape")) == {"api"}
 
 
 @pytest.mark.parametrize(
     ("foreign", "allowed"),
     [
-        ("sqlite3", {"index"}),
-        ("fuse", {"binding"}),
-        ("mfusepy", {"binding"}),
+        ("sqlite3", {"index.reader"}),
+        ("fuse", {"mount.session"}),
+        ("mfusepy", {"mount.session"}),
         ("click", {"cli"}),
         ("rich", {"cli"}),
-        ("pathspec", {"exclusion"}),
+        ("pathspec", {"source.exclusion"}),
         ("argparse", set()),
-        ("fsspec", {"url"}),
-        ("distributed", {"distributed"}),
+        ("fsspec", {"transfer.url"}),
+        ("distributed", {"transfer.distributed"}),
         ("boto3", set()),
     ],
 )
 def test_only_one_layer_knows(foreign: str, allowed: set[str]) -> None:
     """SQL, FUSE, and the parsing of a command line are each known to one module."""
     knowing = {module for module, tree in MODULES.items() if foreign in {name.split(".")[0] for name in imports(tree)}}
+    if allowed == {"cli"}:
+        knowing = {module.partition(".")[0] for module in knowing}
     assert knowing <= allowed
     assert knowing or not allowed
 
@@ -107,21 +115,30 @@ def test_only_one_layer_knows(foreign: str, allowed: set[str]) -> None:
 def test_only_the_command_line_prints_and_exits() -> None:
     forbidden = {"print", "input", "sys.exit", "exit", "quit", "sys.stdout", "sys.stderr", "sys.argv", "SystemExit"}
     for module, tree in MODULES.items():
-        if module != "cli":
+        if module.partition(".")[0] != "cli":
             assert not forbidden & names_used(tree), module
 
 
 # Modules that open files of their own: the index, copies, what the user names as output, files that keep what was
 # reached, what the system tells of mounts, processes and threads, the folder of sockets, which `status` also lists.
 OPEN_THEIR_OWN = {
-    *("index", "cli", "binding", "mount", "status", "copies", "outputs", "tape_files", "apart", "restore"),
-    *("hook", "processes"),
+    *(
+        "index.reader",
+        "mount.daemon",
+        "mount.hook",
+        "mount.session",
+        "mount.status",
+        "transfer.copies",
+        "verify.restore",
+    ),
+    *("base.forked_work", "base.outputs", "base.processes", "base.tape_files"),
+    *(module for module in MODULES if module.partition(".")[0] == "cli"),
 }
 MAY_LIST = {
-    "apart": {"os.listdir"},
-    "mount": {"os.listdir"},
-    "processes": {"os.listdir"},
-    "status": {"os.listdir", "os.scandir"},
+    "base.forked_work": {"os.listdir"},
+    "mount.daemon": {"os.listdir"},
+    "base.processes": {"os.listdir"},
+    "mount.status": {"os.listdir", "os.scandir"},
 }
 
 
@@ -130,7 +147,7 @@ def test_only_source_opens_what_lies_in_the_source() -> None:
     opening = {"open", "os.open", "io.open", "os.fdopen", "os.listdir", "os.scandir", "os.walk", "os.fwalk", "pathlib"}
     linking = {"os.readlink", "os.mkfifo", "shutil.copy", "shutil.copyfile"}
     for module, tree in MODULES.items():
-        if module != "source" and module not in OPEN_THEIR_OWN:
+        if module != "source.folder" and module not in OPEN_THEIR_OWN:
             assert not (opening | linking) & calls(tree), module
             assert "pathlib" not in set(imports(tree)), module
             mapped = [
@@ -146,20 +163,20 @@ def test_one_module_puts_files_in_place() -> None:
     """No other renames, removes, links or locks files. (`restore` extracts; `status` has sockets; `source` leases.)"""
     changing = {"os.rename", "os.replace", "os.unlink", "os.remove", "os.link", "os.symlink", "os.truncate", "os.chmod"}
     for module, tree in MODULES.items():
-        if module not in ("outputs", "restore", "status"):
+        if module not in ("base.outputs", "verify.restore", "mount.status"):
             assert not changing & calls(tree), module
-        if module not in ("outputs", "source"):
+        if module not in ("base.outputs", "source.folder"):
             assert "fcntl.flock" not in calls(tree), module
         modes = {ast.unparse(call.args[1]) for call in ast.walk(tree) if isinstance(call, ast.Call)
                  if named(call) == "open" and len(call.args) > 1}  # fmt: skip
-        assert modes <= {"'rb'"} or module in ("binding", "mount"), module
+        assert modes <= {"'rb'"} or module in ("mount.session", "mount.daemon"), module
 
 
 def test_pure_modules_do_no_io() -> None:
     """The arithmetic, packs, headers, members, events and errors know of no file system."""
     pure = {
-        *("layout", "merkle", "packs", "ustar", "member", "events", "errors"),
-        *("display", "activity", "units", "hashstate"),
+        *("archive.layout", "archive.hash_tree", "archive.ustar", "archive.member", "index.row_codec", "play.events"),
+        *("base.errors", "base.text", "base.resumable_hash", "mount.read_statistics", "mount.units"),
     }
     for module in pure:
         assert not {name for name in calls(MODULES[module]) if name.startswith("os.") and name not in PURE}, module
@@ -170,36 +187,44 @@ PURE = {"os.fsdecode", "os.fsencode", "os.fspath"}
 
 
 def levels() -> dict[str, int]:
-    """Each module's level, from the contract in pyproject.toml: 0 is the top."""
+    """Each folder's level, from the contract in pyproject.toml: 0 is the top."""
     layers = next(contract["layers"] for contract in LINTER["contracts"] if contract["type"] == "layers")
-    return {module.strip(): level for level, layer in enumerate(layers) for module in layer.split("|")}
-
-
-# `tape.open()` and `tape.parts()` are asked of the tape and made above it; see docs/decisions/0007-tape-open.md.
-UPWARDS = {("tape", "player"), ("tape", "window")}
+    return {folder.strip(): level for level, layer in enumerate(layers) for folder in layer.split("|")}
 
 
 def test_imports_go_downwards_only() -> None:
-    """Every module is in a layer, and imports from lower ones alone."""
+    """Every folder is in a layer, and imports from lower ones alone. At the top lies what users and the system run."""
     level_of = levels()
-    assert set(MODULES) - {"__init__", "__main__"} == set(level_of)
+    tops = {module.partition(".")[0] for module in MODULES} - {"", "__main__"}
+    assert tops == set(level_of)
+    assert {place.name for place in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py", "distributed.py"}
     for module, tree in MODULES.items():
-        if module in level_of:
-            for name in imports(tree):
-                package, imported, *_ = [*name.split("."), ""]
-                if package == "tartapefs" and imported not in ("", module) and (module, imported) not in UPWARDS:
-                    assert level_of[imported] > level_of[module], f"{module} imports {imported}"
+        top = module.partition(".")[0]
+        if top in level_of:
+            for imported in {name.partition(".")[0] for name in ours(tree)} - {top}:
+                assert level_of[imported] > level_of[top], f"{module} imports {imported}"
+
+
+def test_no_modules_import_each_other() -> None:
+    """Imports within functions, and for types, are counted, too."""
+    graph = {module: ours(tree) & set(MODULES) - {module} for module, tree in MODULES.items() if module}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter(graph | {"base.errors": {"cli"}}).prepare()
 
 
 def test_layers_are_those_of_the_design() -> None:
     """Whoever rearranges the contract keeps the order that matters."""
     level_of = levels()
     ways_down = (
-        ("cli", "mount", "binding", "fs", "player", "index", "ustar", "errors"),
-        ("cli", "recorder", "scan", "source", "errors"),
-        ("player", "source"),
-        ("audit", "index", "layout", "errors"),
-        ("events", "errors"),
+        ("cli", "mount", "play", "index", "archive", "base"),
+        ("cli", "verify", "api", "record", "source", "archive"),
+        ("transfer", "api", "play", "source"),
     )
     for way in ways_down:
         assert sorted(way, key=level_of.__getitem__) == list(way)
+
+
+def test_no_module_is_long() -> None:
+    """What has more lines does more than one thing."""
+    assert not {module for module, tree in MODULES.items() if tree.body and tree.body[-1].end_lineno > LONGEST}

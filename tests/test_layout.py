@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tartapefs import layout
-from tartapefs.layout import Kind, Segment
+from tartapefs.archive import layout
+from tartapefs.archive.layout import Kind, Segment
 
 SIZES = [0, 1, 511, 512, 513, 1023, 1024, 1025, (8 << 30) - 1, 8 << 30, (1 << 40) + 1]
 

@@ -21,7 +21,8 @@ import pytest
 from filesystems import KINDS, Filesystem, filesystem_of
 from reference import Reference
 
-from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder, fill
+from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder
+from tartapefs.play import assemble as fill
 
 B, C, TOP, PHOTOS, DEEP = "data/photos/b.bin", "data/photos/deep/c.bin", "data", "data/photos", "data/photos/deep"
 LINK, EMPTY = "data/photos/link", "data/empty"

@@ -11,8 +11,8 @@ from conftest import run
 from reference import Reference
 
 from tartapefs import Tape
-from tartapefs import mount as mounting
-from tartapefs.naming import file_name
+from tartapefs.base.naming import file_name
+from tartapefs.mount import daemon as mounting
 
 Mount = Callable[..., Path]
 FINGERPRINT, SEAL = "0123456789abcdef" * 4, "fedcba9876543210" * 4

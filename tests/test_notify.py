@@ -15,7 +15,7 @@ import pytest
 from conftest import TARTAPEFS, run, wait_until
 from daemon import force_unmount
 
-from tartapefs import notify
+from tartapefs.mount import sd_notify as notify
 
 
 class Manager:

@@ -15,8 +15,9 @@ import pytest
 from conftest import TARTAPEFS, run, under_strace, wait_until
 from reference import Reference
 
-from tartapefs import OutputBusyError, OutputError, Tape, TapeConstraintError, TapeRecorder, outputs, tape_files
-from tartapefs import source as sources
+from tartapefs import OutputBusyError, OutputError, Tape, TapeConstraintError, TapeRecorder
+from tartapefs.base import outputs, tape_files
+from tartapefs.source import folder as sources
 
 NOBODY = 65534
 MIB = 1 << 20
@@ -271,7 +272,7 @@ def test_a_state_of_another_tape(data: Path, tmp_path: Path) -> None:
     subprocess.run([*slowly, "verify", data, "--deep", "--state", state], capture_output=True, check=False)
     assert run("verify", data, "--deep", "--state", state).returncode == 1 and not state.exists()
     with Tape.discover(data) as tape:
-        from tartapefs.deep import DeepState
+        from tartapefs.verify.content_scan import DeepState
 
         with DeepState(tape, os.fspath(state)) as begun:
             begun.save()

@@ -17,8 +17,8 @@ from packed import checksum, edit, rows_of
 from reference import Reference
 
 from tartapefs import Member, Tape, TapeError, TapeFormatError, TapePlayer, TapeRecorder
-from tartapefs.digests import Digests
-from tartapefs.sealer import seal
+from tartapefs.transfer.digests import Digests
+from tartapefs.verify.seal import seal
 
 BLOCK = 1 << 16  # of a sealed tape
 MOST, RUN = 32, 8  # members in a pack, in a leaf

@@ -17,8 +17,8 @@ import pytest
 from conftest import run, wait_until
 from reference import Reference
 
-from tartapefs import binding
-from tartapefs.binding import Session
+from tartapefs.mount import session as binding
+from tartapefs.mount.session import Session
 
 KEPT = 200_000  # bytes that are in the page cache when the drift is found
 MAPS = """

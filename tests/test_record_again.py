@@ -13,8 +13,8 @@ from conftest import run
 from filesystems import mounted
 
 from tartapefs import Tape, TapeConstraintError, TapePlayer, TapeRecorder
-from tartapefs.sealer import seal
-from tartapefs.source import Source
+from tartapefs.source.folder import Source
+from tartapefs.verify.seal import seal
 
 OLD_NS = 1_600_000_000_000_000_000
 BLOCK_SIZE = 1 << 16
@@ -224,7 +224,7 @@ def sealed(root: Path, index: Path, known: Path | None = None) -> tuple[str, set
 
     before = Tape.from_index(known) if known else None
     with Tape.discover(root, index) as tape, Watched(os.fspath(root)) as source:
-        value = seal(tape, source, tape.is_at_home(source), "sha256", BLOCK_SIZE, known=before)
+        value = seal(tape, source, tape.is_at_home(source.ino), "sha256", BLOCK_SIZE, known=before)
     if before:
         before.close()
     return value, opened

@@ -93,7 +93,7 @@ def nothing_written(root: Path, mtime_ns: int) -> None:
 def age(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has been at rest for long takes a shorter way through the recorder than what changed lately."""
     if request.param == "at rest":
-        monkeypatch.setattr("tartapefs.recorder._RECENT_NS", -(10**18))
+        monkeypatch.setattr("tartapefs.record.recorder._RECENT_NS", -(10**18))
 
 
 @pytest.mark.usefixtures("age")
@@ -467,7 +467,7 @@ def test_existing_tape_is_not_replaced_unasked(tree: Path) -> None:
 
 HOLD = """
 import sys
-from tartapefs.outputs import State
+from tartapefs.base.outputs import State
 state = State(sys.argv[1], "recording")
 print("held", flush=True)
 sys.stdin.read()
@@ -540,7 +540,10 @@ def package_path() -> str:
     return str(Path(tartapefs.__file__).parents[1])
 
 
-_INTERRUPTIBLE = tuple(module.__file__ for module in (tartapefs.recorder, tartapefs.index, tartapefs.apart, contextlib))
+_INTERRUPTIBLE = tuple(
+    module.__file__
+    for module in (tartapefs.record.recorder, tartapefs.index.reader, tartapefs.base.forked_work, contextlib)
+)
 
 
 def _interrupted_after(moments: int, recorder: TapeRecorder) -> bool:
@@ -1004,7 +1007,7 @@ def test_change_of_what_was_scanned_just_now(
 ) -> None:
     """A fresh file is looked at again at the end, so a change after the scan passed it is drift as well."""
     # On a busy machine it is fresh no more after a clock's own tick.
-    monkeypatch.setattr("tartapefs.recorder._TICK_NS", 10**9)
+    monkeypatch.setattr("tartapefs.record.recorder._TICK_NS", 10**9)
     inside = at_rest / "m" / "a"
     inside.write_bytes(b"written a moment ago")
     error = changed_while_recorded(at_rest, trigger, lambda: change(at_rest / victim))

@@ -22,9 +22,9 @@ from machine import Machine
 from reference import Reference
 
 from tartapefs import MountError, Tape, TapeConstraintError, TapeRecorder
-from tartapefs import mount as mounting
-from tartapefs.audit import Rest
 from tartapefs.cli.mounts import mount as mount_command
+from tartapefs.mount import daemon as mounting
+from tartapefs.play.audit import Rest
 
 machine, user = machines.machine, machines.user  # fixtures
 
@@ -43,7 +43,7 @@ def places_of(module: str) -> list[str]:
 
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
-@pytest.mark.parametrize("module", ["tartapefs.cli", "click.core", "tartapefs.index", "tartapefs.cli.transfer"])
+@pytest.mark.parametrize("module", ["tartapefs.cli", "click.core", "tartapefs.index.reader", "tartapefs.cli.transfer"])
 def test_a_signal_while_it_is_starting_ends_it_at_once(tree: Path, module: str, number: signal.Signals) -> None:
     """Whatever is being imported just then."""
     paths = [part for place in places_of(module) for part in ("-P", place)]
@@ -372,7 +372,7 @@ def test_drift_at_mount_is_a_warning(recorded: Path, mount: Callable[..., Path],
 def test_an_audit_that_takes_long_is_not_waited_for(recorded: Path, mountpoint: Path) -> None:
     """The mount is there within the patience for the audit, which goes on; nothing is said that is not known."""
     endless = (
-        "import threading; from tartapefs.player import TapePlayer; "
+        "import threading; from tartapefs.play.engine import TapePlayer; "
         "TapePlayer.audit = lambda *arguments: threading.Event().wait(); "
     )
     command = [sys.executable, "-c", endless + PROGRAM, "mount", recorded, mountpoint]

@@ -39,8 +39,8 @@ from tartapefs import (
     TapeSealedError,
     UnexpectedTapeError,
 )
-from tartapefs import merkle as tree
-from tartapefs.sealer import seal
+from tartapefs.archive import hash_tree as tree
+from tartapefs.verify.seal import seal
 
 BLOCK, FANOUT = 1 << 16, 62
 PAGE = 1 << 14  # bytes of a page of the index
@@ -710,7 +710,7 @@ def test_bits_that_flip_in_the_index(mixed: Path) -> None:
     ],
 )
 def test_facts_of_a_seal_that_make_no_sense(mixed: Path, fact: str, value: object) -> None:
-    from tartapefs import index as module
+    from tartapefs.index import reader as module
 
     with closing(sqlite3.connect(index_of(mixed), isolation_level=None)) as database:
         database.execute("UPDATE tape SET value = ? WHERE fact = ?", (value, fact))
@@ -858,7 +858,7 @@ def test_a_sample_reads_about_as_much_as_it_says(tmp_path: Path) -> None:
 
 
 def test_verify_deep_goes_on_where_it_stopped(mixed: Path, tmp_path: Path) -> None:
-    from tartapefs.deep import DeepState
+    from tartapefs.verify.content_scan import DeepState
 
     state = tmp_path / "state"
     flip(mixed / "folder 000" / "00005", 9)

@@ -19,11 +19,11 @@ import pytest
 from conftest import TARTAPEFS, run, wait_until
 from daemon import daemon_of, force_unmount
 
-from tartapefs import mount as mounting
-from tartapefs import status as module
-from tartapefs.activity import Activity, Coverage
 from tartapefs.cli.status import bar
-from tartapefs.status import Server, ask, document
+from tartapefs.mount import daemon as mounting
+from tartapefs.mount import status as module
+from tartapefs.mount.read_statistics import Activity, Coverage
+from tartapefs.mount.status import Server, ask, document
 
 Mount = Callable[..., Path]
 NOBODY = 1_000_000 + os.getpid()  # a user of this process alone: others have a folder in /tmp too

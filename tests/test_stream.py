@@ -13,7 +13,7 @@ from conftest import needs_two_cores
 from reference import Reference
 
 from tartapefs import Tape, TapePlayer, TapeRecorder
-from tartapefs.sealer import seal
+from tartapefs.verify.seal import seal
 
 pytestmark = needs_two_cores
 
@@ -112,7 +112,7 @@ def test_a_helper_takes_a_part(source: Path, expected: Path) -> None:
     """Of the sums, too: they are its own work while a chunk is handed out."""
     program = """
     import time
-    from tartapefs import stream
+    from tartapefs.play import playback as stream
     summed, together = [0, 0], stream._together
     def counted(members, position, chunk, sums, first_summed):
         for member in members:

@@ -13,7 +13,7 @@ from reference import Reference
 from systemd_lab import PROJECT, UID, USER, Lab, booted
 from test_units import ODD
 
-from tartapefs import units
+from tartapefs.mount import units
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root, pytest.mark.needs("systemctl", "dbus-daemon", "nsenter", "rsync")]
 ACTIVE, MNT = "ActiveState", "/mnt/tape"

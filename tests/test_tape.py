@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from reference import Reference
 
-from tartapefs import Kind, Member, OffsetError, Tape, TapeFormatError, TapePlayer, TapeRecorder, packs
-from tartapefs.sealer import seal
+from tartapefs import Kind, Member, OffsetError, Tape, TapeFormatError, TapePlayer, TapeRecorder
+from tartapefs.index import row_codec as packs
+from tartapefs.verify.seal import seal
 
 
 @pytest.fixture

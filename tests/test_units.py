@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import run
 
-from tartapefs import units
+from tartapefs.mount import units
 
 PROJECT = Path(__file__).parents[1]
 MNT = "/mnt/tape"

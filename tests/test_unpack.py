@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tartapefs import packs
-from tartapefs.layout import MAX_OFFSET, span
-from tartapefs.member import Member
-from tartapefs.ustar import Owner, split_name
+from tartapefs.archive.layout import MAX_OFFSET, span
+from tartapefs.archive.member import Member
+from tartapefs.archive.ustar import Owner, split_name
+from tartapefs.index import row_codec as packs
 
 ROOT = b"data/"
 NS = 10**9

@@ -21,7 +21,7 @@ from fsspec.tests.abstract import AbstractFixtures, AbstractGetTests
 from reference import Reference
 
 from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder
-from tartapefs.url import TapeFileSystem
+from tartapefs.transfer.url import TapeFileSystem
 
 
 @pytest.fixture

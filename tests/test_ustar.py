@@ -9,8 +9,8 @@ import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tartapefs import ustar
-from tartapefs.ustar import Owner
+from tartapefs.archive import ustar
+from tartapefs.archive.ustar import Owner
 
 FILE, FOLDER, LINK = stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK
 GIB = 1 << 30

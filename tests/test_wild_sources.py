@@ -15,8 +15,8 @@ from reference import Reference
 from sshd import Host, sshd
 
 from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder
-from tartapefs.audit import verify
-from tartapefs.sealer import seal
+from tartapefs.play.audit import verify
+from tartapefs.verify.seal import seal
 
 pytestmark = [pytest.mark.wild, pytest.mark.fuse, pytest.mark.root]
 real = behind_tests.real  # a fixture

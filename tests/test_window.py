@@ -27,7 +27,7 @@ from reference import Reference
 from s3 import S3, environment, s3_server
 
 from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder, Window
-from tartapefs.window import Parts
+from tartapefs.api.archive_file import Parts
 
 PART = 5 << 20  # the smallest that S3 takes
 

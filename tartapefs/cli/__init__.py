@@ -14,21 +14,9 @@ from typing import NoReturn
 
 import click
 
-from tartapefs import __version__, signals
-from tartapefs.cli import completion, doctor, mount8, mounts, play, record, seals, status, systemd, tapes, transfer
-from tartapefs.cli.common import (
-    DRIFT,
-    INTERRUPTED,
-    NO_MOUNT,
-    NO_TAPE,
-    REFUSED,
-    USAGE,
-    log_to_stderr,
-    say,
-    verbose_option,
-)
-from tartapefs.display import printable
-from tartapefs.errors import (
+from tartapefs import __version__
+from tartapefs.base import signals
+from tartapefs.base.errors import (
     MountError,
     OutputBusyError,
     SourceBusyError,
@@ -42,6 +30,19 @@ from tartapefs.errors import (
     TapeNotFoundError,
     TapeSealedError,
     UnexpectedTapeError,
+)
+from tartapefs.base.text import printable
+from tartapefs.cli import completion, doctor, mount8, mounts, play, record, seals, status, systemd, tapes, transfer
+from tartapefs.cli.common import (
+    DRIFT,
+    INTERRUPTED,
+    NO_MOUNT,
+    NO_TAPE,
+    REFUSED,
+    USAGE,
+    log_to_stderr,
+    say,
+    verbose_option,
 )
 
 

@@ -14,14 +14,15 @@ from typing import Any, NoReturn, Protocol
 import click
 from click.shell_completion import CompletionItem
 
-from tartapefs import naming, notify, tape_files
-from tartapefs.audit import files_of
-from tartapefs.display import printable
-from tartapefs.errors import TapeFormatError
-from tartapefs.layout import MAX_OFFSET
-from tartapefs.player import TapePlayer
-from tartapefs.source import Source
-from tartapefs.tape import Tape
+from tartapefs.api.tape import Tape
+from tartapefs.archive.layout import MAX_OFFSET
+from tartapefs.base import naming, tape_files
+from tartapefs.base.errors import TapeFormatError
+from tartapefs.base.text import printable
+from tartapefs.mount import sd_notify
+from tartapefs.play.audit import files_of
+from tartapefs.play.engine import TapePlayer
+from tartapefs.source.folder import Source
 
 DRIFT, USAGE, NO_TAPE, REFUSED, NO_MOUNT, INTERRUPTED = 1, 2, 3, 4, 5, 130
 
@@ -30,14 +31,14 @@ _UNITS = {unit: 1 << 10 * power for power, unit in enumerate(("", "K", "M", "G",
 
 def say(message: str, level: int = logging.INFO) -> None:
     """Says it on standard error; in the journal, with this level, one of logging's."""
-    click.echo(notify.with_level(message, level) if notify.to_journal() else f"tartapefs: {message}", err=True)
+    click.echo(sd_notify.with_level(message, level) if sd_notify.to_journal() else f"tartapefs: {message}", err=True)
 
 
 def log_to_stderr() -> None:
     """Lets the log go where `say` does."""
     logging.basicConfig(format="tartapefs: %(message)s")
-    if notify.to_journal():
-        logging.getLogger().handlers[0].setFormatter(notify.JournalFormatter())
+    if sd_notify.to_journal():
+        logging.getLogger().handlers[0].setFormatter(sd_notify.JournalFormatter())
 
 
 def size_text(count: int) -> str:

@@ -24,14 +24,14 @@ from itertools import chain
 
 import click
 
-from tartapefs import binding
+from tartapefs.api.tape import Tape
+from tartapefs.base.errors import TapeError
+from tartapefs.base.text import printable
 from tartapefs.cli.common import DRIFT, json_option, path, print_json, progress
-from tartapefs.display import printable
-from tartapefs.errors import TapeError
-from tartapefs.player import TapePlayer
-from tartapefs.source import has_openat2
-from tartapefs.stream import CHUNK
-from tartapefs.tape import Tape
+from tartapefs.mount import session
+from tartapefs.play.engine import TapePlayer
+from tartapefs.play.playback import CHUNK
+from tartapefs.source.folder import has_openat2
 
 # What mount.fuse3 and libmount search, whatever the caller's PATH.
 _PATH_OF_MOUNT = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -96,7 +96,7 @@ def _loaded_library() -> str:
 
 def _library() -> Finding:
     try:
-        binding.load()
+        session.load()
     except ImportError as error:
         return Finding("libfuse", "problem", printable(f"cannot be loaded: {error}"), _INSTALL)
     return Finding("libfuse", "ok", _loaded_library() or "is loaded")
@@ -158,7 +158,7 @@ def _answer_of(mountpoint: str) -> str:
 
 def _mounts() -> Iterator[Finding]:
     try:
-        from tartapefs.mount import mounts
+        from tartapefs.mount.daemon import mounts
     except Exception:
         return  # for want of a library, as another check says
     places = [entry.mountpoint for entry in mounts()]

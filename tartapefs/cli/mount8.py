@@ -15,11 +15,11 @@ from collections.abc import Container, Iterator
 
 import click
 
+from tartapefs.api.tape import Tape
+from tartapefs.base.text import printable
 from tartapefs.cli import common
 from tartapefs.cli.common import fail, path, say, verbose_option
 from tartapefs.cli.mounts import mount
-from tartapefs.display import printable
-from tartapefs.tape import Tape
 
 _INVOCATION, _INTERRUPT, _MOUNT_FAILURE = 1, 8, 32  # mount(8), EXIT STATUS
 _WITHOUT_EFFECT = re.compile(

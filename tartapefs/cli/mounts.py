@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from tartapefs.api.tape import Tape
+from tartapefs.base.errors import MountError, TapeNotFoundError
 from tartapefs.cli.common import (
     Number,
     check_option,
@@ -27,9 +29,7 @@ from tartapefs.cli.common import (
     strict_option,
 )
 from tartapefs.cli.record import record_folder
-from tartapefs.errors import MountError, TapeNotFoundError
-from tartapefs.player import Check, TapePlayer
-from tartapefs.tape import Tape
+from tartapefs.play.engine import Check, TapePlayer
 
 _YEAR = 365 * 86400  # seconds
 
@@ -144,8 +144,8 @@ def mount(
         raise click.UsageError(
             "--on-drift hold goes without --cached: nothing could interrupt who waits for the page cache"
         )
-    from tartapefs import mount as mounting
-    from tartapefs.fs import MountOptions
+    from tartapefs.mount import daemon as mounting
+    from tartapefs.mount.operations import MountOptions
 
     if not foreground:
         mounting.close_inherited()
@@ -187,7 +187,7 @@ def mount(
 @click.option("--lazy", is_flag=True, help="Do not wait for programs that still read the archive.")
 def unmount(mountpoint: str, lazy: bool) -> None:
     """Unmount the archive at MNT."""
-    from tartapefs import mount as mounting
+    from tartapefs.mount import daemon as mounting
 
     try:
         mounting.unmount(mountpoint, lazy)

@@ -11,8 +11,11 @@ from typing import Any, BinaryIO
 
 import click
 
-from tartapefs import outputs
-from tartapefs.buffers import aligned
+from tartapefs.api.tape import Tape
+from tartapefs.base import outputs
+from tartapefs.base.buffers import aligned
+from tartapefs.base.errors import OffsetError
+from tartapefs.base.text import printable
 from tartapefs.cli.common import (
     DRIFT,
     Update,
@@ -30,12 +33,9 @@ from tartapefs.cli.common import (
     strict_option,
 )
 from tartapefs.cli.tapes import member_facts
-from tartapefs.display import printable
-from tartapefs.errors import OffsetError
-from tartapefs.events import Event, FileData, FileEnd, FileStart, TapeCompleted
-from tartapefs.player import Check, TapePlayer
-from tartapefs.stream import CHUNK
-from tartapefs.tape import Tape
+from tartapefs.play.engine import Check, TapePlayer
+from tartapefs.play.events import Event, FileData, FileEnd, FileStart, TapeCompleted
+from tartapefs.play.playback import CHUNK
 
 
 def _event_facts(event: Event, position: int) -> dict[str, Any]:

@@ -7,7 +7,10 @@ from typing import Literal
 
 import click
 
-from tartapefs import merkle
+from tartapefs.api.tape import Tape
+from tartapefs.archive import hash_tree
+from tartapefs.base.errors import TapeError, TapeFormatError
+from tartapefs.base.text import printable
 from tartapefs.cli.common import (
     REFUSED,
     fail,
@@ -22,12 +25,9 @@ from tartapefs.cli.common import (
     size_text,
 )
 from tartapefs.cli.seals import seal_folder
-from tartapefs.compare import Comparison
-from tartapefs.display import printable
-from tartapefs.errors import TapeError, TapeFormatError
-from tartapefs.recorder import TapeRecorder
-from tartapefs.source import Source
-from tartapefs.tape import Tape
+from tartapefs.record.recorder import TapeRecorder
+from tartapefs.source.folder import Source
+from tartapefs.transfer.index_diff import Comparison
 
 
 def record_folder(
@@ -40,7 +40,7 @@ def record_folder(
     force: bool,
     expected: int | None = None,  # members, about
     no_exclude: bool = False,
-    digest: merkle.SealAlgorithm | Literal[""] | None = None,
+    digest: hash_tree.SealAlgorithm | Literal[""] | None = None,
 ) -> tuple[TapeRecorder, str]:
     if not os.path.isdir(directory):
         raise click.BadParameter(f"{printable(directory)} is not a folder", param_hint="DIR")
@@ -82,7 +82,7 @@ def record_folder(
 
 
 def _say_what_became_of_options(
-    recorder: TapeRecorder, excludes: bool, digest: merkle.SealAlgorithm | Literal[""] | None
+    recorder: TapeRecorder, excludes: bool, digest: hash_tree.SealAlgorithm | Literal[""] | None
 ) -> None:
     """Says which options of the recording that was replaced hold for the new one, and which no longer do."""
     if recorder.not_taken_over:
@@ -123,7 +123,7 @@ def _replaced(directory: str, index: str | None) -> Tape | None:
 @click.option(
     "--digest",
     "algorithm",
-    type=click.Choice(merkle.ALGORITHMS),
+    type=click.Choice(hash_tree.ALGORITHMS),
     help="Read all contents too, and seal the tape with their digests.",
 )
 @click.option("--no-digest", is_flag=True, help="Have no digests, though the recording before had some.")
@@ -137,7 +137,7 @@ def record(
     skip_unreadable: bool,
     skip_busy: bool,
     force: bool,
-    algorithm: merkle.SealAlgorithm | None,
+    algorithm: hash_tree.SealAlgorithm | None,
     no_digest: bool,
     as_json: bool,
 ) -> None:
@@ -152,7 +152,7 @@ def record(
     if algorithm and no_digest:
         raise click.UsageError('"--digest" and "--no-digest": choose')
     if algorithm is not None:
-        merkle.hasher(algorithm)  # or it is not installed, and nothing is recorded
+        hash_tree.hasher(algorithm)  # or it is not installed, and nothing is recorded
     old = _replaced(directory, index) if force else None
     members = old.member_count if old is not None else None
     recorder, fingerprint = record_folder(
@@ -214,7 +214,7 @@ def _valid_prefix(directory: str, index: str | None, old: Tape) -> int | None:
 
 def _sealed(directory: str, index: str | None, recorder: TapeRecorder, known: Tape | None) -> str:
     """Makes the digests that the new recording is to have."""
-    algorithm: merkle.SealAlgorithm = recorder.due_algorithm  # type: ignore[assignment]
+    algorithm: hash_tree.SealAlgorithm = recorder.due_algorithm  # type: ignore[assignment]
     try:
         return seal_folder(directory, index, algorithm, recorder.due_block_size, known=known)
     except BaseException:

@@ -5,7 +5,10 @@ import os
 
 import click
 
-from tartapefs import merkle
+from tartapefs.api.tape import Tape
+from tartapefs.archive import hash_tree
+from tartapefs.base.errors import TapeIntegrityError
+from tartapefs.base.text import printable
 from tartapefs.cli.common import (
     DRIFT,
     byte_count,
@@ -22,14 +25,11 @@ from tartapefs.cli.common import (
     say,
     size_text,
 )
-from tartapefs.display import printable
-from tartapefs.errors import TapeIntegrityError
-from tartapefs.extracted import verify_extracted as find_differences
-from tartapefs.player import Check, TapePlayer
-from tartapefs.restore import Restorer, below
-from tartapefs.sealer import seal as make_seal
-from tartapefs.source import Source
-from tartapefs.tape import Tape
+from tartapefs.play.engine import Check, TapePlayer
+from tartapefs.source.folder import Source
+from tartapefs.verify.extracted import verify_extracted as find_differences
+from tartapefs.verify.restore import Restorer, below
+from tartapefs.verify.seal import seal as make_seal
 
 
 def digest_facts(error: TapeIntegrityError) -> dict[str, object]:
@@ -42,7 +42,7 @@ def digest_facts(error: TapeIntegrityError) -> dict[str, object]:
 def seal_folder(
     directory: str,
     index: str | None,
-    algorithm: merkle.SealAlgorithm,
+    algorithm: hash_tree.SealAlgorithm,
     block_size: int,
     check: Check = "full",
     known: Tape | None = None,
@@ -71,21 +71,21 @@ def seal_folder(
 @click.option(
     "--digest",
     "algorithm",
-    type=click.Choice(merkle.ALGORITHMS),
+    type=click.Choice(hash_tree.ALGORITHMS),
     help="The algorithm: blake3, unless the tape was recorded to have another.",
 )
 @click.option(
     "--block-size",
     type=byte_count,
     metavar="BYTES",
-    help=f"What has a digest of its own, 64K to 1M: {merkle.BLOCK_SIZE >> 10}K, unless the tape was to have another.",
+    help=f"What has a digest of its own, 64K to 1M: {hash_tree.BLOCK_SIZE >> 10}K, unless another was asked for.",
 )
 @json_option
 def seal(
     directory: str,
     index: str | None,
     check: Check,
-    algorithm: merkle.SealAlgorithm | None,
+    algorithm: hash_tree.SealAlgorithm | None,
     block_size: int | None,
     as_json: bool,
 ) -> None:
@@ -96,9 +96,9 @@ def seal(
     """
     with Tape.discover(directory, index) as tape:
         algorithm = algorithm or tape.due_algorithm or "blake3"  # type: ignore[assignment]  # checked at opening
-        block_size = block_size or tape.due_block_size or merkle.BLOCK_SIZE
+        block_size = block_size or tape.due_block_size or hash_tree.BLOCK_SIZE
     assert algorithm is not None
-    if not merkle.SMALLEST_BLOCK <= block_size <= merkle.LARGEST_BLOCK or block_size % 512:
+    if not hash_tree.SMALLEST_BLOCK <= block_size <= hash_tree.LARGEST_BLOCK or block_size % 512:
         raise click.BadParameter("a block has 64K to 1M, and a multiple of 512 bytes", param_hint="--block-size")
     sealed = seal_folder(directory, index, algorithm, block_size, check)
     if as_json:

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
+from tartapefs.base.errors import MountError
+from tartapefs.base.text import printable
 from tartapefs.cli.common import DRIFT, json_option, path, print_json, say, size_text
-from tartapefs.display import printable
-from tartapefs.errors import MountError
 
 _EVERY = 1.0  # seconds between two looks of --watch
 _CELLS = 50  # of the bar
@@ -117,7 +117,7 @@ def _row(facts: Facts) -> str:
 
 def _look(mountpoint: str | None) -> tuple[Facts | list[Facts], str, bool]:
     """The report or, of all mounts, the reports; these as text; and whether all that is known is as recorded."""
-    from tartapefs import mount as mounting
+    from tartapefs.mount import daemon as mounting
 
     if mountpoint is not None:
         facts = mounting.status(mountpoint)

@@ -5,11 +5,12 @@ import sys
 
 import click
 
-from tartapefs import outputs, tape_files, units
+from tartapefs.base import outputs, tape_files
+from tartapefs.base.tape_files import default_index
+from tartapefs.base.text import printable
 from tartapefs.cli import mount8
 from tartapefs.cli.common import USAGE, fail, folder_argument, path, say
-from tartapefs.display import printable
-from tartapefs.source import default_index
+from tartapefs.mount import units
 
 
 def _this_program() -> list[str]:

@@ -10,8 +10,11 @@ from typing import Any
 
 import click
 
-from tartapefs import layout
-from tartapefs.audit import verify as find_drift
+from tartapefs.api.tape import Tape
+from tartapefs.archive import layout
+from tartapefs.archive.member import Member
+from tartapefs.base.errors import TapeFormatError, TapeIntegrityError
+from tartapefs.base.text import moment, printable
 from tartapefs.cli.common import (
     DRIFT,
     check_option,
@@ -31,21 +34,18 @@ from tartapefs.cli.common import (
     strict_option,
 )
 from tartapefs.cli.seals import digest_facts
-from tartapefs.deep import DeepState, Verifier, sampled, stretches
-from tartapefs.display import moment, printable
-from tartapefs.errors import TapeFormatError, TapeIntegrityError
-from tartapefs.fill import Filler
-from tartapefs.member import Member
-from tartapefs.player import Check, TapePlayer
-from tartapefs.source import Source
-from tartapefs.tape import Tape
+from tartapefs.play.assemble import Filler
+from tartapefs.play.audit import verify as find_drift
+from tartapefs.play.engine import Check, TapePlayer
+from tartapefs.source.folder import Source
+from tartapefs.verify.content_scan import DeepState, Verifier, sampled, stretches
 
 
 def _checks(tape: Tape, directory: str) -> tuple[bool | None, str, list[str]]:
     """Whether the tape is at home, which facts each read compares, and where a change may be seen late."""
     try:
         with Source(directory) as source:
-            at_home, late_on = tape.is_at_home(source), source.foreign_types()
+            at_home, late_on = tape.is_at_home(source.ino), source.foreign_types()
     except OSError:
         return None, "the source folder cannot be opened", []
     if at_home:

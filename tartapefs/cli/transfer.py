@@ -11,7 +11,10 @@ from typing import Any, BinaryIO
 
 import click
 
-from tartapefs import outputs
+from tartapefs.api.tape import Tape
+from tartapefs.base import outputs
+from tartapefs.base.errors import OffsetError
+from tartapefs.base.text import printable
 from tartapefs.cli.common import (
     DRIFT,
     byte_count,
@@ -29,13 +32,10 @@ from tartapefs.cli.common import (
     refuse_part,
     say,
 )
-from tartapefs.compare import Change, Comparison
-from tartapefs.copies import Agreement, Copy, compare, sample
-from tartapefs.digests import ALGORITHMS, STATE, Algorithm, Digests
-from tartapefs.display import printable
-from tartapefs.errors import OffsetError
-from tartapefs.player import Check, TapePlayer
-from tartapefs.tape import Tape
+from tartapefs.play.engine import Check, TapePlayer
+from tartapefs.transfer.copies import Agreement, Copy, compare, sample
+from tartapefs.transfer.digests import ALGORITHMS, STATE, Algorithm, Digests
+from tartapefs.transfer.index_diff import Change, Comparison
 
 _MOST_PARTS = 10_000  # of a multipart upload, says S3
 _SMALLEST_PART = 64 << 20

@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 from tartapefs import Tape, TapePlayer, TapeRecorder
-from tartapefs.fs import MountOptions
+from tartapefs.mount.operations import MountOptions
 
 
 def main() -> None:

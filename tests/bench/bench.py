@@ -24,8 +24,8 @@ from measure import Result, duration, pairs, seconds, speed
 from synthetic import SIZE, Synthetic
 
 from tartapefs import Tape, TapePlayer, TapeRecorder
-from tartapefs.layout import BLOCK
-from tartapefs.sealer import seal
+from tartapefs.archive.layout import BLOCK
+from tartapefs.verify.seal import seal
 
 MIB = 1 << 20
 TAPEFS = [sys.executable, "-m", "tartapefs"]

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tartapefs import Tape
-from tartapefs.index import IndexWriter
-from tartapefs.layout import BLOCK, FOOTER, span
-from tartapefs.ustar import Facts
+from tartapefs.archive.layout import BLOCK, FOOTER, span
+from tartapefs.archive.ustar import Facts
+from tartapefs.index.reader import IndexWriter
 
 REAL = 10_000
 SIZE = 4096  # of each file

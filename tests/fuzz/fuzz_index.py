@@ -25,8 +25,8 @@ import atheris
 sys.path.insert(0, os.fspath(Path(__file__).parent.parent))
 with atheris.instrument_imports(include=["tartapefs"]):
     from tartapefs import Tape, TapeError, TapePlayer, TapeRecorder
-    from tartapefs import index as index_module
-    from tartapefs.sealer import seal
+    from tartapefs.index import reader as index_module
+    from tartapefs.verify.seal import seal
 import packed
 from reference import Reference
 

@@ -1,0 +1,60 @@
+"""The public names of the package, in one place. The package itself imports them once one of them is asked for."""
+
+from tartapefs.api.archive_file import Window
+from tartapefs.api.tape import Tape
+from tartapefs.archive.layout import Kind, Segment
+from tartapefs.archive.member import Member
+from tartapefs.base.errors import (
+    Difference,
+    MountError,
+    OffsetError,
+    OutputBusyError,
+    OutputError,
+    Problem,
+    SourceBusyError,
+    SourceUnreadableError,
+    TapeBusyError,
+    TapeConstraintError,
+    TapeError,
+    TapeExistsError,
+    TapeFormatError,
+    TapeIntegrityError,
+    TapeNotFoundError,
+    TapeSealedError,
+    UnexpectedTapeError,
+)
+from tartapefs.play.engine import TapePlayer
+from tartapefs.play.events import Event, FileData, FileEnd, FileStart, TapeCompleted
+from tartapefs.record.recorder import TapeRecorder
+
+__all__ = [
+    "Difference",
+    "Event",
+    "FileData",
+    "FileEnd",
+    "FileStart",
+    "Kind",
+    "Member",
+    "MountError",
+    "OffsetError",
+    "OutputBusyError",
+    "OutputError",
+    "Problem",
+    "Segment",
+    "SourceBusyError",
+    "SourceUnreadableError",
+    "Tape",
+    "TapeBusyError",
+    "TapeCompleted",
+    "TapeConstraintError",
+    "TapeError",
+    "TapeExistsError",
+    "TapeFormatError",
+    "TapeIntegrityError",
+    "TapeNotFoundError",
+    "TapePlayer",
+    "TapeRecorder",
+    "TapeSealedError",
+    "UnexpectedTapeError",
+    "Window",
+]

@@ -1,0 +1,126 @@
+"""The window: a range of the archive, or all of it, as a read-only file, for libraries that upload files.
+
+Rule: a window has a position and nothing else of its own; its bytes come from the player, checked as ever, and what the
+player raises passes through. It has no length of its own beside `seek` and `tell`, which is where boto3 and requests
+look: with a `len` that ignores the position they would send a wrong Content-Length after a seek.
+"""
+
+import io
+import os
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, overload
+
+from tartapefs.base.buffers import aligned
+from tartapefs.play.engine import TapePlayer
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+ARCHIVE = "archive.tar"
+
+
+class Window(io.RawIOBase):
+    """The bytes `[start, stop)` of the archive that `player` plays, as a file of `stop - start` bytes.
+
+    `readinto` and `read` give all that is asked for, fewer bytes only at the window's end, or raise what
+    `TapePlayer.readinto` raises. Windows of one player can be read at once; of one window, reads come one after the
+    other. Closing it leaves the player and the tape as they are; the source is closed with the last window on it.
+    """
+
+    def __init__(self, player: TapePlayer, start: int, stop: int, name: str) -> None:
+        self.name = name
+        self.start = start  # in the archive, in bytes
+        self.stop = stop
+        self._player = player
+        self._position = 0
+        self._one_at_a_time = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<{self.name} [{self.start}, {self.stop})>"
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+    def close(self) -> None:
+        super().close()
+        self.__dict__.pop("_player", None)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        self._check_open()
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Moves to any position from 0 on, beyond the end too. Raises ValueError for one below."""
+        self._check_open()
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}.get(whence)
+        if base is None or base + offset < 0:
+            raise ValueError(f"no position: offset {offset}, whence {whence}")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        self._check_open()
+        view = memoryview(buffer).cast("B")
+        with self._one_at_a_time:
+            offset = self.start + self._position
+            wanted = view[: max(0, self.stop - offset)]
+            count = self._player.readinto(wanted, offset) if wanted else 0
+            self._position += count
+        return count
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._check_open()
+        left = max(0, self.size - self._position)
+        buffer = aligned(left if size is None or size < 0 else min(size, left))
+        return bytes(buffer[: self.readinto(buffer)])
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("the window is closed")
+
+
+class Parts(Sequence[Window]):
+    """The archive in windows of `size` bytes, the last one shorter; each is made anew when it is asked for.
+
+    They are named archive.tar.part-00001-of-00042, in the order of the archive; numbers have as many digits as the
+    last one, five at least, so the names sort. Raises ValueError for a `size` below 1.
+    """
+
+    def __init__(self, player: TapePlayer, size: int) -> None:
+        if size < 1:
+            raise ValueError(f"a part of {size} bytes leads nowhere; it has at least 1")
+        self._player = player
+        self._size = size
+
+    def __len__(self) -> int:
+        return -(-self._player.tape.total_size // self._size)
+
+    @overload
+    def __getitem__(self, number: int) -> Window: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Window]: ...
+    def __getitem__(self, number: int | slice) -> Window | list[Window]:
+        numbers = range(len(self))[number]
+        return self._part(numbers) if isinstance(numbers, int) else [self._part(at) for at in numbers]
+
+    def _part(self, at: int) -> Window:
+        start, count = at * self._size, len(self)
+        stop = min(start + self._size, self._player.tape.total_size)
+        digits = max(5, len(str(count)))
+        return Window(self._player, start, stop, f"{ARCHIVE}.part-{at + 1:0{digits}}-of-{count:0{digits}}")
+
+
+def archive(player: TapePlayer) -> Window:
+    """The whole archive, as one window."""
+    return Window(player, 0, player.tape.total_size, ARCHIVE)

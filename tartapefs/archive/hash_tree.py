@@ -1,0 +1,263 @@
+"""The seal: one digest that stands for every byte of an archive. Pure arithmetic, no I/O.
+
+Rule: a byte is believed if its block has the digest that a row of the index says, and a row if its hash is among those
+of the node above it, and so on up to the seal. Nothing that leads there needs to be read for that but one row a level,
+so a tape of any size is held to its seal as it is read.
+
+- A block is `block_size` bytes of a body, the last one shorter; its digest is the plain hash of its bytes.
+- A member's digest is that of its block or, where it has several, the hash of its blocks' digests one after the other.
+  Where there is no body there is none.
+- A leaf is a run of at most `RUN` members, `[start, stop)` of the archive; a member of several blocks ends it. Its hash
+  is over "leaf", start, stop, and for each member its header of 512 bytes and its digest.
+- A piece is `FANOUT` blocks of a member that has several, the last one shorter: "piece", start, stop, their digests.
+- Leaves and pieces, in the order of their starts, are the children of the nodes of level 1, `FANOUT` in each, and
+  those of the nodes of level 2, and so on up to a level of one node. A node's hash is over "node", its level, the start
+  of its first child, and its children's hashes.
+- The seal is the hash over "seal", total size, number of members, block size, number of levels, and the top's hash.
+
+Numbers are of 8 bytes, big endian. All hashes are of one algorithm, which has 32 bytes. As start and stop are part of
+what is hashed, it is enough that a hash is among its parent's: nothing can stand in another's place.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from struct import Struct
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+from tartapefs.archive.layout import BLOCK, span
+from tartapefs.base.errors import TapeError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+SealAlgorithm = Literal["blake3", "sha256"]
+ALGORITHMS: tuple[SealAlgorithm, ...] = ("blake3", "sha256")
+SIZE = 32  # bytes of a digest
+RUN = 8  # members in a leaf: whoever reads one has to hash the headers of all
+FANOUT = 62  # digests in a row: eight rows fill one of the index's pages
+BLOCK_SIZE = 1 << 17  # bytes, by default; see docs/decisions/0009-seals.md
+SMALLEST_BLOCK, LARGEST_BLOCK = 1 << 16, 1 << 20
+MOST_LEVELS = 12  # 62 to the power of this is more than an archive has bytes
+
+Hash = Callable[["ReadableBuffer"], bytes]
+Kind = Literal["leaf", "piece", "node"]
+
+_two, _three = Struct(">QQ").pack, Struct(">QQQ").pack
+
+
+class _Running(Protocol):
+    def update(self, data: "ReadableBuffer", /) -> object: ...
+    def digest(self) -> bytes: ...
+
+
+def running(algorithm: str) -> _Running:
+    """A hash that takes its input bit by bit. Raises TapeError where it is not installed."""
+    if algorithm == "sha256":
+        return hashlib.sha256(usedforsecurity=False)
+    try:
+        from blake3 import blake3
+    except ImportError:
+        raise TapeError('BLAKE3 needs the package blake3: pip install "tartapefs[blake3]"') from None
+    return blake3()
+
+
+def hasher(algorithm: str) -> Hash:
+    """The hash of one buffer. Raises TapeError where it is not installed."""
+    running(algorithm)
+    if algorithm == "sha256":
+        sha256 = hashlib.sha256
+        return lambda data: sha256(data).digest()
+    from blake3 import blake3
+
+    return lambda data: blake3(data).digest()
+
+
+def blocks(size: int, block_size: int) -> int:
+    """How many blocks a body of `size` bytes has."""
+    return (size + block_size - 1) // block_size
+
+
+def ends_leaf(count: int, size: int, block_size: int) -> bool:
+    """Whether a leaf of `count` members is ended by the last of them, with a body of `size` bytes."""
+    return count == RUN or size > block_size
+
+
+def leaf_hash(hash_: Hash, start: int, stop: int, members: bytes) -> bytes:
+    """`members`: the header and digest of each, one after the other."""
+    return hash_(b"leaf" + _two(start, stop) + members)
+
+
+def piece_hash(hash_: Hash, start: int, stop: int, digests: bytes) -> bytes:
+    return hash_(b"piece" + _two(start, stop) + digests)
+
+
+def node_hash(hash_: Hash, level: int, start: int, children: bytes) -> bytes:
+    return hash_(b"node" + _two(level, start) + children)
+
+
+def seal_of(hash_: Hash, total_size: int, member_count: int, block_size: int, levels: int, top: bytes) -> str:
+    return hash_(b"seal" + _three(total_size, member_count, block_size) + levels.to_bytes(8, "big") + top).hex()
+
+
+class Row(NamedTuple):
+    """What the index keeps of the tree. `stop`: of a leaf, else 0. `level`: of a node, else 0."""
+
+    kind: Kind
+    level: int
+    start: int
+    stop: int
+    digests: bytes  # of a leaf: those of its members that have a body
+
+
+class Builder:
+    """Makes the tree of an archive, whose members are added in order. Memory: 32 bytes for each piece of a member.
+
+    Rows of each kind come in the order of their keys (a node's is its level, then its start), as far as `add` gives
+    them; `finish` gives the rest.
+    """
+
+    def __init__(self, algorithm: SealAlgorithm, block_size: int) -> None:
+        self._algorithm = algorithm
+        self._hash = hasher(algorithm)
+        self._block_size = block_size
+        self._leaf_start = self._position = 0
+        self._run: list[bytes] = []
+        self._digests: list[bytes] = []
+        self._count = self._member_count = 0
+        self._pieces: list[tuple[int, bytes]] = []  # of the leaf that is under way
+        self._open: list[tuple[int, list[bytes]]] = []  # of each level from 1 on, the node under way, with its start
+        self._upper: list[Row] = []
+        self.seal, self.levels = "", 0
+
+    def add(self, header: bytes, size: int, digests: Callable[[int], bytes]) -> Iterator[Row]:
+        """Takes the next member. `digests(count)` gives those of its next `count` blocks, one after the other."""
+        start, count = self._position, blocks(size, self._block_size)
+        self._position = start + span(size)
+        self._member_count += 1
+        self._run.append(header)
+        if count == 1:
+            self._add_digest(digests(1))
+        elif count:
+            whole, position, stop = running(self._algorithm), start + BLOCK, start + BLOCK + size
+            while position < stop:
+                some = digests(min(FANOUT, count))
+                count -= FANOUT
+                end = min(position + FANOUT * self._block_size, stop)
+                whole.update(some)
+                self._pieces.append((position, piece_hash(self._hash, position, end, some)))
+                yield Row("piece", 0, position, 0, some)
+                position = end
+            self._add_digest(whole.digest())
+        self._count += 1
+        if ends_leaf(self._count, size, self._block_size):
+            yield from self._end_leaf()
+
+    def _add_digest(self, digest: bytes) -> None:
+        self._run.append(digest)
+        self._digests.append(digest)
+
+    def _end_leaf(self) -> Iterator[Row]:
+        start, stop = self._leaf_start, self._position
+        yield Row("leaf", 0, start, stop, b"".join(self._digests))
+        yield from self._add_child(1, start, leaf_hash(self._hash, start, stop, b"".join(self._run)))
+        for at, piece in self._pieces:
+            yield from self._add_child(1, at, piece)
+        self._leaf_start, self._count = stop, 0
+        self._run, self._digests, self._pieces = [], [], []
+
+    def _add_child(self, level: int, start: int, child: bytes) -> Iterator[Row]:
+        """Adds a hash to the node under way at `level`; full ones above level 1 wait for `finish`, few as they are."""
+        if len(self._open) < level:
+            self._open.append((start, []))
+        children = self._open[level - 1][1]
+        if len(children) == FANOUT:
+            yield from self._end_node(level)
+            children = []
+            self._open[level - 1] = start, children
+        children.append(child)
+
+    def _end_node(self, level: int) -> Iterator[Row]:
+        start, children = self._open[level - 1]
+        row = Row("node", level, start, 0, b"".join(children))
+        if level == 1:
+            yield row
+        else:
+            self._upper.append(row)
+        yield from self._add_child(level + 1, start, node_hash(self._hash, level, start, row.digests))
+
+    def finish(self) -> Iterator[Row]:
+        """The last rows; then `seal` and `levels` are known."""
+        if self._count:
+            yield from self._end_leaf()
+        level = 1
+        while level < len(self._open):
+            yield from self._end_node(level)
+            level += 1
+        start, children = self._open[-1]
+        top = Row("node", level, start, 0, b"".join(children))
+        if level == 1:
+            yield top
+        else:
+            self._upper.append(top)
+        yield from sorted(self._upper, key=lambda row: (row.level, row.start))
+        hashed = node_hash(self._hash, level, start, top.digests)
+        total_size = self._position + 2 * BLOCK
+        self.levels = level
+        self.seal = seal_of(self._hash, total_size, self._member_count, self._block_size, level, hashed)
+
+
+class Checker:
+    """Whether hashes of leaves and pieces belong to a seal. Usable from many threads.
+
+    `node(level, start)` gives the start and the children of the node at `level` that a child at `start` belongs to;
+    what it gives need not be right.
+    """
+
+    _MOST_KNOWN = 1 << 14  # hashes, 100 bytes each with what it takes to keep them
+
+    def __init__(
+        self,
+        hash_: Hash,
+        total_size: int,
+        member_count: int,
+        block_size: int,
+        levels: int,
+        seal: str,
+        node: Callable[[int, int], tuple[int, bytes]],
+    ) -> None:
+        self.hash = hash_
+        self._node = node
+        self._levels = levels
+        self._seal = seal
+        self._numbers = total_size, member_count, block_size
+        self._known: set[bytes] = set()  # hashes of which it is known
+
+    def belongs(self, child: bytes, start: int) -> bool:
+        """Whether the leaf or piece at `start` with the hash `child` is one of those that the seal stands for."""
+        if child in self._known:  # as most are for who reads on
+            return True
+        found: list[bytes] = []
+        for level in range(1, self._levels + 1):
+            start, children = self._node(level, start)
+            if not _is_among(child, children):
+                return False
+            if level == 1:
+                found += (children[at : at + SIZE] for at in range(0, len(children), SIZE))
+            child = node_hash(self.hash, level, start, children)
+            if child in self._known:
+                break
+            found.append(child)
+        else:
+            if seal_of(self.hash, *self._numbers, self._levels, child) != self._seal:
+                return False
+        if len(self._known) + len(found) > self._MOST_KNOWN:
+            self._known = set()
+        self._known.update(found)
+        return True
+
+
+def _is_among(child: bytes, children: bytes) -> bool:
+    at = children.find(child)
+    while at % SIZE and at >= 0:  # by chance across two others
+        at = children.find(child, at + 1)
+    return at >= 0

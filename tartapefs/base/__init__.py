@@ -1,0 +1,1 @@
+"""What knows nothing of tapes: errors, text for people, processes, signals, files that commands write."""

@@ -1,0 +1,188 @@
+"""Every error that tartapefs raises on purpose: one base, facts as attributes, one line a person can act on.
+
+Where Python has a built-in error of the same meaning, ours is that too (`TapeNotFoundError` is a `FileNotFoundError`),
+so that callers need not know this module. An `OSError` of the source folder (a disk that fails) is none of these: it
+passes through as it is, since it says nothing about the tape.
+"""
+
+import errno
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tartapefs.base.text import printable
+
+RECORD_AGAIN = 'run "tartapefs record --force" to record again'
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A path of the source that cannot be recorded. `path` is relative to the root, as `os.fsdecode` gives it."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{printable(self.path)}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One fact of a member that is not as recorded; both sides as text for people."""
+
+    what: str
+    recorded: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.what} changed since recording (recorded {self.recorded}, found {self.found})"
+
+
+class TapeError(Exception):
+    """The base of all errors of tartapefs."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Made again from the message and the facts, not by calling the class: so it crosses to another process whole.
+        return _remake, (type(self), self.args), self.__dict__
+
+
+def _remake(kind: type[TapeError], arguments: tuple[object, ...]) -> TapeError:
+    error = kind.__new__(kind, *arguments)
+    error.args = arguments
+    return error
+
+
+class TapeNotFoundError(TapeError, FileNotFoundError):
+    """There is no index at `path`."""
+
+    def __init__(self, path: str, remedy: str) -> None:
+        super().__init__(f"{printable(path)}: no tape here; {remedy}")
+        self.errno = errno.ENOENT
+        self.path = path
+
+
+class TapeExistsError(TapeError, FileExistsError):
+    """There is an index at `path` already, and nobody asked to replace it."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{printable(path)}: already recorded; {RECORD_AGAIN}")
+        self.errno = errno.EEXIST
+        self.path = path
+
+
+class TapeSealedError(TapeError, FileExistsError):
+    """The index at `path` holds digests already."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{printable(path)}: has digests already; {RECORD_AGAIN} if the folder changed")
+        self.errno = errno.EEXIST
+        self.path = path
+
+
+class UnexpectedTapeError(TapeError):
+    """The tape is not the one that has the fingerprint or seal `expected`."""
+
+    def __init__(self, path: str, expected: str, fingerprint: str, seal: str) -> None:
+        sealed = f"its seal {seal}" if seal else "it has no seal"
+        super().__init__(
+            f"{printable(path)}: not the tape that was expected: {printable(expected)};"
+            f" its fingerprint is {fingerprint}, {sealed}; find out who recorded it anew, or changed it"
+        )
+        self.path = path
+        self.expected = expected
+
+
+class TapeBusyError(TapeError, BlockingIOError):
+    """Another recorder is writing the index at `path`."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"{printable(path)}: another recording or sealing of this folder is running; wait for it to end"
+        )
+        self.errno = errno.EAGAIN
+        self.path = path
+
+
+class TapeFormatError(TapeError):
+    """The file at `path` is not an index that can be believed, for `reason`."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        reason = printable(reason)  # it may quote what is in the file
+        super().__init__(f"{printable(path)}: not a usable tape index: {reason}; {RECORD_AGAIN}")
+        self.path = path
+        self.reason = reason
+
+
+class _ProblemsError(TapeError):
+    _says: str
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        first, more = self.problems[0], len(self.problems) - 1
+        super().__init__(f"{self._says}: {first}" + (f" (and {more} more)" if more else ""))
+
+
+class TapeConstraintError(_ProblemsError):
+    """`problems`: paths that the archive format has no room for, or a request that no tape can satisfy."""
+
+    _says = "cannot be recorded"
+
+
+class SourceUnreadableError(_ProblemsError):
+    """`problems`: paths of the source that this user cannot read."""
+
+    _says = "cannot be read by this user"
+
+
+class SourceBusyError(_ProblemsError):
+    """`problems`: files of the source that changed within the last minute, and that a program can still write."""
+
+    _says = "is being written"
+
+
+class TapeIntegrityError(TapeError, RuntimeError):
+    """The source is not as recorded: drift. `member` is the name in the archive, `differences` what was found."""
+
+    def __init__(self, member: str, differences: Iterable[Difference], remedy: str = RECORD_AGAIN) -> None:
+        self.member = member
+        self.differences = tuple(differences)
+        self.remedy = remedy
+        super().__init__(f"{printable(member)}: {'; '.join(map(str, self.differences))}; {remedy}")
+
+    def again(self) -> "TapeIntegrityError":
+        """The same error to raise once more, without the traceback of the first time."""
+        return TapeIntegrityError(self.member, self.differences, self.remedy)
+
+
+class OffsetError(TapeError, ValueError):
+    """`offset` is outside the archive, whose offsets are 0 to `total_size`, in bytes."""
+
+    def __init__(self, offset: int, total_size: int) -> None:
+        super().__init__(f"offset {offset} is outside the archive (0 to {total_size})")
+        self.offset = offset
+        self.total_size = total_size
+
+
+class OutputError(TapeError):
+    """No command writes to `path`, for `reason`: it is part of a tape, or somebody else's."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{printable(path)}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class OutputBusyError(OutputError, BlockingIOError):
+    """Another program is writing the file at `path`."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, "is being written by another program; wait for it to end")
+        self.errno = errno.EAGAIN
+
+
+class MountError(TapeError):
+    """`mountpoint` could not be mounted or unmounted, for `reason`."""
+
+    def __init__(self, mountpoint: str, reason: str) -> None:
+        super().__init__(f"{printable(mountpoint)}: {reason}")
+        self.mountpoint = mountpoint
+        self.reason = reason

@@ -1,0 +1,34 @@
+"""File names that hold what is known of a recording, so that each recording gets one of its own."""
+
+import os
+import re
+
+from tartapefs.base.text import printable
+
+_LONGEST = 255  # bytes
+
+
+def file_name(template: str, fingerprint: str, seal: str, root: str) -> str:
+    """`template` with these values in place of `{fingerprint}`, `{seal}` and `{root}`.
+
+    Raises ValueError, with a line that says why: if anything else is in braces, if the seal is wanted and empty, and if
+    the result is not a file name.
+
+    >>> file_name("{root}-{fingerprint}.tar", "0123abcd", "", "photos")
+    'photos-0123abcd.tar'
+    """
+    known = {"{fingerprint}": fingerprint, "{seal}": seal, "{root}": root}
+
+    def value(found: re.Match[str]) -> str:
+        if found[0] not in known:
+            raise ValueError(f"{printable(found[0])} stands for nothing in a name; {', '.join(known)} do")
+        if not known[found[0]]:
+            raise ValueError(f'{found[0]} needs a tape with digests; run "tartapefs seal" first')
+        return known[found[0]]
+
+    name = re.sub(r"\{[^{}]*\}", value, template)
+    if not name or name in (".", "..") or "/" in name or "\0" in name:
+        raise ValueError(f"{printable(name)!r} is not a file name")
+    if (length := len(os.fsencode(name))) > _LONGEST:
+        raise ValueError(f"{printable(name)!r} has {length} bytes; a file name has at most {_LONGEST}")
+    return name

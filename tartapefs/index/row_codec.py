@@ -1,0 +1,159 @@
+"""A pack: members that follow each other, as the bytes of one row of the index. Pure, members in and members out.
+
+Rule: `unpack` believes nothing. What it returns could have been recorded, every fact in its range and every name one
+that leads down from the root; anything else is a ValueError, or one of `MALFORMED`.
+
+A row of its own for each member cost more than all that is in it, to write and to read. In a pack each fact is a
+column, taken apart, checked and put together by calls for the whole of it (`docs/decisions/0011-packs.md`).
+"""
+
+import re
+import stat
+import struct
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from operator import add
+
+from tartapefs.archive import ustar
+from tartapefs.archive.layout import BLOCK, MAX_OFFSET
+from tartapefs.archive.member import RECORDABLE, Member
+
+MOST = 32  # members in a pack: whoever reads one has to unpack all
+LONGEST = 1 << 15  # bytes; names, targets and owners have at most 500 a member
+MALFORMED = (ValueError, TypeError, IndexError, OverflowError, struct.error)
+
+_NS = 10**9
+_FILE, _FOLDER, _LINK = stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK
+_NO_NAMES = frozenset((b"", b".", b".."))
+
+# How many folders and owners are named; of each folder, how many bytes it shares with the one before. Then of each
+# member: size, mtime in seconds and nanoseconds, inode, ctime likewise, mode, which of the folders it lies in, which
+# owner (1 is the first, 0 the scrubbed one). Then strings with NULs in between: last names, targets of links, what the
+# folders do not share, owners.
+_HEAD = struct.Struct("<BB")
+_FACTS = struct.Struct("<QqIQqIHBB")
+_pack_facts = _FACTS.pack
+_tuple_new = tuple.__new__  # what a named tuple's own constructor comes to, at two thirds of its time
+
+
+def is_name(name: bytes) -> bool:
+    """Whether `name` is one component of a path that leads down: no slash, no NUL, not empty, "." or ".."."""
+    return name not in _NO_NAMES and b"/" not in name and b"\0" not in name
+
+
+def pack(members: Sequence[ustar.Facts]) -> bytes:
+    """At most `MOST` members, whose names and targets fit into headers, as bytes, of which there are at most `LONGEST`.
+
+    Their starts are not among them: they follow from the first one and the sizes.
+    """
+    folders: dict[bytes, int] = {}  # and their numbers
+    owners: dict[ustar.Owner | None, int] = {None: 0}
+    names, facts, folder_before, folder = [], [], None, 0
+    for name, mode, size, mtime_ns, ino, ctime_ns, _, owner in members:
+        above, _, last = name.rpartition(b"/")
+        if not last:  # a folder's slash
+            above, _, last = above.rpartition(b"/")
+        if above != folder_before:
+            folder_before = above
+            folder = folders.setdefault(above and above + b"/", len(folders))
+        who = owners.setdefault(owner, len(owners)) if owner else 0
+        mtime, ctime = mtime_ns // _NS, ctime_ns // _NS
+        facts.append(_pack_facts(size, mtime, mtime_ns % _NS, ino, ctime, ctime_ns % _NS, mode, folder, who))
+        names.append(last)
+    targets = [its_facts[6] for its_facts in members]
+    shared, rests = _front_coded(folders)
+    written = [b"%d:%d:%b:%b" % owner for owner in owners if owner is not None]
+    strings = b"\0".join([*names, *targets, *rests, *written])
+    return b"".join([_HEAD.pack(len(folders), len(written)), shared, *facts, strings])
+
+
+def _front_coded(folders: Iterable[bytes]) -> tuple[bytes, list[bytes]]:
+    """Of each folder, how many bytes it has in common with the one before, up to a slash; and the rest of it."""
+    before, shared, rests = b"", bytearray(), []
+    for folder in folders:
+        common = len(before)
+        while not folder.startswith(before[:common]):
+            common = before.rfind(b"/", 0, common - 1) + 1
+        shared.append(common)
+        rests.append(folder[common:])
+        before = folder
+    return bytes(shared), rests
+
+
+def unpack(root: bytes, start: int, count: int, folder_count: int, data: bytes) -> tuple[list[int], int, list[Member]]:
+    """The members of a pack whose first one starts at `start`: their starts, where the last one ends, themselves.
+
+    There must be `count` of them, `folder_count` of which are folders; `root` is the name that all begin with, its
+    slash included. Raises `MALFORMED`.
+    """
+    folders_named, owners_named = _HEAD.unpack_from(data)
+    facts_start = _HEAD.size + folders_named
+    facts_stop = facts_start + count * _FACTS.size
+    strings = data[facts_stop:].split(b"\0")
+    if not 0 < count <= MOST or len(strings) != 2 * count + folders_named + owners_named:
+        raise ValueError("it is not as long as it says")
+    columns = zip(*_FACTS.iter_unpack(data[facts_start:facts_stop]), strict=True)
+    sizes, mtimes, mtime_nsecs, inos, ctimes, ctime_nsecs, modes, in_folder, owned_by = columns
+    names, targets, rests = strings[:count], strings[count : 2 * count], strings[2 * count :]
+    starts = list(accumulate([(size + 2 * BLOCK - 1) & -BLOCK for size in sizes], initial=start))  # `layout.span`
+    stop = starts.pop()
+    if start % BLOCK or stop > MAX_OFFSET or max(mtime_nsecs) >= _NS or max(ctime_nsecs) >= _NS:
+        raise ValueError("a number is out of its range")
+    if not _NO_NAMES.isdisjoint(names) or b"/" in b"".join(names):
+        raise ValueError("a name does not lead down")
+    folders = _folders(root, data[_HEAD.size : facts_start], rests[:folders_named])
+    above = [folders[number] for number in in_folder]
+    names = list(map(add, above, names))
+    if (start == 0) != (names[0] == root[:-1]) or b"" in above[start == 0 :]:
+        raise ValueError("the root, and nothing else, comes first and lies in no folder")
+    if start == 0 and modes[0] & 0o170000 != _FOLDER:
+        raise ValueError("the root is no folder")
+    if folder_count or any(targets) or any(mode & 0o170000 != _FILE for mode in set(modes)):
+        _check_kinds(modes, sizes, targets, folder_count)
+        names = [name + b"/" if mode & _FOLDER else name for name, mode in zip(names, modes, strict=True)]
+    if max(map(len, names)) > ustar.LONGEST_UNSPLIT:
+        for name in names:
+            ustar.split_name(name)
+    mtimes_ns = [second * _NS + nsec for second, nsec in zip(mtimes, mtime_nsecs, strict=True)]
+    ctimes_ns = [second * _NS + nsec for second, nsec in zip(ctimes, ctime_nsecs, strict=True)]
+    owners = _owners(owned_by, rests[folders_named:]) if owners_named or any(owned_by) else [None] * count
+    facts = zip(starts, names, modes, sizes, mtimes_ns, inos, ctimes_ns, targets, owners, strict=True)
+    return starts, stop, [_tuple_new(Member, fact) for fact in facts]
+
+
+def _folders(root: bytes, shared: bytes, rests: list[bytes]) -> list[bytes]:
+    """The names of the folders that members lie in, with their slashes; the root's own is empty."""
+    folders, folder = [], b""
+    for common, rest in zip(shared, rests, strict=True):
+        folder = folder[:common] + rest
+        if folder and not (
+            folder.startswith(root) and folder.endswith(b"/") and _NO_NAMES.isdisjoint(folder[:-1].split(b"/"))
+        ):
+            raise ValueError("a folder does not lead down")
+        folders.append(folder)
+    return folders
+
+
+def _check_kinds(modes: tuple[int, ...], sizes: tuple[int, ...], targets: list[bytes], folder_count: int) -> None:
+    kinds = [mode & 0o170000 for mode in modes]
+    if (
+        not RECORDABLE.issuperset(kinds)
+        or any(size for kind, size in zip(kinds, sizes, strict=True) if kind != _FILE)
+        or [kind == _LINK for kind in kinds] != list(map(bool, targets))
+    ):
+        raise ValueError("a member is of no kind, or has what its kind does not")
+    if kinds.count(_FOLDER) != folder_count:
+        raise ValueError("there are not as many folders as it says")
+    ustar.check_target(max(targets, key=len))
+
+
+def _owners(owned_by: tuple[int, ...], fields: list[bytes]) -> list[ustar.Owner | None]:
+    owners = [None, *map(_parse_owner, fields)]
+    return [owners[number] for number in owned_by]
+
+
+def _parse_owner(field: bytes) -> ustar.Owner:
+    match = re.fullmatch(rb"([0-9]{1,10}):([0-9]{1,10}):([^:]{0,31}):([^:]{0,31})", field)
+    if match is None:
+        raise ValueError("no owner")
+    return ustar.Owner(int(match[1]), int(match[2]), match[3], match[4])

@@ -1,0 +1,182 @@
+"""The file system: one folder that holds one read-only file, the archive.
+
+Rule: a read is answered with exactly the bytes asked for, or fails whole with EIO. A good prefix is never an answer:
+outside `direct_io` one short answer makes the kernel shrink the file, and cp, cat and rclone then exit 0 with a
+truncated copy. Exceptions become errno in `ArchiveFS.errno_of` and nowhere else, and are logged there; no exception of
+any kind reaches what calls these operations, which `binding` binds to libfuse.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tartapefs.archive import layout
+from tartapefs.base.errors import TapeError
+from tartapefs.base.processes import process_of
+from tartapefs.base.text import printable
+from tartapefs.mount.hold import Hold
+from tartapefs.mount.read_statistics import Activity
+from tartapefs.mount.status import facts, in_short
+from tartapefs.play.engine import TapePlayer
+
+log = logging.getLogger("tartapefs")
+
+_ARCHIVE_INO = 2  # FUSE's own root is 1
+IO_SIZE = 1 << 20  # bytes: the largest request, 256 pages, that kernels allow; programs choose their buffers by it
+_LINES_REMEMBERED = 1000  # of the log, so that none is repeated
+_STATFS_BLOCK = 4096  # bytes; at 0 bsdtar loops for ever
+XATTRS = "user.tartape."
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """How the archive is shown. `name`: of the file. `mode`: its permission bits, of which only r counts."""
+
+    name: str = "archive.tar"
+    mode: int = 0o400
+    cached: bool = False  # the kernel's page cache and read-ahead, for programs that need mmap
+    allow_other: bool = False
+    audit_interval: float = 60  # seconds between two audits while the archive is open
+    audit_share: float = 0.05  # of one core that they may take
+    uid: int | None = None  # the owner that is shown; None for who mounts
+    gid: int | None = None
+    scrub_share: float = 0  # of one core that reading all contents again and again may take
+    holds: bool = False  # a read that meets drift is not answered before the mount ends; not to be had with `cached`
+    on_drift_run: str | None = None  # a line for /bin/sh, at the first drift
+
+
+class Refusal(OSError):
+    """What an operation answers on purpose, by its `errno`; no news for the log."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number, os.strerror(number))
+
+
+class ArchiveFS:
+    """The file operations, in terms of a player. Paths are bytes carried in Latin-1, one character each."""
+
+    def __init__(self, player: TapePlayer, options: MountOptions) -> None:
+        self._player = player
+        self.readinto = player.readinto  # nothing stands between a request and the player
+        self.activity = Activity()
+        self.hold: Hold | None = None  # of reads that meet drift; the binding's
+        self.caller: Callable[[], int] = lambda: 0  # the thread whose request is answered; the binding knows it
+        self._tape = player.tape
+        self._name = options.name
+        self._entry = os.fsencode(options.name).decode("latin-1")
+        self._logged: set[str] = set()
+        self.ended = False  # unmounted: who still reads gets errors that are no news
+        mode = options.mode & 0o444
+        common = dict.fromkeys(("st_mtime", "st_ctime", "st_atime"), self._tape.recorded_ns)
+        common |= {
+            "st_uid": os.geteuid() if options.uid is None else options.uid,
+            "st_gid": os.getegid() if options.gid is None else options.gid,
+            "st_blksize": IO_SIZE,
+        }
+        self._folder_attributes = common | {"st_mode": stat.S_IFDIR | mode | mode >> 2, "st_nlink": 2, "st_ino": 1}
+        self._archive_attributes = common | {
+            "st_mode": stat.S_IFREG | mode,
+            "st_nlink": 1,
+            "st_ino": _ARCHIVE_INO,
+            "st_size": self._tape.total_size,
+            "st_blocks": layout.blocks(self._tape.total_size),
+        }
+
+    def _is_archive(self, path: str) -> bool:
+        """Whether `path` is the archive rather than the folder; raises ENOENT for anything else."""
+        if path != "/" and path[1:] != self._entry:
+            raise Refusal(errno.ENOENT)
+        return path != "/"
+
+    def _check_valid(self) -> None:
+        if self._player.drift is not None:
+            raise self._player.drift.again()
+
+    def getattr(self, path: str, fh: int | None = None) -> dict[str, int]:
+        if not self._is_archive(path):
+            return self._folder_attributes
+        self._check_valid()
+        return self._archive_attributes
+
+    def readdir(self, path: str, fh: int) -> list[tuple[str, dict[str, int], int]]:
+        folder = self._folder_attributes
+        return [(".", folder, 0), ("..", folder, 0), (self._entry, self._archive_attributes, 0)]
+
+    def open(self, path: str, flags: int) -> int:
+        self._check_valid()
+        return self.activity.opened(process_of(self.caller()))
+
+    def release(self, path: str, fh: int) -> int:
+        self.activity.closed(fh)
+        if not self.is_open:  # whoever removes a file of the source gets its space back
+            self._player.rest()
+        return 0
+
+    @property
+    def is_served_by_one(self) -> bool:
+        """Whether requests are such that several threads would only wait for each other."""
+        return self._player.is_bound_by_python
+
+    @property
+    def is_open(self) -> bool:
+        """Whether any program has the archive open."""
+        return bool(self.activity.readers)
+
+    def reading_processes(self) -> set[int]:
+        """The processes that have the archive open, as far as they are known; 0 for those that are not."""
+        opened = {reader.pid for reader in self.activity.readers.copy().values()}
+        return opened | {read.pid for read in self.hold.reads()} if self.hold else opened
+
+    def statfs(self, path: str) -> dict[str, int]:
+        return {
+            "f_bsize": _STATFS_BLOCK,
+            "f_frsize": _STATFS_BLOCK,
+            "f_blocks": -(-self._tape.total_size // _STATFS_BLOCK),
+            "f_files": 1,
+            "f_namemax": 255,
+        }
+
+    def _xattrs(self, path: str) -> dict[str, str | int]:
+        # The folder has those of the tape too: once it is invalid the archive cannot be looked up any more. Only it has
+        # those that change all the time: who copies the archive with its attributes need not copy these.
+        own = {} if self._is_archive(path) else in_short(self._player, self.activity, self.hold)
+        return facts(self._player, self._name) | own
+
+    def listxattr(self, path: str) -> list[str]:
+        return [XATTRS + name for name in self._xattrs(path)]
+
+    def getxattr(self, path: str, name: str, position: int = 0) -> bytes:
+        value = self._xattrs(path).get(name.removeprefix(XATTRS)) if name.startswith(XATTRS) else None
+        if value is None:
+            raise Refusal(errno.ENODATA)
+        return str(value).encode()
+
+    def errno_of(self, error: BaseException) -> int:
+        """The errno that answers a request which raised `error`: what this class raised on purpose, or EIO.
+
+        Raises nothing, whatever the log does: an exception that reached the binding would be answered with success.
+        """
+        if isinstance(error, Refusal):
+            return error.errno or errno.EIO
+        if self.ended:
+            return errno.EIO
+        with contextlib.suppress(BaseException):
+            match error:
+                case TapeError():
+                    self._log(str(error))
+                case OSError():
+                    self._log(f"{printable(error.filename or 'the source')}: {error.strerror}; no drift: read it again")
+                case _:
+                    self._log(f"a defect in tartapefs; the request failed: {error!r}", error)
+        return errno.EIO
+
+    def _log(self, line: str, defect: BaseException | None = None) -> None:
+        if line not in self._logged:  # a reader that tries again need not fill the log
+            if len(self._logged) >= _LINES_REMEMBERED:
+                self._logged.clear()
+            self._logged.add(line)
+            log.error("%s", line, exc_info=defect)

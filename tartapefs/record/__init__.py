@@ -1,0 +1,1 @@
+"""The recorder: walks the source, checks it, and writes the index."""

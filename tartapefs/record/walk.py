@@ -1,0 +1,190 @@
+"""The scan: one depth-first pass over the source, in the archive's order.
+
+Rule: a directory comes before its content, its content directly follows, siblings are sorted by their bytes. Memory
+is bounded by the folders on the way down: each holds the names that are still to come, and one descriptor. Nothing is
+followed; what cannot be read is collected and the pass goes on; what changes under it is drift.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from operator import attrgetter
+from typing import NamedTuple
+
+from tartapefs.archive import ustar
+from tartapefs.archive.member import path_of
+from tartapefs.base.errors import Difference, Problem, SourceUnreadableError, TapeIntegrityError
+from tartapefs.base.tape_files import TAPE_FOLDER
+from tartapefs.base.text import file_type, moment
+from tartapefs.source.exclusion import IsLeftOut
+from tartapefs.source.folder import NO_SUBVOLUME, Folder, Source
+
+_KIND = 0o170000  # of the mode: what `stat.S_IFMT` gives, without a call
+_READABLE_FILE = stat.S_IFREG | stat.S_IRUSR
+_KIND_AND_READABLE = _KIND | stat.S_IRUSR
+OwnerOf = Callable[[int, int], ustar.Owner]  # (user, group)
+
+Seen = tuple[int, int, int, int, int, int, int]  # of a `stat`, as follows
+seen_of: Callable[[os.stat_result], Seen] = attrgetter(
+    "st_mode", "st_uid", "st_gid", "st_size", "st_mtime_ns", "st_ino", "st_ctime_ns"
+)
+OnFile = Callable[[Folder, bytes, bytes, Seen], Seen | None]  # (its folder, name, path)
+
+
+class _Level(NamedTuple):
+    folder: Folder
+    name: bytes  # in the archive, with its slash
+    mtime_ns: int
+    names: Iterator[bytes]
+
+
+class Scan:
+    """Iterate over it once for everything in the source; then `unreadable` and `left_out` tell what is not there.
+
+    `unreadable`: paths that this user cannot read. `restless`: folders that are never at rest. `left_out`: how many
+    sockets, pipes and devices there are.
+
+    `root`: what all names in the archive begin with, a slash included. `owner_of` gives the owner to write for a user
+    and a group; without it owners are scrubbed. `on_file` is called for every regular file that changed after `since`
+    (ns) and gives its `stat`, as the caller wants it taken, or None to leave it out.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        root: bytes,
+        exclude: IsLeftOut | None,
+        owner_of: OwnerOf | None,
+        on_file: OnFile,
+        since: int,
+    ) -> None:
+        self._source = source
+        self._root = root
+        self._exclude = exclude
+        self._owner_of = owner_of
+        self._on_file = on_file
+        self._since = since
+        self._euid = os.geteuid()
+        self._device = -1  # of the folder that was entered last
+        self.unreadable: list[Problem] = []
+        self.restless: list[Problem] = []
+        self.left_out = 0
+
+    def __iter__(self) -> Iterator[ustar.Facts]:
+        """One long function, and little in it for a file of this user's that has been at rest: the common case."""
+        levels: list[_Level] = []
+        euid, since, owner_of, all_are_in = self._euid, self._since, self._owner_of, self._exclude is None
+        try:
+            try:
+                root = self._enter(levels, self._source.folder(), self._root)
+            except OSError as error:
+                raise SourceUnreadableError([Problem(self._source.root, error.strerror or "")]) from None
+            if root is not None:
+                yield root
+            while levels:
+                level = levels[-1]
+                above, lstat = level.name, level.folder.lstat
+                for last in level.names:
+                    name, target = above + last, b""
+                    try:
+                        seen = seen_of(lstat(last))
+                    except OSError as error:
+                        self._gone_or_unreadable(path_of(name), error)
+                        continue
+                    mode, uid, gid, size, mtime_ns, ino, ctime_ns = seen
+                    if not (
+                        mode & _KIND_AND_READABLE == _READABLE_FILE
+                        and uid == euid
+                        and ctime_ns <= since
+                        and mtime_ns <= since
+                        and all_are_in
+                    ):
+                        found = self._look(level.folder, last, path_of(name), seen)
+                        if found is None:
+                            continue
+                        (mode, uid, gid, size, mtime_ns, ino, ctime_ns), target = found
+                        if stat.S_ISDIR(mode):
+                            try:
+                                folder = self._enter(levels, level.folder.folder(last), name + b"/")
+                            except OSError as error:
+                                self._gone_or_unreadable(path_of(name), error)
+                                continue
+                            if folder is None:
+                                continue
+                            yield folder
+                            break
+                        size = 0 if target else size
+                    yield name, mode, size, mtime_ns, ino, ctime_ns, target, owner_of and owner_of(uid, gid)
+                else:
+                    self._leave(levels.pop())
+        finally:
+            for level in levels:
+                level.folder.close()
+
+    def _enter(self, levels: list[_Level], folder: Folder, name: bytes) -> ustar.Facts | None:
+        """Adds the level of a folder, and returns what is to be recorded of itself; None if it is never at rest."""
+        try:
+            found = folder.stat()  # before its names, so that what is added meanwhile shows
+            mode, uid, gid, _, mtime_ns, ino, ctime_ns = seen_of(found)
+            if (found.st_dev != self._device or ino == NO_SUBVOLUME) and (why := folder.why_never_at_rest()):
+                path = os.fsdecode(path_of(name)) or "."
+                self.restless.append(Problem(path, f"{why}; leave it out (--exclude)"))
+                folder.close()
+                return None
+            self._device = found.st_dev
+            levels.append(_Level(folder, name, mtime_ns, iter(folder.names())))
+        except BaseException:
+            folder.close()
+            raise
+        return name, mode, 0, mtime_ns, ino, ctime_ns, b"", self._owner_of and self._owner_of(uid, gid)
+
+    def _leave(self, level: _Level) -> None:
+        mtime_ns = level.folder.stat().st_mtime_ns
+        level.folder.close()
+        if mtime_ns != level.mtime_ns:
+            raise changed(path_of(level.name), Difference("mtime", moment(level.mtime_ns), moment(mtime_ns)))
+
+    def _look(self, folder: Folder, name: bytes, path: bytes, seen: Seen) -> tuple[Seen, bytes] | None:
+        """What it is by a closer look, and the target of a link, else nothing; None if it is to be left out."""
+        mode, uid, _, _, mtime_ns, _, ctime_ns = seen
+        kind = mode & _KIND
+        if (kind == stat.S_IFDIR and path == TAPE_FOLDER) or self._leaves_out(path, kind == stat.S_IFDIR):
+            return None
+        try:
+            if kind == stat.S_IFREG:
+                # The owner's permission is decided by the mode alone; for others an ACL may say more.
+                if not (uid == self._euid and mode & stat.S_IRUSR) and not folder.is_readable(name):
+                    raise PermissionError(errno.EACCES, "")
+                if ctime_ns <= self._since and mtime_ns <= self._since:
+                    return seen, b""
+                settled = self._on_file(folder, name, path, seen)
+                if settled is None:
+                    return None
+                if not stat.S_ISREG(settled[0]):
+                    raise changed(path, Difference("type", file_type(kind), file_type(settled[0])))
+                return settled, b""
+            if kind == stat.S_IFLNK:
+                return seen, folder.readlink(name)
+            if kind == stat.S_IFDIR:
+                return seen, b""
+            self.left_out += 1
+        except OSError as error:
+            self._gone_or_unreadable(path, error)
+        return None
+
+    def _leaves_out(self, path: bytes, is_directory: bool) -> bool:
+        return self._exclude is not None and self._exclude(path, is_directory)
+
+    def _gone_or_unreadable(self, path: bytes, error: OSError) -> None:
+        if isinstance(error, FileNotFoundError) or error.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise changed(path, Difference("type", "as listed", "nothing, or another")) from error
+        if not self._leaves_out(path, False):
+            self.unreadable.append(Problem(os.fsdecode(path), os.strerror(error.errno or 0)))
+
+
+def changed(path: bytes, difference: Difference) -> TapeIntegrityError:
+    """The drift of something that changed while it was being recorded."""
+    return TapeIntegrityError(
+        os.fsdecode(path) or ".", [difference], "it changed during the recording: record again once it is at rest"
+    )

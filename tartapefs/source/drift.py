@@ -1,0 +1,90 @@
+"""Whether a member is still as recorded: the one comparison that drift is judged by.
+
+Rule: type, permission bits, modification time, a file's size and a link's target always count; inode and change time
+count only at home, that is, where the tape was recorded, since a copy has new ones.
+"""
+
+import errno
+import os
+import stat
+
+from tartapefs.archive.member import Member
+from tartapefs.base.errors import RECORD_AGAIN, Difference, TapeIntegrityError
+from tartapefs.base.text import file_type, moment, printable
+from tartapefs.source.folder import Source
+
+
+def agrees(member: Member, found: os.stat_result, at_home: bool) -> bool:
+    """Whether `found` shows the member as recorded. A link's target is not in a `stat`: see `differences`."""
+    return (
+        found.st_mode == member.mode
+        and found.st_mtime_ns == member.mtime_ns
+        and (found.st_size == member.size or not stat.S_ISREG(member.mode))
+        and (not at_home or (found.st_ino == member.ino and found.st_ctime_ns == member.ctime_ns))
+    )
+
+
+def differences(member: Member, found: os.stat_result | None, target: bytes, at_home: bool) -> tuple[Difference, ...]:
+    """What of `member` is not as recorded, most telling first; empty if it agrees.
+
+    `found` is its `lstat` now, None if nothing is there; `target` where it leads, if it is a link.
+    """
+    recorded_type = file_type(member.mode)
+    if found is None:
+        return (Difference("type", recorded_type, "nothing"),)
+    if stat.S_IFMT(found.st_mode) != stat.S_IFMT(member.mode):
+        return (Difference("type", recorded_type, file_type(found.st_mode)),)
+    pairs = [
+        ("size", member.size, found.st_size, str) if member.is_file else None,
+        ("target", member.target, target, printable) if member.is_link else None,
+        ("mtime", member.mtime_ns, found.st_mtime_ns, moment),
+        ("mode", member.mode & 0o7777, found.st_mode & 0o7777, "{:04o}".format),
+        ("inode", member.ino, found.st_ino, str) if at_home else None,
+    ]
+    result = tuple(
+        Difference(what, show(recorded), show(now))  # type: ignore[operator]
+        for what, recorded, now, show in filter(None, pairs)
+        if recorded != now
+    )
+    if not result and at_home and member.ctime_ns != found.st_ctime_ns:  # every other change moves ctime too
+        return (Difference("ctime", moment(member.ctime_ns), moment(found.st_ctime_ns)),)
+    return result
+
+
+def inspect(member: Member, source: Source, at_home: bool) -> tuple[Difference, ...]:
+    """What of `member` is not as recorded now, as `differences` gives it. Raises OSError where that cannot be told."""
+    path = member.path
+    try:
+        found = source.lstat(path)
+        target = source.readlink(path) if stat.S_ISLNK(found.st_mode) else b""
+    except (FileNotFoundError, NotADirectoryError):
+        return differences(member, None, b"", at_home)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # readlink: it was a link, and is none any more
+            raise
+        return (Difference("type", file_type(member.mode), "another at each look"),)
+    if agrees(member, found, at_home) and target == member.target:
+        return ()
+    return differences(member, found, target, at_home)
+
+
+def only_stamps(found: tuple[Difference, ...]) -> bool:
+    """Whether no difference says anything of what is in the archive: contents decide then, where they have digests."""
+    return all(difference.what in ("mtime", "ctime", "inode") for difference in found)
+
+
+def only_times(found: tuple[Difference, ...]) -> bool:
+    """Whether no difference is in more than times: of a folder its names decide then."""
+    return all(difference.what in ("mtime", "ctime") for difference in found)
+
+
+def check_place(source: Source, root_name: str) -> None:
+    """Raises TapeIntegrityError if the path of the source folder leads elsewhere by now."""
+    if not source.is_in_place():
+        raise TapeIntegrityError(root_name, [Difference("the source folder", source.root, "moved or gone")])
+
+
+def drift(member: Member, found: tuple[Difference, ...]) -> TapeIntegrityError:
+    if [difference.what for difference in found] == ["ctime"]:  # contents, size and mtime may well be as recorded
+        return TapeIntegrityError(member.arc_path, found, f'{RECORD_AGAIN}, or read with "--check mtime"')
+    return TapeIntegrityError(member.arc_path, found)

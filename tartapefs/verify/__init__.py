@@ -1,0 +1,1 @@
+"""Contents and seals: making them, checking them, restoring members out of a copy."""

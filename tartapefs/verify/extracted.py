@@ -1,0 +1,140 @@
+"""A folder that was extracted from a copy of the archive, against a sealed tape, of which only the index is needed.
+
+Rule: what `tar` restores is compared: type, permission bits, size, modification time in whole seconds, a link's target,
+and contents by their digests; also whether there is anything that the archive does not have. Nothing else is.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Container, Iterator
+
+from tartapefs.api.tape import Tape
+from tartapefs.archive import hash_tree
+from tartapefs.archive.member import Member
+from tartapefs.base.buffers import aligned
+from tartapefs.base.errors import Difference, TapeIntegrityError
+from tartapefs.base.text import file_type
+from tartapefs.play.verified_blocks import damage, read_all
+from tartapefs.source.drift import differences
+from tartapefs.source.folder import Source
+from tartapefs.verify.content_scan import Part, Stretch, in_order, stretches
+
+_NS = 10**9
+_REMEDY = "extract it again, from a copy that is good"
+
+Progress = Callable[[int], None]
+
+
+def verify_extracted(
+    tape: Tape, extracted: Source, ignore: Container[str] = (), on_progress: Progress = lambda position: None
+) -> Iterator[TapeIntegrityError]:
+    """All that differs in the folder `extracted`, nearly in the archive's order. Raises TapeFormatError.
+
+    `ignore`: of "mode" and "mtime", what is not compared. `on_progress` is called with how far in the archive it is.
+    """
+    comparison = _Comparison(tape, extracted, ignore)
+    names = _Names(extracted)
+    for stretch, found in in_order(comparison.differences, stretches(tape, tape.block_size)):
+        for error in found:
+            yield TapeIntegrityError(error.member, error.differences, _REMEDY)
+        for member, low, _ in stretch.parts:
+            if low == 0:
+                yield from names.passed(member)
+        on_progress(stretch.stop)
+    yield from names.ended()
+
+
+class _Comparison:
+    """Usable from many threads."""
+
+    def __init__(self, tape: Tape, extracted: Source, ignore: Container[str]) -> None:
+        self._tape, self._extracted, self._ignore = tape, extracted, ignore
+        self._hash = hash_tree.hasher(tape.algorithm)
+
+    def differences(self, stretch: Stretch) -> list[TapeIntegrityError]:
+        found: list[TapeIntegrityError] = []
+        for part in stretch.parts:
+            member = part.member
+            try:
+                different = self._facts(member) if part.low == 0 else ()
+                if different:
+                    found.append(TapeIntegrityError(member.arc_path, different))
+                if part.high > part.low:
+                    found += self._contents(part)
+            except OSError as error:
+                if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+                    said = error.strerror or "an error"
+                    found.append(TapeIntegrityError(member.arc_path, [Difference("access", "readable", said)]))
+        return found
+
+    def _facts(self, member: Member) -> tuple[Difference, ...]:
+        try:
+            now = self._extracted.lstat(member.path)
+            target = self._extracted.readlink(member.path) if stat.S_ISLNK(now.st_mode) else b""
+        except (FileNotFoundError, NotADirectoryError):
+            return differences(member, None, b"", at_home=False)
+        same_second = now.st_mtime_ns // _NS == member.mtime_ns // _NS
+        ignored = (*(["mtime"] if same_second or "mtime" in self._ignore else []), *self._if_ignored("mode"))
+        if stat.S_ISLNK(now.st_mode):
+            ignored = (*ignored, "mode")  # it has none
+        return tuple(d for d in differences(member, now, target, at_home=False) if d.what not in ignored)
+
+    def _if_ignored(self, what: str) -> list[str]:
+        return [what] if what in self._ignore else []
+
+    def _contents(self, part: Part) -> list[TapeIntegrityError]:
+        member, block_size = part.member, self._tape.block_size
+        fd = self._extracted.open(member.path)
+        try:
+            now = self._extracted.fstat(fd)
+            if not stat.S_ISREG(now.st_mode) or now.st_size != member.size:
+                return []  # which its facts say already
+            first, stop = part.low // block_size, hash_tree.blocks(part.high, block_size)
+            recorded = self._tape.block_digests(member, first, stop)
+            found = []
+            for number in range(first, stop):
+                low = number * block_size
+                block = aligned(min(block_size, member.size - low))
+                read_all(fd, block, low)
+                at = (number - first) * hash_tree.SIZE
+                if self._hash(block) != recorded[at : at + hash_tree.SIZE]:
+                    found.append(damage(member, number, block_size, "another"))
+            return found
+        finally:
+            os.close(fd)
+
+
+class _Names:
+    """Finds what the archive does not have: keeps the names in the folders on the way, compares each at its end."""
+
+    def __init__(self, extracted: Source) -> None:
+        self._extracted = extracted
+        self._open: list[tuple[Member, set[bytes]]] = []
+
+    def passed(self, member: Member) -> Iterator[TapeIntegrityError]:
+        """To be called with each member in order."""
+        while self._open and not member.name.startswith(self._open[-1][0].name):
+            yield from self._end()
+        if self._open:
+            self._open[-1][1].add(member.name.rstrip(b"/").rpartition(b"/")[2])
+        if member.is_directory:
+            self._open.append((member, set()))
+
+    def ended(self) -> Iterator[TapeIntegrityError]:
+        while self._open:
+            yield from self._end()
+
+    def _end(self) -> Iterator[TapeIntegrityError]:
+        directory, names = self._open.pop()
+        try:
+            folder = self._extracted.folder(directory.path)
+        except OSError:
+            return  # which its facts say already
+        try:
+            for name in folder.names():
+                if name not in names:
+                    mode = folder.lstat(name).st_mode
+                    where = os.fsdecode(directory.name + name)
+                    yield TapeIntegrityError(where, [Difference("type", "nothing", file_type(mode))], "remove it")
+        finally:
+            folder.close()

@@ -81,6 +81,7 @@ DIFFERS: dict[str, Change] = {
         (tree / "photos").rename(tree / "x.tmp"),
         (tree / "photos").symlink_to("x.tmp"),
     ),
+    "a file swapped for a folder": lambda tree: ((tree / "script.sh").unlink(), (tree / "script.sh").mkdir()),
     "mode": lambda tree: (tree / "photos").chmod(0o700),
 }
 

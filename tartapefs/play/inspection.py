@@ -81,8 +81,6 @@ class Inspector:
             try:
                 found = folder.lstat(name)
             except FileNotFoundError:
-                if recorded:
-                    return False
                 continue
             if child is not None and recorded:
                 if stat.S_IFMT(found.st_mode) != stat.S_IFMT(child.mode):

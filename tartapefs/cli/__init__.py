@@ -32,7 +32,22 @@ from tartapefs.base.errors import (
     UnexpectedTapeError,
 )
 from tartapefs.base.text import printable
-from tartapefs.cli import completion, doctor, mount8, mounts, play, record, seals, status, systemd, tapes, transfer
+from tartapefs.cli import (
+    completion,
+    copies,
+    diff,
+    digest,
+    doctor,
+    mount8,
+    mounts,
+    play,
+    record,
+    resume_hint,
+    seals,
+    status,
+    systemd,
+    tapes,
+)
 from tartapefs.cli.common import (
     DRIFT,
     INTERRUPTED,
@@ -71,11 +86,11 @@ for command in (
     seals.seal,
     seals.verify_extracted,
     seals.extract,
-    transfer.check,
-    transfer.resume,
-    transfer.resume_hint,
-    transfer.diff,
-    transfer.digest,
+    copies.check,
+    copies.resume,
+    resume_hint.resume_hint,
+    diff.diff,
+    digest.digest,
     mounts.mount,
     mounts.unmount,
     status.status,

@@ -26,6 +26,8 @@ from tartapefs.source.folder import Source
 
 DRIFT, USAGE, NO_TAPE, REFUSED, NO_MOUNT, INTERRUPTED = 1, 2, 3, 4, 5, 130
 
+MOST_PARTS = 10_000  # of an S3 multipart upload
+
 _UNITS = {unit: 1 << 10 * power for power, unit in enumerate(("", "K", "M", "G", "T", "P"))}
 
 
@@ -257,6 +259,11 @@ def late(types: list[str]) -> str:
 def say_if_late(source: Source) -> None:
     if types := source.foreign_types():
         say(f'{printable(source.root)} is on {late(types)} ("tartapefs seal")')
+
+
+def say_if_too_many_parts(size: int, count: int) -> None:
+    if count > MOST_PARTS:
+        say(f"parts of {size} bytes are {count:,}; S3 takes {MOST_PARTS:,}")
 
 
 def json_option(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,180 @@
+"""The commands on copies of an archive: check, resume."""
+
+import errno
+import os
+import sys
+from contextlib import ExitStack
+from typing import Any
+
+import click
+
+from tartapefs.api.tape import Tape
+from tartapefs.base.text import printable
+from tartapefs.cli.common import (
+    DRIFT,
+    check_option,
+    expect_option,
+    expected,
+    fail,
+    folder_argument,
+    index_option,
+    json_option,
+    path,
+    print_json,
+    progress,
+    refuse_part,
+    say,
+)
+from tartapefs.play.engine import Check, TapePlayer
+from tartapefs.transfer.copies import Agreement, Copy, compare, sample
+
+
+def _examine(tape: Tape, player: TapePlayer | None, copy: Copy, shown: str, full: bool, start: int = 0) -> Agreement:
+    size = tape.total_size if copy.is_stream else min(copy.size, tape.total_size)
+    with progress(f"checking {shown}", size - start, True, tape) as update:
+
+        def on_progress(position: int, done: int) -> None:
+            update(done, position)
+
+        if player is not None and (full or copy.is_stream):
+            return compare(player, copy, start, on_progress=on_progress)
+        return sample(tape, player, copy, start, on_progress)
+
+
+def _facts(tape: Tape, found: Agreement) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "complete": found.is_complete,
+        "size": found.size,
+        "total_size": found.total_size,
+        "good": found.good,
+        "member": None,
+        "segment": None,
+        "position": None,
+        "wrong": found.wrong,
+        "zeros": [list(stretch) for stretch in found.zeros],
+        "beyond": found.beyond,
+        "exact": found.exact,
+        "compared": found.compared,
+    }
+    if found.good < found.total_size:
+        member, segment = tape.member_at(found.good), tape.segment_at(found.good)
+        facts["member"] = member.arc_path if member is not None else None
+        facts |= {"segment": segment.kind.value, "position": found.good - segment.start}
+    return facts
+
+
+def _print_agreement(facts: dict[str, Any]) -> None:
+    def line(key: str, text: str) -> None:
+        click.echo(f"{key:14}{text}")
+
+    line("complete", "yes" if facts["complete"] else "no")
+    line("size", f"{facts['size']} of {facts['total_size']}")
+    line("good", f"{facts['good']}")
+    if facts["segment"] is not None:
+        of = printable(facts["member"]) if facts["member"] is not None else "the archive"
+        line("ends in", f"the {facts['segment']} of {of}, at its byte {facts['position']}")
+    line("first wrong", "none seen" if facts["wrong"] is None else f"{facts['wrong']}")
+    for start, stop in facts["zeros"]:
+        line("zeros", f"[{start}, {stop})")
+    if facts["beyond"]:
+        line("beyond", f"{facts['beyond']} bytes after the archive's end")
+    line("compared", "every byte" if facts["exact"] else f"{facts['compared']} bytes, in places (--full: all)")
+
+
+def _refuse_other_files(copy: str, found: Agreement) -> None:
+    if not found.is_copy:
+        fail(f"{printable(copy)}: does not begin as this archive does; remove it, or name another file", DRIFT)
+
+
+@click.command()
+@folder_argument
+@click.argument("copy", metavar="COPY", type=path)
+@index_option
+@check_option
+@expect_option
+@click.option("--full", is_flag=True, help="Compare every byte, not only places.")
+@click.option("--no-source", is_flag=True, help="Look at headers and footer alone, which need no DIR, just its index.")
+@click.option("--truncate", is_flag=True, help="Cut COPY to its good prefix, after asking.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def check(
+    directory: str,
+    copy: str,
+    index: str | None,
+    check: Check,
+    expect: str | None,
+    full: bool,
+    no_source: bool,
+    truncate: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """How far COPY, a file or - for a stream, agrees with the archive of DIR.
+
+    Exit code 0 if it is complete and equal, else 1. "good" is the number of bytes to go on from. Without --full it
+    looks at every header, a place in each 64 MiB of a body, the file's holes, and all of the last 64 MiB; a stream is
+    compared whole, and read up to 64 MiB beyond.
+    """
+    if truncate and copy == "-":
+        raise click.UsageError("a stream cannot be cut")
+    if truncate and not yes and not sys.stdin.isatty():
+        raise click.UsageError('there is no terminal to ask at; "--truncate" needs "--yes"')
+    if no_source and (full or copy == "-"):
+        raise click.UsageError('"--no-source" leaves nothing to compare every byte with')
+    if copy == "-" and sys.stdin is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard input")
+    with Tape.discover(directory, index) as tape, ExitStack() as opened:
+        expected(tape, expect, complete=True)
+        player = None if no_source else TapePlayer(tape, directory, check)
+        if truncate:
+            refuse_part(copy, tape, player, directory)
+        file = opened.enter_context(Copy(sys.stdin.fileno() if copy == "-" else copy, writable=truncate))
+        if no_source and file.is_stream:
+            raise click.UsageError("only a file can be checked without the source")
+        found = _examine(tape, player, file, copy, full)
+        facts = _facts(tape, found)
+        if as_json:
+            print_json(facts)
+        else:
+            _print_agreement(facts)
+        if truncate and found.good < found.size:
+            _refuse_other_files(copy, found)
+            question = f"Cut {printable(copy)} from {found.size} to {found.good} bytes?"
+            if yes or click.confirm(question, err=True):
+                file.truncate(found.good)
+                say(f"{printable(copy)} has {found.good} bytes now")
+                if found.good == found.total_size:
+                    return
+        if not found.is_complete:
+            raise SystemExit(DRIFT)
+
+
+@click.command()
+@folder_argument
+@click.argument("copy", metavar="COPY", type=path)
+@index_option
+@check_option
+@click.option("--full", is_flag=True, help="Compare every byte, before and after, not only places.")
+@json_option
+def resume(directory: str, copy: str, index: str | None, check: Check, full: bool, as_json: bool) -> None:
+    """Complete COPY, a local file: check it, cut what is wrong, append what is missing, check that.
+
+    May be interrupted in any way and at any time, and then be run again. A COPY that is not there is made.
+    """
+    with Tape.discover(directory, index) as tape:
+        player = TapePlayer(tape, directory, check)
+        refuse_part(copy, tape, player, directory)
+        with Copy(copy, writable=True, create=True) as file:
+            found = _examine(tape, player, file, copy, full)
+            _refuse_other_files(copy, found)
+            if found.good < found.size:
+                say(f"{printable(copy)}: cut from {found.size:,} to {found.good:,} bytes")
+                file.truncate(found.good)
+            with progress(f"writing {copy}", tape.total_size - found.good, True, tape) as update:
+                file.extend(player, lambda position, done: update(done, position))
+            again = _examine(tape, player, file, copy, full, found.good)
+        if as_json:
+            print_json({"resumed_from": found.good} | _facts(tape, again))
+        if not again.is_complete:
+            fail(f"{printable(copy)}: what was written reads back wrong from byte {again.good:,} on", DRIFT)
+        say(f"{printable(copy)}: complete; {tape.total_size:,} bytes, {tape.total_size - found.good:,} of them new")

@@ -1,0 +1,71 @@
+"""The command that compares two recordings: diff."""
+
+import json
+import os
+from typing import Any
+
+import click
+
+from tartapefs.api.tape import Tape
+from tartapefs.base.text import printable
+from tartapefs.cli.common import (
+    DRIFT,
+    check_option,
+    path,
+    progress,
+)
+from tartapefs.play.engine import Check
+from tartapefs.transfer.index_diff import Change, Comparison
+
+_MARKS = {"added": "+", "removed": "-", "changed": "!", "moved": ">"}
+
+
+def _open_index(place: str) -> Tape:
+    return Tape.discover(place) if os.path.isdir(place) else Tape.from_index(place)
+
+
+def _change_facts(change: Change) -> dict[str, Any]:
+    return {
+        "change": change.kind,
+        "path": change.member.arc_path,
+        "old_start": change.old.start if change.old else None,
+        "new_start": change.new.start if change.new else None,
+        "old_size": change.old.size if change.old else None,
+        "new_size": change.new.size if change.new else None,
+    }
+
+
+@click.command()
+@click.argument("old", metavar="OLD_INDEX", type=path)
+@click.argument("new", metavar="NEW_INDEX", type=path)
+@check_option
+@click.option("--json", "as_json", is_flag=True, help="A JSON object for each change, one a line; the summary last.")
+def diff(old: str, new: str, check: Check, as_json: bool) -> None:
+    """What differs between two recordings, and how many bytes of the old archive the new one begins with.
+
+    Each may be an index or a recorded folder. A line for each member that was added (+), removed (-), changed (!) or
+    moved (>) to another offset, with its start in the old and the new archive. Exit code 1 if the archives differ.
+    """
+    counts = dict.fromkeys(_MARKS, 0)
+    with _open_index(old) as one, _open_index(new) as other:
+        comparison = Comparison(one, other, check)
+        most = max(one.member_count, other.member_count)
+        with progress("comparing", most, tape=other) as update:
+            prefix = comparison.prefix(update)
+        with progress("listing", most, tape=other) as update:
+            for change in comparison.changes(update):
+                counts[change.kind] += 1
+                if as_json:
+                    print(json.dumps(_change_facts(change)))
+                else:
+                    before = change.old.start if change.old else "-"
+                    after = change.new.start if change.new else "-"
+                    print(f"{_MARKS[change.kind]} {before:>15} {after:>15} {printable(change.member.name)}")
+    sizes = {"old_size": one.total_size, "new_size": other.total_size}
+    if as_json:
+        print(json.dumps({"valid_prefix": prefix} | sizes | counts))
+    else:
+        print(", ".join(f"{count:,} {kind}" for kind, count in counts.items()))
+        print(f"{prefix} bytes of the old archive, of {one.total_size}, begin the new one, of {other.total_size}")
+    if any(counts.values()) or prefix != one.total_size:
+        raise SystemExit(DRIFT)

@@ -1,0 +1,145 @@
+"""The command that prints digests of an archive: digest."""
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import BinaryIO
+
+import click
+
+from tartapefs.api.tape import Tape
+from tartapefs.base import outputs
+from tartapefs.base.text import printable
+from tartapefs.cli.common import (
+    byte_count,
+    check_option,
+    folder_argument,
+    index_option,
+    json_option,
+    named,
+    path,
+    print_json,
+    progress,
+    refuse_part,
+    say,
+    say_if_too_many_parts,
+)
+from tartapefs.play.engine import Check, TapePlayer
+from tartapefs.transfer.digests import ALGORITHMS, STATE, Algorithm, Digests
+
+
+@click.command()
+@folder_argument
+@index_option
+@check_option
+@click.option(
+    "-a",
+    "--algorithm",
+    "algorithms",
+    multiple=True,
+    type=click.Choice(ALGORITHMS),
+    help="Of the whole archive. Repeatable; by default sha256 if nothing else is asked for.",
+)
+@click.option(
+    "--s3-part-size",
+    "part_sizes",
+    multiple=True,
+    type=byte_count,
+    metavar="BYTES",
+    help="The ETag of a multipart upload in parts of this size. Repeatable.",
+)
+@click.option("--sums", type=path, metavar="FILE", help="Write the SHA-256 of each file there, for sha256sum -c.")
+@click.option("--state", type=path, metavar="FILE", help="Keep there what was reached, and go on from it.")
+@click.option("--force", is_flag=True, help="Replace the FILE of --sums if it is there, once the new one is complete.")
+@click.option(
+    "--name",
+    default="archive.tar",
+    show_default=True,
+    help="The name that is printed with each digest, as mount --name.",
+)
+@json_option
+def digest(
+    directory: str,
+    index: str | None,
+    check: Check,
+    algorithms: tuple[Algorithm, ...],
+    part_sizes: tuple[int, ...],
+    sums: str | None,
+    state: str | None,
+    force: bool,
+    name: str,
+    as_json: bool,
+) -> None:
+    """Print digests of the archive of DIR, all in one pass, without storing it.
+
+    The lines are those of sha256sum --tag, which sha256sum -c, md5sum -c and b3sum -c read. With --state it may be
+    interrupted and run again: it goes on where it stopped (BLAKE3 alone begins anew).
+    """
+    if not all(part_sizes):
+        raise click.BadParameter("a part has at least one byte", param_hint="--s3-part-size")
+    if not (algorithms or part_sizes or sums):
+        algorithms = ("sha256",)
+    if sums == "-" and (algorithms or part_sizes or state or as_json):
+        raise click.UsageError("sums on standard output cannot be mixed with anything else, nor kept in a state")
+    if sums is not None and state is not None and os.path.realpath(sums) == os.path.realpath(state):
+        raise click.UsageError("sums and state are two files")
+    with Tape.discover(directory, index) as tape, ExitStack() as opened:
+        name = named(tape, name, "--name")
+        player = TapePlayer(tape, directory, check)
+        for output in (sums, state):
+            if output is not None and output != "-":
+                refuse_part(output, tape, player, directory)
+        out: BinaryIO | None = None
+        if sums == "-":
+            out = sys.stdout.buffer
+        elif sums is not None:
+            there = outputs.refuse_existing(sums, force) is not None
+            unfinished = opened.enter_context(_unfinished(sums, state))
+            out = opened.enter_context(os.fdopen(os.dup(unfinished.fd), "r+b"))
+        digests = Digests(tape, algorithms, part_sizes, out, state)
+        for size, parts in digests.parts.items():
+            say_if_too_many_parts(size, parts.count)
+        if state is not None and digests.not_kept:
+            again = f"; {digests.read_again:,} bytes are read for that alone" if digests.read_again else ""
+            say(f"cannot be kept half way, and begins anew each time: {', '.join(digests.not_kept)}{again}")
+        missing = sum(stop - start for start, stop in digests.missing())
+        with progress(f"reading {directory}", missing, True, tape) as update:
+            digests.complete(player, lambda position, done: update(done, position))
+        if sums is not None and sums != "-" and out is not None:
+            out.flush()
+            unfinished.commit(replace=there)
+    whole = {algorithm: window.hexdigest() for algorithm, window in digests.whole.items()}
+    etags = [
+        {"part_size": size, "parts": parts.count, "etag": parts.hexdigest()} for size, parts in digests.parts.items()
+    ]
+    if as_json:
+        facts = {"fingerprint": tape.fingerprint, "total_size": tape.total_size, "sums": sums}
+        print_json(facts | whole | {"s3": etags})
+        return
+    for algorithm, value in whole.items():
+        click.echo(f"{algorithm.upper()} ({printable(name)}) = {value}")
+    for etag in etags:
+        click.echo(f"S3-ETAG-{etag['part_size']} ({printable(name)}) = {etag['etag']}")
+
+
+@contextmanager
+def _unfinished(sums: str, state: str | None) -> Iterator[outputs.Unfinished]:
+    """The file that is to become `sums`, locked. Without a state nothing can go on from it, and it is removed."""
+    token = None
+    if state is not None:
+        with outputs.State(state, STATE, wait=True) as kept:
+            token = kept.token
+    unfinished = outputs.Unfinished(sums, token, goes_on=True)
+    try:
+        outputs.lock(unfinished.fd, sums)
+        yield unfinished
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            error.filename = sums
+        raise
+    finally:
+        if state is None:
+            unfinished.discard()
+        unfinished.close()

@@ -1,0 +1,112 @@
+"""The command that prints how other programs can continue a transfer: resume-hint."""
+
+import os
+import shlex
+
+import click
+
+from tartapefs.api.tape import Tape
+from tartapefs.base.errors import OffsetError
+from tartapefs.cli.common import (
+    MOST_PARTS,
+    byte_count,
+    folder_argument,
+    index_option,
+    json_option,
+    named,
+    path,
+    print_json,
+    say,
+    say_if_too_many_parts,
+)
+
+_SMALLEST_PART = 64 << 20
+
+
+@click.command("resume-hint")
+@folder_argument
+@click.option("--have", type=byte_count, required=True, metavar="BYTES", help='How many are good, as "check" tells.')
+@click.option(
+    "--archive",
+    default="/mnt/tape/archive.tar",
+    show_default=True,
+    type=path,
+    help="Where it is mounted; its name may be one of those that mount --name takes.",
+)
+@click.option("--copy", type=path, help="The copy to complete, by default one of the same name in the current folder.")
+@click.option("--url", type=path, help="Where the archive is served, for curl; by default the mounted file.")
+@click.option("--bucket", default="BUCKET", type=path, help="Of the S3 upload.")
+@click.option("--key", default="KEY", type=path, help="Of the S3 upload.")
+@click.option("--upload-id", default="UPLOAD_ID", type=path, help="Of the S3 upload.")
+@click.option("--part-size", type=byte_count, metavar="BYTES", help="Of the S3 upload; all parts but the last have it.")
+@index_option
+@json_option
+def resume_hint(
+    directory: str,
+    have: int,
+    archive: str,
+    copy: str | None,
+    url: str | None,
+    bucket: str,
+    key: str,
+    upload_id: str,
+    part_size: int | None,
+    index: str | None,
+    as_json: bool,
+) -> None:
+    """Print the commands that go on with a transfer of which BYTES are good, by other means.
+
+    Each is one line for a shell, cuts the copy to BYTES first, and exits otherwise than 0 unless it has sent all of the
+    rest. Nothing is run.
+    """
+    with Tape.discover(directory, index) as tape:
+        total = tape.total_size
+        archive = named(tape, archive, "--archive")
+    copy = copy or os.path.basename(archive)
+    if have > total:
+        raise OffsetError(have, total)
+    if part_size == 0:
+        raise click.BadParameter("a part has at least one byte", param_hint="--part-size")
+    size = part_size or max(_SMALLEST_PART, -(-total // MOST_PARTS >> 20) << 20)
+    first, last = have // size + 1, -(-total // size)
+    source, target = shlex.quote(_not_an_option(os.path.abspath(archive))), shlex.quote(_not_an_option(copy))
+    address = shlex.quote(url or "file://" + _url_path(os.path.abspath(archive)))
+    folder = _not_an_option(directory) if directory.startswith("-") else directory
+    play = shlex.join(["tartapefs", "play", folder, *(("--index", index) if index else ())])
+    upload = shlex.join(["--bucket", bucket, "--key", key, "--upload-id", upload_id])
+    part = shlex.quote(_not_an_option(copy) + ".part")
+    cut = f"truncate -s {have} {target}"
+    hints = {
+        "dd": f"{cut} && dd if={source} of={target} bs=1M iflag=skip_bytes skip={have} oflag=append conv=notrunc",
+        "rsync": f"{cut} && rsync --append {source} {target}",
+        "rclone": f"{cut} && rclone cat --offset {have} {source} >> {target}",
+        # It exits 0 on a file that fails to read (7.88, with file://), so the size has to tell.
+        "curl": f"{cut} && curl -f -r {have}- {address} >> {target} && test $(stat -c %s {target}) = {total}",
+        "tartapefs": f"{cut} && {play} --start {have} >> {target}",
+        # Whoever completes the upload after this line exited 0 has all parts in it, and no other.
+        "aws": f"(for n in $(seq {first} {last}); do {play} --start $(((n - 1) * {size})) --length {size} > {part}"
+        f" && aws s3api upload-part {upload} --part-number $n --body {part} || exit 1; done)"
+        f" && test \"$(aws s3api list-parts {upload} --query '[length(Parts), sum(Parts[].Size)]' --output json"
+        f" | tr -d ' \\n')\" = '[{last},{total}]'",
+    }
+    if have == total:
+        hints = {}
+        say("nothing is missing")
+    else:
+        say_if_too_many_parts(size, last)
+    if as_json:
+        print_json({"have": have, "total_size": total, "part_size": size, "parts": last, "commands": hints})
+        return
+    for client, line in hints.items():
+        click.echo(f"# {client}\n{line}")
+
+
+def _not_an_option(name: str) -> str:
+    """The path such that no program takes it for an option, or, as rsync does, for one on another host."""
+    return name if name.startswith(("/", "./", "../")) else f"./{name}"
+
+
+def _url_path(name: str) -> str:
+    from urllib.parse import quote
+
+    return quote(os.fsencode(name))

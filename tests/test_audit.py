@@ -17,7 +17,7 @@ from daemon import foreground
 from reference import Reference
 
 from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder
-from tartapefs.mount.daemon import _audit
+from tartapefs.mount.background import audit
 from tartapefs.mount.operations import MountOptions
 from tartapefs.play.events import TapeCompleted
 
@@ -308,7 +308,7 @@ class Counted:
 def auditing(player: Counted) -> Iterator[threading.Thread]:
     ended = threading.Event()
     options = MountOptions(audit_interval=0.01, audit_share=0.5)
-    thread = threading.Thread(target=_audit, args=(player, player, options, ended, threading.Event()))
+    thread = threading.Thread(target=audit, args=(player, player, options, ended, threading.Event()))
     thread.start()
     try:
         yield thread

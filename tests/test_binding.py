@@ -13,7 +13,7 @@ from conftest import TARTAPEFS, run
 from reference import Reference
 from test_mount import User
 
-from tartapefs.mount import session as binding
+from tartapefs.mount import libfuse as binding
 
 user = test_mount.user  # a fixture
 

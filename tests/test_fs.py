@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from tartapefs.base.errors import Difference, TapeError, TapeFormatError, TapeIntegrityError
+from tartapefs.mount import libfuse
 from tartapefs.mount import operations as fs
 from tartapefs.mount import session as binding
 
 try:
-    fuse = binding.load()
+    fuse = libfuse.load()
 except ImportError as error:
     pytest.skip(str(error), allow_module_level=True)
 
@@ -72,7 +73,7 @@ class FakeLibrary:
             self.mountpoint = mountpoint
             return 0
 
-        context = binding.load().fuse_context()
+        context = libfuse.load().fuse_context()
         self.fuse_setup, self.fuse_new, self.fuse_mount = fuse_setup, fuse_new, fuse_mount
         self.fuse_get_context = lambda: ctypes.pointer(context)
 
@@ -85,7 +86,7 @@ class Adapter:
         self.library = library
         self.archive = b"/" + os.fsencode(options.name)
         self._session = binding.Session(fs.ArchiveFS(player, options), "/mnt/x", player.source.root, options)
-        self._callbacks = self._session._callbacks
+        self._callbacks = self._session._connection.callbacks
 
     def read(self, size: int = 64, offset: int = 0) -> tuple[int, bytes]:
         """As the kernel asks for it: `fuse_in_header` and `fuse_read_in` of linux/fuse.h, answered by the loop."""
@@ -142,9 +143,9 @@ def adapter(monkeypatch: pytest.MonkeyPatch) -> MakeAdapter:
     """`adapter(player, **options)`: an adapter over `player`, mounted nowhere."""
     library = FakeLibrary()
     monkeypatch.setattr(fuse, "_libfuse", library)
-    monkeypatch.setattr(binding, "_accept_more", lambda libfuse, handle: None)
+    monkeypatch.setattr(libfuse, "_negotiate", lambda library, handle: None)
     for name in ("_device_2", "_device_3"):
-        monkeypatch.setattr(binding, name, lambda libfuse, handle: (-1, None))
+        monkeypatch.setattr(libfuse, name, lambda library, handle: (-1, None))
 
     def make(player: FakePlayer | None = None, **options: object) -> Adapter:
         return Adapter(player or FakePlayer(), fs.MountOptions(**options), library)
@@ -539,7 +540,7 @@ def test_one_thread_always_serves(adapter: MakeAdapter, monkeypatch: pytest.Monk
     def serve() -> None:
         for _ in range(5):
             at_once.wait()
-            session._rest()
+            session._yield_gil()
 
     monkeypatch.setattr(binding, "time", SimpleNamespace(sleep=sleep))
     session._serving = 4

@@ -17,8 +17,8 @@ from daemon import daemon_of, descriptors, foreground, is_gone
 from reference import Reference
 
 from tartapefs.base import processes
-from tartapefs.mount import daemon as mounting
-from tartapefs.mount.daemon import MountError
+from tartapefs.base.errors import MountError
+from tartapefs.mount import mount_table as mounting
 from tartapefs.mount.hold import Hold
 
 Mount = Callable[..., Path]

@@ -12,7 +12,7 @@ from reference import Reference
 
 from tartapefs import Tape
 from tartapefs.base.naming import file_name
-from tartapefs.mount import daemon as mounting
+from tartapefs.mount import mount_table as mounting
 
 Mount = Callable[..., Path]
 FINGERPRINT, SEAL = "0123456789abcdef" * 4, "fedcba9876543210" * 4

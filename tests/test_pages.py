@@ -122,10 +122,10 @@ class Served:
             "_device": self._device.fileno(),
             "_pass_on": lambda address, length: None,
             "_serving": 0,
-            "_counting": threading.Lock(),
+            "_serving_lock": threading.Lock(),
             "_files": {},
             "_under_way": set(),
-            "_dropping": threading.Lock(),
+            "_drop_lock": threading.Lock(),
             "hold": None,
         }
         self._thread = threading.Thread(target=self.session.loop, args=(memoryview(bytearray(binding.MEMORY)),))

@@ -23,7 +23,7 @@ from reference import Reference
 
 from tartapefs import MountError, Tape, TapeConstraintError, TapeRecorder
 from tartapefs.cli.mounts import mount as mount_command
-from tartapefs.mount import daemon as mounting
+from tartapefs.mount import mount_table as mounting
 from tartapefs.play.audit import Rest
 
 machine, user = machines.machine, machines.user  # fixtures

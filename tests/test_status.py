@@ -20,7 +20,7 @@ from conftest import TARTAPEFS, run, wait_until
 from daemon import daemon_of, force_unmount
 
 from tartapefs.cli.status import bar
-from tartapefs.mount import daemon as mounting
+from tartapefs.mount import mount_table as mounting
 from tartapefs.mount import status as module
 from tartapefs.mount.read_statistics import Activity, Coverage
 from tartapefs.mount.status import Server, ask, document

@@ -17,7 +17,7 @@ from conftest import run, wait_until
 from reference import Reference
 from sshd import sshd
 
-from tartapefs.mount import daemon as mounting
+from tartapefs.mount import mount_table as mounting
 
 pytestmark = [pytest.mark.wild, pytest.mark.fuse]
 Mount = Callable[..., Path]

@@ -28,7 +28,7 @@ from tartapefs.api.tape import Tape
 from tartapefs.base.errors import TapeError
 from tartapefs.base.text import printable
 from tartapefs.cli.common import DRIFT, json_option, path, print_json, progress
-from tartapefs.mount import session
+from tartapefs.mount import libfuse
 from tartapefs.play.engine import TapePlayer
 from tartapefs.play.playback import CHUNK
 from tartapefs.source.folder import has_openat2
@@ -96,7 +96,7 @@ def _loaded_library() -> str:
 
 def _library() -> Finding:
     try:
-        session.load()
+        libfuse.load()
     except ImportError as error:
         return Finding("libfuse", "problem", printable(f"cannot be loaded: {error}"), _INSTALL)
     return Finding("libfuse", "ok", _loaded_library() or "is loaded")
@@ -158,7 +158,7 @@ def _answer_of(mountpoint: str) -> str:
 
 def _mounts() -> Iterator[Finding]:
     try:
-        from tartapefs.mount.daemon import mounts
+        from tartapefs.mount.mount_table import mounts
     except Exception:
         return  # for want of a library, as another check says
     places = [entry.mountpoint for entry in mounts()]

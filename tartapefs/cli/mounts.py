@@ -144,11 +144,11 @@ def mount(
         raise click.UsageError(
             "--on-drift hold goes without --cached: nothing could interrupt who waits for the page cache"
         )
-    from tartapefs.mount import daemon as mounting
+    from tartapefs.mount import daemon
     from tartapefs.mount.operations import MountOptions
 
     if not foreground:
-        mounting.close_inherited()
+        daemon.close_inherited()
     try:
         tape = Tape.discover(directory, index)
     except TapeNotFoundError:
@@ -177,7 +177,7 @@ def mount(
         player = TapePlayer(tape, directory, check, strict=strict, expect=expect and expect.strip().lower())
         if not tape.seal:
             say_if_late(player.source)
-        code = mounting.mount(player, mountpoint, options, foreground, log)
+        code = daemon.mount(player, mountpoint, options, foreground, log)
     if code:
         fail("the folder is no longer as recorded", code)
 
@@ -187,14 +187,14 @@ def mount(
 @click.option("--lazy", is_flag=True, help="Do not wait for programs that still read the archive.")
 def unmount(mountpoint: str, lazy: bool) -> None:
     """Unmount the archive at MNT."""
-    from tartapefs.mount import daemon as mounting
+    from tartapefs.mount import mount_table
 
     try:
-        mounting.unmount(mountpoint, lazy)
+        mount_table.unmount(mountpoint, lazy)
     except MountError as error:
         held: Any = None
         with contextlib.suppress(MountError):
-            held = mounting.status(mountpoint).get("held")
+            held = mount_table.status(mountpoint).get("held")
         if not isinstance(held, list) or not held:
             raise
         who = ", ".join(f"{read['command'] or '?'} ({read['pid']})" for read in held)

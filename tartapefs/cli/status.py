@@ -117,12 +117,12 @@ def _row(facts: Facts) -> str:
 
 def _look(mountpoint: str | None) -> tuple[Facts | list[Facts], str, bool]:
     """The report or, of all mounts, the reports; these as text; and whether all that is known is as recorded."""
-    from tartapefs.mount import daemon as mounting
+    from tartapefs.mount import mount_table
 
     if mountpoint is not None:
-        facts = mounting.status(mountpoint)
+        facts = mount_table.status(mountpoint)
         return facts, _text(facts), facts["state"] == "valid"
-    found = mounting.statuses()
+    found = mount_table.statuses()
     bad = [facts for facts in found if facts["state"].startswith("invalid")]
     return found, "\n".join(map(_row, found)) or "no archive is mounted", not bad
 

@@ -3,7 +3,7 @@
 Rule: a read is answered with exactly the bytes asked for, or fails whole with EIO. A good prefix is never an answer:
 outside `direct_io` one short answer makes the kernel shrink the file, and cp, cat and rclone then exit 0 with a
 truncated copy. Exceptions become errno in `ArchiveFS.errno_of` and nowhere else, and are logged there; no exception of
-any kind reaches what calls these operations, which `binding` binds to libfuse.
+any kind reaches what calls these operations, which `libfuse` binds to the library.
 """
 
 import contextlib

@@ -1,0 +1,104 @@
+"""Background work of the daemon: audits, the scrub, dropping of cached pages, and what the service manager hears.
+
+Rule: each function runs in a thread of its own until the event `ended` is set, and leaves serving requests alone. What
+it finds is drift, which the player keeps, or an error, which `ArchiveFS.errno_of` logs.
+"""
+
+import os
+import subprocess
+import threading
+
+from tartapefs.base.errors import TapeError
+from tartapefs.mount import sd_notify
+from tartapefs.mount.operations import ArchiveFS, MountOptions
+from tartapefs.mount.session import Session
+from tartapefs.play.engine import TapePlayer
+
+_SCRUB_PAUSE = 60.0  # seconds between two scrubs
+_STATE_INTERVAL = 2.0  # seconds between two checks whether the state has changed
+
+
+def audit(
+    player: TapePlayer, archive: ArchiveFS, options: MountOptions, ended: threading.Event, audited: threading.Event
+) -> None:
+    """Audits the source at once, and then now and then while anybody has the archive open; ends at the first drift.
+
+    `audited`: the first audit has ended, or need not be waited for. Until then it takes no rest.
+    """
+    while player.drift is None:
+        try:
+            player.audit(options.audit_share, lambda seconds: audited.is_set() and ended.wait(seconds))
+        except (TapeError, OSError) as error:
+            archive.errno_of(error)
+        audited.set()
+        while True:
+            if ended.wait(options.audit_interval):
+                return
+            if archive.is_open:
+                break
+
+
+def drop_pages(player: TapePlayer, session: Session, ended: threading.Event) -> None:
+    """Ends what the kernel's cache would go on to give to programs that opened the archive before the drift."""
+    player.drifted.wait()
+    session.drop_pages(ended)
+
+
+def scrub(player: TapePlayer, archive: ArchiveFS, share: float, ended: threading.Event) -> None:
+    """Reads all contents, again and again, until something is not as recorded; rests a minute after each time."""
+    while not ended.is_set() and player.drift is None:
+        try:
+            player.scrub(share, ended.wait)
+        except (TapeError, OSError) as error:
+            archive.errno_of(error)
+        ended.wait(_SCRUB_PAUSE)
+
+
+def state_line(player: TapePlayer, archive: ArchiveFS) -> str:
+    """In a line: how much has been delivered, or what is not as recorded."""
+    if player.drift is not None:
+        held = len(archive.hold.reads()) if archive.hold else 0
+        return f"invalid: {player.drift}" + (f"; {held} held by that" if held else "")
+    delivered, coverage, _ = archive.activity.so_far()
+    return f"valid; delivered {delivered:,} bytes, {100 * coverage.size // player.tape.total_size}% of the archive"
+
+
+def report_state(player: TapePlayer, archive: ArchiveFS, ended: threading.Event) -> None:
+    """Tells the service manager the state, each time that it has changed."""
+    told = ""
+    while True:
+        state = state_line(player, archive)
+        if state != told:
+            sd_notify.send(f"STATUS={state}")
+            told = state
+        if ended.wait(_STATE_INTERVAL):
+            return
+
+
+def feed_watchdog(where: str, ended: threading.Event) -> None:
+    """Tells the service manager that requests are answered, as long as they are."""
+    limit = sd_notify.watchdog()
+    while limit and not ended.wait(limit / 2):
+        if not failure_of(where):
+            sd_notify.send("WATCHDOG=1")
+
+
+def failure_of(path: str) -> str:
+    """What is wrong with a file of this process' own mount; empty if nothing is.
+
+    Another process looks at it: one that waits for an answer of its own cannot be killed while none comes.
+    """
+    try:
+        result = subprocess.run(
+            ["stat", "--", path],
+            env=os.environ | {"LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+    except FileNotFoundError:
+        return "the program stat is not installed"
+    except OSError as error:
+        return f"stat could not be run: {error.strerror}"
+    said = result.stderr.decode(errors="replace").strip()
+    return "" if result.returncode == 0 else said.rpartition(": ")[2] or "stat failed"

@@ -1,0 +1,225 @@
+"""The mount table: which archives are mounted, what each tells of itself, and how one is unmounted.
+
+Rule: an entry is known by its device, which no other mount has meanwhile. Another program may unmount an archive at any
+time: each function here takes that for a success, or says so in one line.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import shutil
+import subprocess
+from typing import Any, NamedTuple
+
+from tartapefs.base import forked_work, processes
+from tartapefs.base.errors import MountError
+from tartapefs.base.text import printable
+from tartapefs.mount import status as reports
+from tartapefs.mount.operations import XATTRS
+
+log = logging.getLogger("tartapefs")
+
+_TYPE = "fuse.tartapefs"
+_ENDS_SOON, _ENDS_WITHIN = 0.5, 5.0  # seconds in which a daemon ends once it is unmounted: most of them, and any
+
+
+class MountEntry(NamedTuple):
+    device: str  # major:minor, which no other mount has meanwhile
+    mountpoint: str
+    source: str
+    owner: int  # the user who mounted it
+
+
+def mounts() -> list[MountEntry]:
+    """The archives mounted where this process can see them, from /proc/self/mountinfo (see proc(5))."""
+    entries = []
+    # The kernel escapes space, tab, newline and backslash, and no other end of a line that Python knows.
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+        for line in lines:
+            before, _, after = line.partition(" - ")
+            fstype, source, options = after.rstrip("\n").split(" ")[:3]
+            if fstype == _TYPE:
+                _, _, device, _, mountpoint = before.split(" ")[:5]
+                owner = next(int(o[8:]) for o in options.split(",") if o.startswith("user_id="))
+                entries.append(MountEntry(device, _unescaped(mountpoint), _unescaped(source), owner))
+    return entries
+
+
+def entries_at(mountpoint: str) -> list[MountEntry]:
+    """Those mounted at this path, which must be real; the last is on top."""
+    return [entry for entry in mounts() if entry.mountpoint == mountpoint]
+
+
+def _unescaped(field: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda digits: chr(int(digits[1], 8)), field)
+
+
+def _mounted_at(mountpoint: str) -> MountEntry:
+    known = {entry.mountpoint: entry for entry in mounts()}  # of several at one place the last, which is on top
+    # By its folder first: to look at the mount point itself is to ask a daemon that may not answer any more.
+    folder, name = os.path.split(os.path.abspath(mountpoint))
+    where = os.path.join(os.path.realpath(folder), name)
+    if where in known or (where := os.path.realpath(mountpoint)) in known:
+        return known[where]
+    raise MountError(mountpoint, "no archive of tartapefs is mounted here")
+
+
+def check_mountpoint(mountpoint: str, source: str) -> str:
+    where = os.path.realpath(mountpoint)
+    hidden: list[str] = []
+    try:
+        if not os.path.isdir(where) and os.stat(where):
+            raise MountError(mountpoint, "is not a folder")
+        hidden = os.listdir(where)
+    except FileNotFoundError:
+        raise MountError(mountpoint, "no such folder") from None
+    except OSError as error:
+        left = entries_at(where)
+        if error.errno != errno.ENOTCONN or not left:
+            raise MountError(mountpoint, error.strerror or "cannot be used") from None
+        _unmount(left[-1], lazy=True)
+        log.warning("%s: was left behind by a daemon that is gone; unmounted it", printable(mountpoint))
+    if entries_at(where):
+        raise MountError(mountpoint, "an archive is mounted here already")
+    if os.path.commonpath((where, source)) == source:
+        raise MountError(mountpoint, "lies inside the recorded folder, which the mount would change")
+    if hidden:  # libfuse 2 would say so as well, libfuse 3 not
+        raise MountError(mountpoint, "is not empty")
+    return where
+
+
+def unmount(mountpoint: str, lazy: bool = False) -> None:
+    """Unmounts the archive at `mountpoint`; `lazy` lets programs that read it go on until they close it.
+
+    Else it returns once the daemon has ended, so that the source can be unmounted next, unless that takes long. Raises
+    MountError where no archive is mounted there, and with what the system's own program said. A daemon that goes on,
+    since it is mounted in some other place too, is logged with that place.
+    """
+    entry = _mounted_at(mountpoint)
+    pid = None if lazy else _daemon_of(entry)
+    with contextlib.ExitStack() as stack:
+        daemon = None
+        if pid is not None:
+            with contextlib.suppress(OSError):
+                daemon = os.pidfd_open(pid)
+                stack.callback(os.close, daemon)
+        _unmount(entry, lazy)
+        if daemon is None or forked_work.await_end(daemon, _ENDS_SOON):
+            return
+        place = _other_place(entry.device)
+        if place is None and forked_work.await_end(daemon, _ENDS_WITHIN - _ENDS_SOON):
+            return
+    why = f"it is still mounted {place}" if place else "it takes longer than usual"
+    log.warning(
+        "%s: unmounted here, but its daemon, process %d, has the source in use until it ends: %s",
+        printable(entry.mountpoint),
+        pid,
+        why,
+    )
+
+
+def _daemon_of(entry: MountEntry) -> int | None:
+    """The process that serves this mount, where it is ours and tells of itself."""
+    if entry.owner == os.geteuid():
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return int((reports.ask(entry.device) or {})["pid"])
+    return None
+
+
+def _other_place(device: str) -> str | None:
+    """Where else the file system of this device is mounted, as far as this user may see: here, or in a namespace."""
+    for entry in mounts():
+        if entry.device == device:
+            return f"at {printable(entry.mountpoint)}"
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{process}/mountinfo", "rb") as lines:
+            if any(line.split(b" ", 3)[2] == device.encode() for line in lines):
+                name = printable(processes.command_of(int(process)) or "?")
+                return f"in the mount namespace of process {process} ({name})"
+    return None
+
+
+def _unmount(entry: MountEntry, lazy: bool) -> None:
+    """Unmounts it; nothing is wrong if somebody else has done so meanwhile."""
+    try:
+        _run_umount(entry.mountpoint, lazy)
+    except MountError:
+        if entry in mounts():
+            raise
+
+
+def unmount_own(ours: list[MountEntry]) -> MountError | None:
+    """Unmounts what this process mounted, unless somebody did already; another mount may be in its place by now.
+
+    Returns why it could not, if it is still there.
+    """
+    for entry in ours:
+        if entry in mounts():
+            try:
+                _unmount(entry, lazy=True)  # a reader that never closes the archive must not keep the daemon
+            except MountError as error:
+                return error
+    return None
+
+
+def _run_umount(where: str, lazy: bool) -> None:
+    if os.geteuid() == 0:
+        command = ["umount", *(["-l"] if lazy else []), where]
+    else:
+        program = next(filter(shutil.which, ("fusermount3", "fusermount")), "fusermount3")
+        command = [program, "-u", *(["-z"] if lazy else []), where]
+    try:
+        result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    except FileNotFoundError:
+        raise MountError(where, f"{command[0]} is not installed; install the package fuse3") from None
+    if result.returncode:
+        raise MountError(where, "; ".join(result.stderr.split("\n")[:-1]) or f"{command[0]} failed")
+
+
+def status(mountpoint: str) -> dict[str, Any]:
+    """What the archive mounted at `mountpoint` says of itself: `status.document`, and its `mountpoint`.
+
+    From a daemon whose socket is not in reach, only what its extended attributes tell. Raises MountError where no
+    archive is mounted, or its daemon does not answer.
+    """
+    return _report(_mounted_at(mountpoint))
+
+
+def statuses() -> list[dict[str, Any]]:
+    """`status` of each archive that is mounted; where it is not to be had, a `state` of "unknown: " and why."""
+    found = []
+    for entry in mounts():
+        try:
+            found.append(_report(entry))
+        except MountError as error:
+            if entry in mounts():  # and not unmounted meanwhile
+                found.append(_known(entry) | {"state": f"unknown: {error.reason}"})
+    return found
+
+
+def _known(entry: MountEntry) -> dict[str, Any]:
+    return {"mountpoint": entry.mountpoint, "owner": entry.owner, "source": printable(entry.source)}
+
+
+def _report(entry: MountEntry) -> dict[str, Any]:
+    try:
+        # Nobody else is in reach of the socket.
+        found = reports.ask(entry.device) if entry.owner == os.geteuid() else None
+        if found is None and not (found := _attributes(entry.mountpoint)):
+            raise MountError(entry.mountpoint, "it was unmounted meanwhile")
+        return _known(entry) | found
+    except OSError as error:
+        raise MountError(entry.mountpoint, f"its daemon does not answer: {error.strerror or error}") from None
+    except ValueError as error:
+        raise MountError(entry.mountpoint, f"its daemon does not answer well: {error}") from None
+
+
+def _attributes(mountpoint: str) -> dict[str, str | int]:
+    names = [name for name in sorted(os.listxattr(mountpoint)) if name.startswith(XATTRS)]
+    values = {name.removeprefix(XATTRS): os.getxattr(mountpoint, name).decode() for name in names}
+    return {
+        name: int(value) if value.isdecimal() and name not in ("fingerprint", "name", "seal") else value
+        for name, value in values.items()
+    }

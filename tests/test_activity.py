@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tartapefs.mount import read_statistics as module
-from tartapefs.mount.read_statistics import MAX_RANGES, Activity, Coverage
+from tartapefs.mount.read_statistics import MAX_RANGES, Coverage, ReadStatistics
 
 SIZE = 300
 RANGES = st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(1, 40)))
@@ -59,9 +59,9 @@ def test_the_smallest_gaps_are_closed() -> None:
 
 
 def test_nothing_was_delivered() -> None:
-    activity = Activity()
+    activity = ReadStatistics()
     activity.delivered(activity.opened(1), 100, 0)  # a read at the archive's end
-    delivered, coverage, readers = activity.so_far()
+    delivered, coverage, readers = activity.snapshot()
     assert (delivered, coverage.ranges, coverage.size, len(readers)) == (0, [], 0, 1)
     assert readers[0].rate(time.monotonic()) == 0
     assert readers[0].seconds_left(time.monotonic(), 1000) is None
@@ -70,7 +70,7 @@ def test_nothing_was_delivered() -> None:
 def test_memory_is_bounded_whatever_is_read() -> None:
     """Random small reads of 10 TB: the worst for ranges; and handles that come and go."""
     chosen = random.Random(1)
-    activity = Activity()
+    activity = ReadStatistics()
     handle = activity.opened(1)
     tracemalloc.start()
     try:
@@ -83,7 +83,7 @@ def test_memory_is_bounded_whatever_is_read() -> None:
             peaks.append(tracemalloc.get_traced_memory()[1])
     finally:
         tracemalloc.stop()
-    delivered, coverage, readers = activity.so_far()
+    delivered, coverage, readers = activity.snapshot()
     assert delivered == 80_000 * 4096
     assert len(coverage.ranges) <= MAX_RANGES
     assert len(readers) == 1
@@ -92,7 +92,7 @@ def test_memory_is_bounded_whatever_is_read() -> None:
 
 def test_readers_in_many_threads_and_one_who_asks() -> None:
     """No request is lost or counted twice, whoever works them out."""
-    activity = Activity()
+    activity = ReadStatistics()
     ended = threading.Event()
 
     def read(number: int) -> None:
@@ -102,7 +102,7 @@ def test_readers_in_many_threads_and_one_who_asks() -> None:
 
     def ask() -> None:
         while not ended.is_set():
-            delivered, coverage, _ = activity.so_far()
+            delivered, coverage, _ = activity.snapshot()
             assert coverage.size - coverage.unsure <= delivered
 
     threads = [threading.Thread(target=read, args=(number,)) for number in range(4)]
@@ -113,7 +113,7 @@ def test_readers_in_many_threads_and_one_who_asks() -> None:
         thread.join()
     ended.set()
     asking.join()
-    delivered, coverage, readers = activity.so_far()
+    delivered, coverage, readers = activity.snapshot()
     assert delivered == 800_000
     assert (coverage.ranges[0][0], coverage.ranges[-1][1]) == (0, 800_000)
     assert [reader.last.delivered for reader in readers] == [200_000] * 4
@@ -134,15 +134,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.mark.parametrize("asked_every", [1, 7, 1000])
 def test_rate_and_time_left_of_a_steady_reader(clock: Clock, asked_every: int) -> None:
     """100 MiB a second, from the middle of the archive on, however often somebody asks."""
-    activity, mebibyte = Activity(), 1 << 20
+    activity, mebibyte = ReadStatistics(), 1 << 20
     handle = activity.opened(1)
     for second in range(60):
         for at in range(100):
             clock.now += 0.01
             activity.delivered(handle, (50_000 + second * 100 + at) * mebibyte, mebibyte)
         if second % asked_every == 0:
-            activity.so_far()
-    (reader,) = activity.so_far()[2]
+            activity.snapshot()
+    (reader,) = activity.snapshot()[2]
     assert reader.last.position == 56_000 * mebibyte
     assert reader.rate(clock.now) == pytest.approx(100 * mebibyte, rel=0.02)
     assert reader.seconds_left(clock.now, 66_000 * mebibyte) == pytest.approx(100, rel=0.02)
@@ -154,22 +154,22 @@ def test_rate_and_time_left_of_a_steady_reader(clock: Clock, asked_every: int) -
 
 def test_a_rate_is_that_of_late(clock: Clock) -> None:
     """Fast at first, then ten times slower: what counts is the last ten seconds."""
-    activity = Activity()
+    activity = ReadStatistics()
     handle = activity.opened(1)
     for step, size in [(0.1, 1000)] * 600 + [(0.1, 100)] * 200:
         clock.now += step
         activity.delivered(handle, 0, size)
-        activity.so_far()
-    assert activity.so_far()[2][0].rate(clock.now) == pytest.approx(1000, rel=0.02)
+        activity.snapshot()
+    assert activity.snapshot()[2][0].rate(clock.now) == pytest.approx(1000, rel=0.02)
 
 
 def test_a_reader_here_and_there_has_no_time_left(clock: Clock) -> None:
-    activity, chosen = Activity(), random.Random(2)
+    activity, chosen = ReadStatistics(), random.Random(2)
     handle = activity.opened(1)
     for _ in range(1000):
         clock.now += 0.01
         activity.delivered(handle, chosen.randrange(1 << 40), 4096)
-    (reader,) = activity.so_far()[2]
+    (reader,) = activity.snapshot()[2]
     assert reader.rate(clock.now) == pytest.approx(409_600, rel=0.02)
     assert reader.seconds_left(clock.now, 1 << 40) is None
 
@@ -177,14 +177,14 @@ def test_a_reader_here_and_there_has_no_time_left(clock: Clock) -> None:
 @pytest.mark.parametrize("asked", [False, True])
 def test_requests_that_overtake_one_another(clock: Clock, asked: bool) -> None:
     """A read of 512 KiB is four requests, which four threads answer in any order; somebody may ask after each."""
-    activity, chosen, size = Activity(), random.Random(3), 131_072
+    activity, chosen, size = ReadStatistics(), random.Random(3), 131_072
     handle = activity.opened(1)
     for first in range(0, 400, 4):
         clock.now += 1
         for at in chosen.sample(range(first, first + 4), 4):
             activity.delivered(handle, at * size, size)
             if asked:
-                activity.so_far()
-        (reader,) = activity.so_far()[2]
+                activity.snapshot()
+        (reader,) = activity.snapshot()[2]
         assert reader.last.position == (first + 4) * size
     assert reader.seconds_left(clock.now, 600 * size) == pytest.approx(50, rel=0.1)

@@ -114,7 +114,7 @@ class Served:
         archive = SimpleNamespace(
             readinto=self._readinto,
             is_served_by_one=False,
-            activity=SimpleNamespace(delivered=lambda *_: None),
+            statistics=SimpleNamespace(delivered=lambda *_: None),
             errno_of=lambda error: errno.EIO,
         )
         self.session.__dict__ |= {

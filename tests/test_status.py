@@ -22,7 +22,7 @@ from daemon import daemon_of, force_unmount
 from tartapefs.cli.status import bar
 from tartapefs.mount import mount_table as mounting
 from tartapefs.mount import status as module
-from tartapefs.mount.read_statistics import Activity, Coverage
+from tartapefs.mount.read_statistics import Coverage, ReadStatistics
 from tartapefs.mount.status import Server, ask, document
 
 Mount = Callable[..., Path]
@@ -484,7 +484,7 @@ def test_no_safe_folder_at_all_is_an_error_and_no_more(runtime: Path, monkeypatc
 
 def test_a_document_is_never_large() -> None:
     """Whatever was read, by however many: what a client has to take in a second."""
-    activity = Activity()
+    activity = ReadStatistics()
     handles = [activity.opened(1) for _ in range(5000)]
     for at in range(50_000):
         activity.delivered(handles[at % 5000], at * 20_000_000_000, 10)
@@ -508,11 +508,11 @@ def test_a_document_is_never_large() -> None:
 
 
 def test_coverage_is_not_changed_by_who_asked() -> None:
-    activity = Activity()
+    activity = ReadStatistics()
     activity.delivered(1, 0, 10)
-    _, before, _ = activity.so_far()
+    _, before, _ = activity.snapshot()
     activity.delivered(1, 50, 10)
-    _, after, _ = activity.so_far()
+    _, after, _ = activity.snapshot()
     assert isinstance(before, Coverage)
     assert (before.ranges, after.ranges) == ([(0, 10)], [(0, 10), (50, 60)])
     assert module.FORMAT == 1

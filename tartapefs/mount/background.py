@@ -1,7 +1,7 @@
-"""Background work of the daemon: audits, the scrub, dropping of cached pages, and what the service manager hears.
+"""Background threads of the daemon: audits, the scrub, dropping of cached pages, reports to the service manager.
 
-Rule: each function runs in a thread of its own until the event `ended` is set, and leaves serving requests alone. What
-it finds is drift, which the player keeps, or an error, which `ArchiveFS.errno_of` logs.
+Rule: each runs until the event `ended` is set, and serves no requests. The player keeps the drift that one finds;
+`ArchiveFS.errno_of` logs other errors.
 """
 
 import os
@@ -21,9 +21,9 @@ _STATE_INTERVAL = 2.0  # seconds between two checks whether the state has change
 def audit(
     player: TapePlayer, archive: ArchiveFS, options: MountOptions, ended: threading.Event, audited: threading.Event
 ) -> None:
-    """Audits the source at once, and then now and then while anybody has the archive open; ends at the first drift.
+    """Audits the source at once, then at intervals while any program has the archive open; ends at the first drift.
 
-    `audited`: the first audit has ended, or need not be waited for. Until then it takes no rest.
+    `audited`: set once the first audit has ended, or the caller waits for it no longer. Until then it does not pause.
     """
     while player.drift is None:
         try:
@@ -39,13 +39,13 @@ def audit(
 
 
 def drop_pages(player: TapePlayer, session: Session, ended: threading.Event) -> None:
-    """Ends what the kernel's cache would go on to give to programs that opened the archive before the drift."""
+    """Drops the kernel's cached pages at drift: programs that opened the archive before would go on to read them."""
     player.drifted.wait()
     session.drop_pages(ended)
 
 
 def scrub(player: TapePlayer, archive: ArchiveFS, share: float, ended: threading.Event) -> None:
-    """Reads all contents, again and again, until something is not as recorded; rests a minute after each time."""
+    """Reads all contents again and again until there is drift; pauses a minute after each pass."""
     while not ended.is_set() and player.drift is None:
         try:
             player.scrub(share, ended.wait)
@@ -55,28 +55,28 @@ def scrub(player: TapePlayer, archive: ArchiveFS, share: float, ended: threading
 
 
 def state_line(player: TapePlayer, archive: ArchiveFS) -> str:
-    """In a line: how much has been delivered, or what is not as recorded."""
+    """The state in one line: how much has been delivered, or the drift."""
     if player.drift is not None:
         held = len(archive.hold.reads()) if archive.hold else 0
         return f"invalid: {player.drift}" + (f"; {held} held by that" if held else "")
-    delivered, coverage, _ = archive.activity.so_far()
+    delivered, coverage, _ = archive.statistics.snapshot()
     return f"valid; delivered {delivered:,} bytes, {100 * coverage.size // player.tape.total_size}% of the archive"
 
 
 def report_state(player: TapePlayer, archive: ArchiveFS, ended: threading.Event) -> None:
-    """Tells the service manager the state, each time that it has changed."""
-    told = ""
+    """Tells the service manager the state each time it has changed."""
+    reported = ""
     while True:
         state = state_line(player, archive)
-        if state != told:
+        if state != reported:
             sd_notify.send(f"STATUS={state}")
-            told = state
+            reported = state
         if ended.wait(_STATE_INTERVAL):
             return
 
 
 def feed_watchdog(where: str, ended: threading.Event) -> None:
-    """Tells the service manager that requests are answered, as long as they are."""
+    """Feeds the service manager's watchdog as long as requests are answered."""
     limit = sd_notify.watchdog()
     while limit and not ended.wait(limit / 2):
         if not failure_of(where):
@@ -84,9 +84,9 @@ def feed_watchdog(where: str, ended: threading.Event) -> None:
 
 
 def failure_of(path: str) -> str:
-    """What is wrong with a file of this process' own mount; empty if nothing is.
+    """Why a file of this process' own mount cannot be read; empty if it can.
 
-    Another process looks at it: one that waits for an answer of its own cannot be killed while none comes.
+    Another process stats it: a process that waits for its own answer cannot be killed until there is one.
     """
     try:
         result = subprocess.run(

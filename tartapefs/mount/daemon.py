@@ -1,7 +1,7 @@
-"""Mounting and unmounting: the life of the process that serves an archive.
+"""The daemon: the life of the process that serves an archive, from the mount to the unmount.
 
-Rule: whoever called returns once the archive can be read, or with the reason why it cannot. The daemon ends when the
-archive is unmounted, by whomever, and unmounts it when it is told to end (SIGTERM, SIGINT, SIGHUP).
+Rule: `mount` returns once the archive can be read, or raises the reason why it cannot. The daemon ends when any program
+unmounts the archive, and unmounts it itself at SIGTERM, SIGINT or SIGHUP.
 """
 
 import contextlib
@@ -32,17 +32,17 @@ from tartapefs.play.engine import TapePlayer
 
 log = logging.getLogger("tartapefs")
 
-_THREADS = 4  # requests served at once; most of their time is the system's, which two cores share well
-_SPARE_DESCRIPTORS = 16  # that a daemon may need besides those of the tape
-_FIRST_AUDIT = 2.0  # seconds that the first audit gets before the caller is told that the archive can be read
-_GRACE = 1.0  # seconds that requests under way get to end after the unmount
+_THREADS = 4  # that serve requests; most of their time is system time, which two cores share well
+_SPARE_DESCRIPTORS = 16  # that a daemon may need in addition to those of the tape
+_FIRST_AUDIT = 2.0  # seconds that the first audit gets before the caller learns that the archive can be read
+_GRACE = 1.0  # seconds that requests in progress get to end after the unmount
 _READY, _ENDED = b"R", b"E"
 
 
 def close_inherited() -> None:
-    """Closes what the caller of this program had open beyond the standard three: a daemon would hold it for good.
+    """Closes all inherited descriptors except 0, 1 and 2: a daemon would hold them for good.
 
-    To be called before anything else is opened.
+    Call it before anything else is opened.
     """
     forked_work.close_all_but(0, 1, 2)
 
@@ -50,8 +50,8 @@ def close_inherited() -> None:
 def mount(player: TapePlayer, mountpoint: str, options: MountOptions, foreground: bool, log_file: str | None) -> int:
     """Mounts the archive; returns an exit code: 0, or 1 if the source had drifted by the time it was unmounted.
 
-    In the background it returns 0 once the archive can be read. A folder that has drifted, as far as the first seconds
-    tell, is mounted, and logged. Raises MountError.
+    In the background it returns 0 once the archive can be read. A folder found to have drifted in the first seconds is
+    mounted, too, with a warning in the log. Raises MountError.
     """
     try:
         return _mount(player, mountpoint, options, foreground, log_file)
@@ -68,59 +68,58 @@ def _mount(player: TapePlayer, mountpoint: str, options: MountOptions, foregroun
         load()
     except ImportError as error:
         raise MountError(mountpoint, str(error)) from None
-    log.handlers[:] = [
-        _log_handler(player, log_file, foreground)
-    ]  # what comes before the archive can be read goes to both
+    # Until the archive can be read, the command line's own handler gets the same lines.
+    log.handlers[:] = [_log_handler(player, log_file, foreground)]
     if foreground:
         return _serve(player, where, options, lambda: sd_notify.send("READY=1"))
-    ready, tell = os.pipe()
+    result_in, result_out = os.pipe()
     child = forked_work.fork()
     if child == 0:
-        os.close(ready)
-        _be_daemon(player, where, options, tell)
-    os.close(tell)
-    with open(ready, "rb") as answer:
-        said = answer.read()
-    if said == _READY:
+        os.close(result_in)
+        _run_daemon(player, where, options, result_out)
+    os.close(result_out)
+    with open(result_in, "rb") as pipe:
+        answer = pipe.read()
+    if answer == _READY:
         return 0
     os.waitpid(child, 0)
-    # What the daemon may not have had the means for, when it failed for want of processes.
+    # A daemon that could start no process could not unmount either.
     unmount_own(entries_at(where))
-    raise MountError(mountpoint, said.decode() or "the daemon ended before the archive could be read")
+    raise MountError(mountpoint, answer.decode() or "the daemon ended before the archive could be read")
 
 
-def _be_daemon(player: TapePlayer, where: str, options: MountOptions, tell: int) -> NoReturn:
-    """The rest of the child's life. Its errors go to the parent until the archive can be read, then to the log."""
-    told = False
-    sd_notify.silence()  # the service, if any, is the caller's: it waits for the caller, and not for this process
+def _run_daemon(player: TapePlayer, where: str, options: MountOptions, result_out: int) -> NoReturn:
+    """Serves in the child, and ends it. Errors go to the parent until the archive can be read, then to the log."""
+    is_reported = False
+    sd_notify.disable()  # the service manager, if any, waits for the caller, not for this process
 
     def ready() -> None:
-        nonlocal told
-        os.setsid()  # not before: by its process group an automount point tells who mounts from who has to wait
+        nonlocal is_reported
+        os.setsid()  # not before: an automount point lets the process group that mounts pass, and all others wait
         os.chdir("/")
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in range(3):
             os.dup2(null, descriptor)
         os.close(null)
-        os.write(tell, _READY)
-        os.close(tell)
-        told = True
+        os.write(result_out, _READY)
+        os.close(result_out)
+        is_reported = True
 
     code = 1
     try:
         code = _serve(player, where, options, ready)
     except (MountError, OSError, MemoryError) as error:
-        if told:
+        if is_reported:
             log.error("%s: %s", printable(where), _reason(error))
         else:
-            os.write(tell, _reason(error).encode())
+            os.write(result_out, _reason(error).encode())
     except BaseException as error:
-        if not told:
-            os.write(tell, repr(error).encode())
+        if not is_reported:
+            os.write(result_out, repr(error).encode())
         log.exception("the daemon ended")
     finally:
         logging.shutdown()
-        os._exit(code)  # not the parent's exit handlers, and not waiting for a reader that holds a thread
+        os._exit(code)  # skips the parent's exit handlers, and does not wait for a thread that a reader holds
 
 
 def _reason(error: BaseException) -> str:
@@ -136,13 +135,13 @@ def _reason(error: BaseException) -> str:
 
 
 def _log_handler(player: TapePlayer, log_file: str | None, foreground: bool) -> logging.Handler:
-    """Where the log goes: the file, if there is one; else standard error or, once that is gone, the system's log.
+    """Returns the log's handler: for the file, if one is named; else for standard error or, in the background, syslog.
 
     Raises OutputError for a file that is part of a tape.
     """
     if log_file is not None:
         try:
-            if os.path.exists(log_file) and stat.S_ISFIFO(os.stat(log_file).st_mode):  # which nobody may be reading
+            if os.path.exists(log_file) and stat.S_ISFIFO(os.stat(log_file).st_mode):  # an open would wait for a reader
                 raise MountError(log_file, "cannot be the log: is a pipe")
             if (fd := outputs.descriptor(log_file)) is None:
                 refuse_part(log_file, files_of(player.tape, player.source, player.at_home))
@@ -163,25 +162,24 @@ def _log_handler(player: TapePlayer, log_file: str | None, foreground: bool) -> 
 
 
 def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Callable[[], None]) -> int:
-    """Serves the archive from this process until it is unmounted or a signal says so.
+    """Serves the archive from this process until it is unmounted or a signal arrives.
 
-    Raises MountError where it could not be mounted, not be served any more, or not be unmounted at the end, and OSError
-    where the system has not enough of something.
+    Raises MountError if mounting, serving or the unmount at the end fails, and OSError if the system lacks a resource.
     """
-    # What it needs is there, or nothing is mounted.
+    # Resources are claimed before anything is mounted.
     memory = mmap.mmap(-1, _THREADS * MEMORY)
     _check_descriptors()
     if len(os.sched_getaffinity(0)) > 1:
         player.fork_helper(memory)
-    left: MountError | None = None
-    hear, speak = os.pipe()
-    os.set_blocking(speak, False)
-    old_wakeup = signal.set_wakeup_fd(speak, warn_on_full_buffer=False)
+    unmount_error: MountError | None = None
+    wakeup_in, wakeup_out = os.pipe()
+    os.set_blocking(wakeup_out, False)
+    old_wakeup = signal.set_wakeup_fd(wakeup_out, warn_on_full_buffer=False)
     old_handlers = {number: signal.signal(number, lambda *_: None) for number in signals.ENDING}
     try:
         archive = ArchiveFS(player, options)
         session = Session(archive, where, player.source.root, options)
-        ours = entries_at(where)[-1:]
+        entries = entries_at(where)[-1:]
         ended, audited = threading.Event(), threading.Event()
         server = None
         threads: list[threading.Thread] = []
@@ -192,21 +190,21 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
                 hook = Hook(options.on_drift_run, player, where, archive.reading_processes)
             for at in range(0, len(memory), MEMORY):
                 part = memoryview(memory)[at : at + MEMORY]
-                threads.append(forked_work.thread(_loop, session, part, speak, failures))
+                threads.append(forked_work.thread(_loop, session, part, wakeup_out, failures))
             _check_readable(os.path.join(where, options.name))
-            server = _report_server(
-                ours, lambda: reports.document(player, options.name, archive.activity, archive.hold)
+            server = _status_server(
+                entries, lambda: reports.document(player, options.name, archive.statistics, archive.hold)
             )
             forked_work.thread(background.audit, player, archive, options, ended, audited)
             forked_work.thread(background.drop_pages, player, session, ended)
             if archive.hold is not None:
-                devices = {entry.device for entry in ours}
+                devices = {entry.device for entry in entries}
                 forked_work.thread(
                     archive.hold.watch, lambda: any(entry.device in devices for entry in mounts()), ended
                 )
             if options.scrub_share:
                 forked_work.thread(background.scrub, player, archive, options.scrub_share, ended)
-            if sd_notify.is_heard():
+            if sd_notify.is_enabled():
                 forked_work.thread(background.report_state, player, archive, ended)
                 forked_work.thread(background.feed_watchdog, where, ended)
             audited.wait(_FIRST_AUDIT)
@@ -214,11 +212,11 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
             if player.drift is not None:
                 becomes = "fails" if archive.hold is None else "waits"
                 log.warning("%s: mounted, but no longer as recorded: every read %s", printable(where), becomes)
-            if select.select([hear], [], [], 0)[0]:
+            if select.select([wakeup_in], [], [], 0)[0]:
                 raise MountError(where, _reason(failures[0]) if failures else "ended before it could be read")
             on_ready()
             log.info("%s: mounted", printable(where))
-            os.read(hear, 1)  # until a signal comes, or the first thread finds that the archive is unmounted
+            os.read(wakeup_in, 1)  # until a signal arrives, or a thread finds the archive unmounted
             if failures:
                 raise MountError(where, f"not served any more: {_reason(failures[0])}")
         finally:
@@ -229,7 +227,7 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
             if server is not None:
                 server.close()
             session.drop_no_more(_GRACE)
-            left = unmount_own(ours)
+            unmount_error = unmount_own(entries)
             for thread in threads:
                 thread.join(_GRACE / len(threads))
             archive.ended = True
@@ -240,23 +238,23 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
         signal.set_wakeup_fd(old_wakeup)
         for number, handler in old_handlers.items():
             signal.signal(number, handler)
-        # The pipe stays: a thread that a reader still holds will write to it, and must not write to another file.
-    if left is not None:
-        raise left
+        # The pipe stays open: a thread that a reader still holds will write to its descriptor.
+    if unmount_error is not None:
+        raise unmount_error
     log.info("%s: unmounted", printable(where))
     return 1 if player.drift is not None else 0
 
 
 def _check_descriptors() -> None:
-    """Raises OSError unless there may be as many descriptors more as are needed to serve, and to unmount at the end."""
+    """Raises OSError unless there are enough free descriptors to serve, and to unmount at the end."""
     with contextlib.ExitStack() as stack:
         for _ in range(_SPARE_DESCRIPTORS):
             stack.enter_context(open(os.devnull, "rb", buffering=0))
 
 
-def _report_server(ours: list[MountEntry], report: Callable[[], dict[str, Any]]) -> reports.Server | None:
+def _status_server(entries: list[MountEntry], report: Callable[[], dict[str, Any]]) -> reports.Server | None:
     try:
-        return reports.Server(ours[0].device, report) if ours else None
+        return reports.Server(entries[0].device, report) if entries else None
     except OSError as error:  # the extended attributes tell most of it
         log.warning("no socket for `tartapefs status`: %s", error.strerror or error)
         return None
@@ -267,11 +265,11 @@ def _check_readable(archive: str) -> None:
         raise MountError(archive, f"mounted, but cannot be read: {reason}")
 
 
-def _loop(session: Session, memory: memoryview, speak: int, failures: list[BaseException]) -> None:
+def _loop(session: Session, memory: memoryview, wakeup_out: int, failures: list[BaseException]) -> None:
     try:
         session.loop(memory)
     except BaseException as error:
         failures.append(error)
     finally:
         with contextlib.suppress(OSError):  # the pipe is full or closed: the end is known already
-            os.write(speak, _ENDED)
+            os.write(wakeup_out, _ENDED)

@@ -1,11 +1,10 @@
-"""Reads that met drift and wait, where they would get an error: `mount --on-drift hold`.
+"""Held reads: reads that met drift wait instead of failing (`mount --on-drift hold`).
 
-Rule: a held read occupies no thread. It is a request that has not been answered yet, known by its number. The kernel
-has its reader wait, and sends an INTERRUPT when the reader gets a signal: the answer is EINTR then, and EIO once the
-mount ends.
+Rule: a held read occupies no thread. It is an unanswered request, known by its number. The kernel lets its reader wait,
+and sends an INTERRUPT when the reader gets a signal: the answer is EINTR then, and EIO once the mount ends.
 
-The kernel sends no INTERRUPT for a read that no thread waits for in person, such as one by aio, but does not let the
-process end before it is answered. So `watch` looks for processes that were killed.
+The kernel sends no INTERRUPT for an asynchronous read (aio), since no thread waits for it, but does not let the process
+end before it is answered. So `watch` looks for processes that were killed.
 """
 
 import errno
@@ -17,13 +16,13 @@ from dataclasses import dataclass
 
 from tartapefs.base import processes
 
-_INTERVAL = 1.0  # seconds between two looks at whether held readers, and the mount, are still there
-_REMEMBERED = 4096  # interrupts of reads that are not held; of these, far fewer are under way
+_CHECK_INTERVAL = 1.0  # seconds between two checks whether held readers, and the mount, are still there
+_MAX_INTERRUPTED = 4096  # remembered interrupts of reads that are not held; far fewer reads are in progress
 
 
 @dataclass(frozen=True, slots=True)
 class HeldRead:
-    """`pid`: of the process that reads, 0 where that is not known; `size` bytes at `offset` of the archive."""
+    """A read of `size` bytes at `offset` of the archive, by the process `pid`, 0 if that is unknown."""
 
     pid: int
     offset: int
@@ -32,17 +31,17 @@ class HeldRead:
 
 
 class Hold:
-    """The reads that are held. `answer(number, errno)` fails the request of this number. Usable from many threads."""
+    """The held reads; thread-safe. `answer(number, errno)` fails the request of this number."""
 
     def __init__(self, answer: Callable[[int, int], None]) -> None:
         self._answer = answer
         self._reads: dict[int, HeldRead] = {}
-        self._interrupted = deque[int]([], _REMEMBERED)  # before they were held, if they ever are
+        self._interrupted = deque[int]([], _MAX_INTERRUPTED)  # numbers of requests that may be held later
         self._has_ended = False
         self._lock = threading.Lock()
 
     def reads(self) -> list[HeldRead]:
-        """What is held now, the first first."""
+        """The reads held now, the oldest first."""
         return list(self._reads.values())
 
     def add(self, number: int, thread: int, offset: int, size: int) -> None:
@@ -59,7 +58,7 @@ class Hold:
         self._answer(number, answer)
 
     def interrupt(self, number: int) -> None:
-        """Lets go of the request of this number, or does not hold it when it comes to that."""
+        """Answers the held request of this number with EINTR; if it is not held yet, it will not be."""
         with self._lock:
             if self._reads.pop(number, None) is None:
                 self._interrupted.append(number)
@@ -67,8 +66,8 @@ class Hold:
         self._answer(number, errno.EINTR)
 
     def watch(self, is_mounted: Callable[[], bool], ended: threading.Event) -> None:
-        """Until `ended`, lets go of the reads of processes that were killed; of all once `is_mounted` says no."""
-        while not ended.wait(_INTERVAL):
+        """Until `ended`, releases the reads of processes that were killed; all of them once `is_mounted` is false."""
+        while not ended.wait(_CHECK_INTERVAL):
             reads = dict(self._reads)
             killed = set(filter(processes.is_ending, {read.pid for read in reads.values()}))
             for number, read in reads.items():
@@ -78,7 +77,7 @@ class Hold:
                 self.end()
 
     def end(self) -> None:
-        """Lets go of all, and holds no more."""
+        """Answers all held reads with EIO, and holds no more."""
         with self._lock:
             self._has_ended = True
             numbers = list(self._reads)

@@ -32,7 +32,7 @@ _OPERATIONS = ("getattr", "readdir", "open", "release", "statfs", "getxattr", "l
 
 
 def _fusepy() -> Any:
-    with _library("libfuse.so.2") as found:
+    with _library_chosen("libfuse.so.2") as found:
         if not found:
             raise ImportError("libfuse 2 is not installed")
         try:
@@ -48,7 +48,7 @@ def _fusepy() -> Any:
 
 
 def _mfusepy() -> Any:
-    with _library("libfuse3.so.4", "libfuse3.so.3") as found:
+    with _library_chosen("libfuse3.so.4", "libfuse3.so.3") as found:
         if not found:
             raise ImportError(
                 "libfuse 3 is not installed "
@@ -65,7 +65,7 @@ def _mfusepy() -> Any:
 def _fuse_new(libfuse: Any) -> Any:
     """`fuse_new` of libfuse 3; from 3.17 on, a program that looks for it at run time finds it by the other name alone.
 
-    Raises ImportError where there is neither.
+    Raises ImportError if there is neither.
     """
     for name in ("fuse_new_31", "fuse_new"):
         if hasattr(libfuse, name):
@@ -74,8 +74,8 @@ def _fuse_new(libfuse: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _library(*names: str) -> Iterator[bool]:
-    """Has a module that is imported meanwhile use the first of these libraries that is there, and says if one is."""
+def _library_chosen(*names: str) -> Iterator[bool]:
+    """Has a module imported meanwhile use the first of these libraries that is installed; yields whether one is."""
     before = os.environ.get("FUSE_LIBRARY_PATH")
     for name in names:
         with contextlib.suppress(OSError):
@@ -99,7 +99,7 @@ _BINDINGS = {"fusepy": _fusepy, "mfusepy": _mfusepy}
 def _modules() -> Iterator[Any]:
     """The modules that can be used, fusepy first; `TARTAPEFS_BINDING` chooses one.
 
-    Raises ImportError where there is none. Its text is a line that says what to install.
+    Raises ImportError if there is none, with a line that says what to install.
     """
     chosen = os.environ.get("TARTAPEFS_BINDING")
     reasons, found = [], False
@@ -118,7 +118,7 @@ def _modules() -> Iterator[Any]:
 
 @functools.cache
 def load() -> Any:
-    """The module that mounts first. Raises ImportError, whose text is a line that says what to install."""
+    """The module that mounts first. Raises ImportError with a line that says what to install."""
     return next(_modules())
 
 
@@ -254,7 +254,7 @@ def _channel(libfuse: Any, fuse: ctypes.c_void_p) -> tuple[int, ctypes.c_void_p,
 
 
 def _device_2(libfuse: Any, fuse: ctypes.c_void_p) -> tuple[int, Callable[[int, int], None]]:
-    """The descriptor of /dev/fuse, and what answers a request of this address and length."""
+    """Of libfuse 2: the descriptor of /dev/fuse, and the function that answers the request at an address."""
     device, session, channel = _channel(libfuse, fuse)
     process = libfuse.fuse_session_process
     return device, lambda address, length: process(session, ctypes.c_void_p(address), ctypes.c_size_t(length), channel)
@@ -274,7 +274,7 @@ class _Buffer(ctypes.Structure):
 
 
 def _device_3(libfuse: Any, fuse: ctypes.c_void_p) -> tuple[int, Callable[[int, int], None]]:
-    """As `_device_2`, of libfuse 3."""
+    """As `_device_2`, for libfuse 3."""
     libfuse.fuse_get_session.restype = ctypes.c_void_p
     session = ctypes.c_void_p(libfuse.fuse_get_session(fuse))
     process = libfuse.fuse_session_process_buf
@@ -313,11 +313,11 @@ def _negotiate(libfuse: Any, fuse: ctypes.c_void_p) -> None:
 
 
 def _fuse_options(source: str, options: MountOptions) -> Iterator[str]:
-    # libfuse splits at commas and knows the backslash as their escape.
+    # libfuse splits options at commas; a backslash escapes one.
     yield "fsname=" + source.replace("\\", "\\\\").replace(",", "\\,")
     yield "subtype=tartapefs"
     yield "ro"
-    yield "noexec"  # nosuid and nodev come by themselves
+    yield "noexec"  # nosuid and nodev are implied
     yield "default_permissions"  # always: without it `allow_other` shows a 0400 file to everyone
     yield "attr_timeout=0"  # so that `stat` and `open` see at once that the tape became invalid
     yield "entry_timeout=0"
@@ -327,7 +327,7 @@ def _fuse_options(source: str, options: MountOptions) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _stderr_captured() -> Iterator[Callable[[], list[str]]]:
-    """What libfuse and fusermount write on descriptor 2 meanwhile, as lines, once the block has ended."""
+    """Captures what libfuse and fusermount write to descriptor 2; the lines are there once the block has ended."""
     with open(os.memfd_create("stderr"), "w+b") as file:
         saved = os.dup(2)
         os.dup2(file.fileno(), 2)

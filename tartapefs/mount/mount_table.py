@@ -26,6 +26,8 @@ _ENDS_SOON, _ENDS_WITHIN = 0.5, 5.0  # seconds in which a daemon ends once it is
 
 
 class MountEntry(NamedTuple):
+    """An archive in the mount table."""
+
     device: str  # major:minor, which no other mount has meanwhile
     mountpoint: str
     source: str
@@ -33,9 +35,9 @@ class MountEntry(NamedTuple):
 
 
 def mounts() -> list[MountEntry]:
-    """The archives mounted where this process can see them, from /proc/self/mountinfo (see proc(5))."""
+    """The archives mounted in this process' mount namespace, from /proc/self/mountinfo (see proc(5))."""
     entries = []
-    # The kernel escapes space, tab, newline and backslash, and no other end of a line that Python knows.
+    # The kernel escapes space, tab, newline and backslash, but no other line end that Python knows.
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
         for line in lines:
             before, _, after = line.partition(" - ")
@@ -48,7 +50,7 @@ def mounts() -> list[MountEntry]:
 
 
 def entries_at(mountpoint: str) -> list[MountEntry]:
-    """Those mounted at this path, which must be real; the last is on top."""
+    """The archives mounted at this path, a real path; the last is on top."""
     return [entry for entry in mounts() if entry.mountpoint == mountpoint]
 
 
@@ -57,8 +59,8 @@ def _unescaped(field: str) -> str:
 
 
 def _mounted_at(mountpoint: str) -> MountEntry:
-    known = {entry.mountpoint: entry for entry in mounts()}  # of several at one place the last, which is on top
-    # By its folder first: to look at the mount point itself is to ask a daemon that may not answer any more.
+    known = {entry.mountpoint: entry for entry in mounts()}  # of several mounts at one path the last, which is on top
+    # By its parent folder first: a look at the mount point itself would wait for a daemon that may not answer.
     folder, name = os.path.split(os.path.abspath(mountpoint))
     where = os.path.join(os.path.realpath(folder), name)
     if where in known or (where := os.path.realpath(mountpoint)) in known:
@@ -85,17 +87,17 @@ def check_mountpoint(mountpoint: str, source: str) -> str:
         raise MountError(mountpoint, "an archive is mounted here already")
     if os.path.commonpath((where, source)) == source:
         raise MountError(mountpoint, "lies inside the recorded folder, which the mount would change")
-    if hidden:  # libfuse 2 would say so as well, libfuse 3 not
+    if hidden:  # libfuse 2 refuses it as well, libfuse 3 does not
         raise MountError(mountpoint, "is not empty")
     return where
 
 
 def unmount(mountpoint: str, lazy: bool = False) -> None:
-    """Unmounts the archive at `mountpoint`; `lazy` lets programs that read it go on until they close it.
+    """Unmounts the archive at `mountpoint`; with `lazy`, programs may read on until they close it.
 
-    Else it returns once the daemon has ended, so that the source can be unmounted next, unless that takes long. Raises
-    MountError where no archive is mounted there, and with what the system's own program said. A daemon that goes on,
-    since it is mounted in some other place too, is logged with that place.
+    Without `lazy` it waits a few seconds for the daemon to end, so that the source can be unmounted next. A daemon that
+    goes on, since the archive is mounted elsewhere too, is logged with that path or namespace. Raises MountError if no
+    archive is mounted there, or with the message of umount(8) or fusermount.
     """
     entry = _mounted_at(mountpoint)
     pid = None if lazy else _daemon_of(entry)
@@ -108,10 +110,10 @@ def unmount(mountpoint: str, lazy: bool = False) -> None:
         _unmount(entry, lazy)
         if daemon is None or forked_work.await_end(daemon, _ENDS_SOON):
             return
-        place = _other_place(entry.device)
-        if place is None and forked_work.await_end(daemon, _ENDS_WITHIN - _ENDS_SOON):
+        elsewhere = _mounted_elsewhere(entry.device)
+        if elsewhere is None and forked_work.await_end(daemon, _ENDS_WITHIN - _ENDS_SOON):
             return
-    why = f"it is still mounted {place}" if place else "it takes longer than usual"
+    why = f"it is still mounted {elsewhere}" if elsewhere else "it takes longer than usual"
     log.warning(
         "%s: unmounted here, but its daemon, process %d, has the source in use until it ends: %s",
         printable(entry.mountpoint),
@@ -121,15 +123,15 @@ def unmount(mountpoint: str, lazy: bool = False) -> None:
 
 
 def _daemon_of(entry: MountEntry) -> int | None:
-    """The process that serves this mount, where it is ours and tells of itself."""
+    """The pid of the daemon of this mount, if it is this user's and answers."""
     if entry.owner == os.geteuid():
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             return int((reports.ask(entry.device) or {})["pid"])
     return None
 
 
-def _other_place(device: str) -> str | None:
-    """Where else the file system of this device is mounted, as far as this user may see: here, or in a namespace."""
+def _mounted_elsewhere(device: str) -> str | None:
+    """Where this device is mounted still, as far as this user may see: a path here, or another mount namespace."""
     for entry in mounts():
         if entry.device == device:
             return f"at {printable(entry.mountpoint)}"
@@ -142,7 +144,7 @@ def _other_place(device: str) -> str | None:
 
 
 def _unmount(entry: MountEntry, lazy: bool) -> None:
-    """Unmounts it; nothing is wrong if somebody else has done so meanwhile."""
+    """Unmounts it; succeeds if another program has done so meanwhile."""
     try:
         _run_umount(entry.mountpoint, lazy)
     except MountError:
@@ -150,12 +152,12 @@ def _unmount(entry: MountEntry, lazy: bool) -> None:
             raise
 
 
-def unmount_own(ours: list[MountEntry]) -> MountError | None:
-    """Unmounts what this process mounted, unless somebody did already; another mount may be in its place by now.
+def unmount_own(entries: list[MountEntry]) -> MountError | None:
+    """Unmounts these entries of this process' own, and no other mount that has taken their mount point by now.
 
-    Returns why it could not, if it is still there.
+    Returns the error if one is still mounted.
     """
-    for entry in ours:
+    for entry in entries:
         if entry in mounts():
             try:
                 _unmount(entry, lazy=True)  # a reader that never closes the archive must not keep the daemon
@@ -179,16 +181,16 @@ def _run_umount(where: str, lazy: bool) -> None:
 
 
 def status(mountpoint: str) -> dict[str, Any]:
-    """What the archive mounted at `mountpoint` says of itself: `status.document`, and its `mountpoint`.
+    """The state of the archive mounted at `mountpoint`: `status.document`, and its `mountpoint`.
 
-    From a daemon whose socket is not in reach, only what its extended attributes tell. Raises MountError where no
-    archive is mounted, or its daemon does not answer.
+    If the daemon's socket is out of reach, only what its extended attributes tell. Raises MountError if no archive is
+    mounted there, or its daemon does not answer.
     """
     return _report(_mounted_at(mountpoint))
 
 
 def statuses() -> list[dict[str, Any]]:
-    """`status` of each archive that is mounted; where it is not to be had, a `state` of "unknown: " and why."""
+    """`status` of each mounted archive; if it cannot be had, a `state` of "unknown: " and the reason."""
     found = []
     for entry in mounts():
         try:
@@ -205,7 +207,7 @@ def _known(entry: MountEntry) -> dict[str, Any]:
 
 def _report(entry: MountEntry) -> dict[str, Any]:
     try:
-        # Nobody else is in reach of the socket.
+        # Only the owner can reach the socket.
         found = reports.ask(entry.device) if entry.owner == os.geteuid() else None
         if found is None and not (found := _attributes(entry.mountpoint)):
             raise MountError(entry.mountpoint, "it was unmounted meanwhile")

@@ -1,7 +1,7 @@
 """The file system: one folder that holds one read-only file, the archive.
 
 Rule: a read is answered with exactly the bytes asked for, or fails whole with EIO. A good prefix is never an answer:
-outside `direct_io` one short answer makes the kernel shrink the file, and cp, cat and rclone then exit 0 with a
+without `direct_io` one short answer makes the kernel shrink the file, and cp, cat and rclone then exit 0 with a
 truncated copy. Exceptions become errno in `ArchiveFS.errno_of` and nowhere else, and are logged there; no exception of
 any kind reaches what calls these operations, which `libfuse` binds to the library.
 """
@@ -19,38 +19,38 @@ from tartapefs.base.errors import TapeError
 from tartapefs.base.processes import process_of
 from tartapefs.base.text import printable
 from tartapefs.mount.hold import Hold
-from tartapefs.mount.read_statistics import Activity
-from tartapefs.mount.status import facts, in_short
+from tartapefs.mount.read_statistics import ReadStatistics
+from tartapefs.mount.status import facts, summary
 from tartapefs.play.engine import TapePlayer
 
 log = logging.getLogger("tartapefs")
 
 _ARCHIVE_INO = 2  # FUSE's own root is 1
 IO_SIZE = 1 << 20  # bytes: the largest request, 256 pages, that kernels allow; programs choose their buffers by it
-_LINES_REMEMBERED = 1000  # of the log, so that none is repeated
+_LINES_REMEMBERED = 1000  # of the log, so that no line is repeated
 _STATFS_BLOCK = 4096  # bytes; at 0 bsdtar loops for ever
 XATTRS = "user.tartape."
 
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """How the archive is shown. `name`: of the file. `mode`: its permission bits, of which only r counts."""
+    """How the archive is shown. `name`: the file's name. `mode`: its permission bits, of which only r counts."""
 
     name: str = "archive.tar"
     mode: int = 0o400
     cached: bool = False  # the kernel's page cache and read-ahead, for programs that need mmap
     allow_other: bool = False
     audit_interval: float = 60  # seconds between two audits while the archive is open
-    audit_share: float = 0.05  # of one core that they may take
-    uid: int | None = None  # the owner that is shown; None for who mounts
+    audit_share: float = 0.05  # of one core that audits may use
+    uid: int | None = None  # the owner shown; None for the user who mounts
     gid: int | None = None
-    scrub_share: float = 0  # of one core that reading all contents again and again may take
-    holds: bool = False  # a read that meets drift is not answered before the mount ends; not to be had with `cached`
+    scrub_share: float = 0  # of one core that the scrub may use; 0 for no scrub
+    holds: bool = False  # a read that meets drift waits until the mount ends; excludes `cached`
     on_drift_run: str | None = None  # a line for /bin/sh, at the first drift
 
 
 class Refusal(OSError):
-    """What an operation answers on purpose, by its `errno`; no news for the log."""
+    """An errno that an operation answers on purpose; it is not logged."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number, os.strerror(number))
@@ -61,15 +61,15 @@ class ArchiveFS:
 
     def __init__(self, player: TapePlayer, options: MountOptions) -> None:
         self._player = player
-        self.readinto = player.readinto  # nothing stands between a request and the player
-        self.activity = Activity()
-        self.hold: Hold | None = None  # of reads that meet drift; the binding's
-        self.caller: Callable[[], int] = lambda: 0  # the thread whose request is answered; the binding knows it
+        self.readinto = player.readinto  # no call in between
+        self.statistics = ReadStatistics()
+        self.hold: Hold | None = None  # of reads that meet drift; the session sets it
+        self.caller: Callable[[], int] = lambda: 0  # the thread whose request is answered; `libfuse` sets it
         self._tape = player.tape
         self._name = options.name
         self._entry = os.fsencode(options.name).decode("latin-1")
         self._logged: set[str] = set()
-        self.ended = False  # unmounted: who still reads gets errors that are no news
+        self.ended = False  # unmounted: errors of the remaining readers are not logged
         mode = options.mode & 0o444
         common = dict.fromkeys(("st_mtime", "st_ctime", "st_atime"), self._tape.recorded_ns)
         common |= {
@@ -108,27 +108,27 @@ class ArchiveFS:
 
     def open(self, path: str, flags: int) -> int:
         self._check_valid()
-        return self.activity.opened(process_of(self.caller()))
+        return self.statistics.opened(process_of(self.caller()))
 
     def release(self, path: str, fh: int) -> int:
-        self.activity.closed(fh)
-        if not self.is_open:  # whoever removes a file of the source gets its space back
+        self.statistics.closed(fh)
+        if not self.is_open:  # so that removed files of the source free their space
             self._player.rest()
         return 0
 
     @property
     def is_served_by_one(self) -> bool:
-        """Whether requests are such that several threads would only wait for each other."""
+        """Whether several threads would only wait for each other (for the GIL)."""
         return self._player.is_bound_by_python
 
     @property
     def is_open(self) -> bool:
         """Whether any program has the archive open."""
-        return bool(self.activity.readers)
+        return bool(self.statistics.readers)
 
     def reading_processes(self) -> set[int]:
-        """The processes that have the archive open, as far as they are known; 0 for those that are not."""
-        opened = {reader.pid for reader in self.activity.readers.copy().values()}
+        """The pids of the processes that have the archive open; 0 stands for unknown ones."""
+        opened = {reader.pid for reader in self.statistics.readers.copy().values()}
         return opened | {read.pid for read in self.hold.reads()} if self.hold else opened
 
     def statfs(self, path: str) -> dict[str, int]:
@@ -141,9 +141,9 @@ class ArchiveFS:
         }
 
     def _xattrs(self, path: str) -> dict[str, str | int]:
-        # The folder has those of the tape too: once it is invalid the archive cannot be looked up any more. Only it has
-        # those that change all the time: who copies the archive with its attributes need not copy these.
-        own = {} if self._is_archive(path) else in_short(self._player, self.activity, self.hold)
+        # The folder has the tape's attributes too: an invalid archive cannot be looked up. The folder alone has those
+        # that change all the time, so that copies of the archive with its attributes do not get them.
+        own = {} if self._is_archive(path) else summary(self._player, self.statistics, self.hold)
         return facts(self._player, self._name) | own
 
     def listxattr(self, path: str) -> list[str]:
@@ -158,7 +158,7 @@ class ArchiveFS:
     def errno_of(self, error: BaseException) -> int:
         """The errno that answers a request which raised `error`: what this class raised on purpose, or EIO.
 
-        Raises nothing, whatever the log does: an exception that reached the binding would be answered with success.
+        Raises nothing, even if logging fails: libfuse's module would answer an exception with success.
         """
         if isinstance(error, Refusal):
             return error.errno or errno.EIO
@@ -175,7 +175,7 @@ class ArchiveFS:
         return errno.EIO
 
     def _log(self, line: str, defect: BaseException | None = None) -> None:
-        if line not in self._logged:  # a reader that tries again need not fill the log
+        if line not in self._logged:  # a reader that retries must not fill the log
             if len(self._logged) >= _LINES_REMEMBERED:
                 self._logged.clear()
             self._logged.add(line)

@@ -1,8 +1,8 @@
-"""What the service manager is told: sd_notify(3), the watchdog, and levels in the journal.
+"""Messages to the service manager: sd_notify(3), the watchdog, and levels in the journal.
 
-Rule: all of it is silent where no service manager asks for it, and nothing of it can fail: a manager that does not
-listen must not end the daemon. The protocol is a datagram of lines, which systemd promises to keep. Of the libraries
-for it sdnotify has seen no change since 2017, and systemd-python and cysystemd want the C library for these few lines.
+Rule: without a service manager nothing is sent, and no function fails: a manager that does not listen must not end the
+daemon. The protocol is a datagram of lines, which systemd promises to keep. Of the libraries for it, sdnotify has seen
+no change since 2017, and systemd-python and cysystemd need the C library for these few lines.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
 
 
-def is_heard() -> bool:
-    """Whether there is a service manager that wants to be told."""
+def is_enabled() -> bool:
+    """Whether a service manager wants messages."""
     return "NOTIFY_SOCKET" in os.environ
 
 
 def send(*assignments: str) -> None:
-    """Tells the service manager, if there is one, such as `READY=1` or `STATUS=...`, each one line."""
+    """Sends lines such as `READY=1` or `STATUS=...` to the service manager, if there is one."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address.startswith(("/", "@")):
         name = "\0" + address[1:] if address.startswith("@") else address
@@ -32,19 +32,19 @@ def send(*assignments: str) -> None:
             manager.send("\n".join(assignments).encode(errors="backslashreplace"))
 
 
-def silence() -> None:
-    """Says nothing from now on: for a process that is not the service, but was started by it."""
+def disable() -> None:
+    """Sends nothing from now on: for a process that the service started, and that is not the service."""
     for name in _VARIABLES:
         os.environ.pop(name, None)
 
 
-def silenced(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment for such a process."""
+def without_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a process that must not send messages."""
     return {name: value for name, value in environment.items() if name not in _VARIABLES}
 
 
 def watchdog() -> float | None:
-    """Within how many seconds this process has to say `WATCHDOG=1`, again and again; None if it need not."""
+    """The seconds within which this process must send the next `WATCHDOG=1`; None without a watchdog."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid()):
         with contextlib.suppress(ValueError):
             return int(os.environ.get("WATCHDOG_USEC", "")) / 1e6 or None
@@ -52,9 +52,9 @@ def watchdog() -> float | None:
 
 
 def to_journal() -> bool:
-    """Whether standard error leads to the journal, by what JOURNAL_STREAM says in systemd.exec(5).
+    """Whether standard error goes to the journal: JOURNAL_STREAM of systemd.exec(5).
 
-    The variable alone tells nothing: who is started with another standard error inherits it.
+    The variable alone does not tell: a program with another standard error inherits it, too.
     """
     try:
         status = os.fstat(2)

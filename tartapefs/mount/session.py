@@ -1,7 +1,7 @@
-"""The session: takes requests from the kernel, and answers them, while the archive is mounted.
+"""The session of a mounted archive: Python threads take requests from the kernel and answer them.
 
-Threads of Python's take the requests. Reads, which are nearly all, they answer themselves, from the memory that the
-player filled; every other request they hand to libfuse (`docs/decisions/0010-reads-past-libfuse.md`).
+They answer reads, which are nearly all requests, themselves, from the memory that the player filled, and hand every
+other request to libfuse (`docs/decisions/0010-reads-past-libfuse.md`).
 """
 
 import contextlib
@@ -36,7 +36,7 @@ _HEADER, _BODY = mmap.PAGESIZE - ANSWER.size, mmap.PAGESIZE
 
 
 class Session:
-    """A mounted archive. `loop` serves requests until it is unmounted; each thread that should serve calls it.
+    """A mounted archive. Each thread that serves requests calls `loop`, which returns after the unmount.
 
     Raises MountError, with what libfuse had to say, if it cannot be mounted, and ImportError as `load` does.
     """
@@ -46,14 +46,14 @@ class Session:
         self.hold = archive.hold = Hold(self._fail) if options.holds else None
         self._connection = libfuse.connect(archive, mountpoint, source, options)
         self._device, self._pass_on = self._connection.device, self._connection.process
-        self._serving = 0  # threads that serve, without those that leave the GIL to others
+        self._serving = 0  # threads in `loop`, except those in `_yield_gil`
         self._serving_lock = threading.Lock()
-        self._files: dict[int, int] = {}  # by a handle that is open and was read: the number of its file
-        self._under_way: set[int] = set()  # the numbers of reads
+        self._files: dict[int, int] = {}  # the inode number of each open handle that was read
+        self._under_way: set[int] = set()  # the request numbers of reads in progress
         self._drop_lock = threading.Lock()
 
     def loop(self, memory: memoryview) -> None:
-        """Answers requests until the archive is unmounted, with the help of `memory`, of `MEMORY` bytes."""
+        """Answers requests until the archive is unmounted; `memory` is its buffer, of `MEMORY` bytes."""
         memory, request = memory[:_ANSWER_SIZE], memory[_ANSWER_SIZE:]
         address = ctypes.addressof(ctypes.c_char.from_buffer(request))
         with self._serving_lock:
@@ -64,7 +64,7 @@ class Session:
             except OSError as error:
                 if error.errno == errno.ENODEV:
                     return
-                if error.errno in (errno.ENOENT, errno.EAGAIN):  # the request was withdrawn before it was taken
+                if error.errno in (errno.ENOENT, errno.EAGAIN):  # the request was withdrawn
                     continue
                 raise
             if not length:
@@ -73,7 +73,7 @@ class Session:
             if opcode == READ:
                 self._files[handle] = file
                 self._under_way.add(number)
-                # Whoever waits for a page of the cache could not be interrupted.
+                # A reader that waits for a page of the cache could not be interrupted.
                 hold = self.hold if flags & READ_LOCKOWNER else None
                 self._answer_read(memory, number, thread, handle, offset, size, hold)
                 self._under_way.discard(number)
@@ -83,15 +83,15 @@ class Session:
                 self._pass_on(address, length)
                 if opcode == RELEASE:
                     self._files.pop(handle, None)
-            elif self.hold is not None:  # other answers come soon, or wait for the source, which nothing interrupts
+            elif self.hold is not None:  # other answers come soon, or wait for the source, which cannot be interrupted
                 self.hold.interrupt(handle)
 
     def drop_pages(self, ended: threading.Event) -> None:
-        """Has the kernel drop its pages of the archive, once every read fails; by a thread that serves no requests.
+        """Has the kernel drop its pages of the archive once every read fails. For a thread that serves no requests.
 
-        The kernel waits for pages that a read under way will fill. Nothing interrupts that wait, and the process does
-        not end before. So reads that began before they fail are awaited here, unless the event `ended` is set
-        meanwhile. Whoever sets it calls `drop_no_more`, and only then unmounts.
+        To drop a page that a read in progress will fill, the kernel waits for the read. This wait cannot be
+        interrupted, and the process cannot end before. So reads that began before the drift are awaited here, unless
+        `ended` is set meanwhile. The caller that sets it calls `drop_no_more`, and only then unmounts.
         """
         earlier = set(self._under_way)
         while earlier & self._under_way:
@@ -104,12 +104,12 @@ class Session:
                         os.write(self._device, INVALIDATE.pack(INVALIDATE.size, NOTIFY_INVAL_INODE, 0, file, 0, -1))
 
     def drop_no_more(self, seconds: float) -> None:
-        """Returns once the kernel is not dropping pages for `drop_pages`, or after so long."""
+        """Waits until `drop_pages` has no more to drop in progress, at most `seconds`."""
         if self._drop_lock.acquire(timeout=seconds):
             self._drop_lock.release()
 
     def _yield_gil(self) -> None:
-        """Leaves Python to another thread for a while, if there is one that does not rest."""
+        """Leaves the GIL to the other threads for a while, unless this is the last one that serves."""
         with self._serving_lock:
             if self._serving < 2:
                 return
@@ -121,7 +121,7 @@ class Session:
     def _answer_read(
         self, memory: memoryview, number: int, thread: int, handle: int, offset: int, size: int, hold: Hold | None
     ) -> None:
-        if _BODY + size > len(memory):  # no kernel asks for so much
+        if _BODY + size > len(memory):  # no known kernel asks for so much
             memory = memoryview(bytearray(_BODY + size))
         try:
             count = self._archive.readinto(memory[_BODY : _BODY + size], offset)
@@ -135,15 +135,15 @@ class Session:
                 self._fail(number, failure)
             return
         if self._write(answer):
-            self._archive.activity.delivered(handle, offset, count)
+            self._archive.statistics.delivered(handle, offset, count)
 
     def _fail(self, number: int, failure: int) -> None:
         self._write(ANSWER.pack(ANSWER.size, -failure, number))
 
     def _write(self, answer: memoryview | bytes) -> bool:
-        """Gives an answer to the kernel; returns whether anybody waited for it."""
+        """Gives an answer to the kernel; returns whether a reader still waited for it."""
         try:
             os.write(self._device, answer)
-        except OSError:  # who asked was killed meanwhile, or the archive unmounted
+        except OSError:  # the reader was killed meanwhile, or the archive unmounted
             return False
         return True

@@ -1,15 +1,15 @@
-"""What a mount says of itself: a JSON document on a Unix socket, one document for each connection, then its end.
+"""The status of a mount: a JSON document on a Unix socket, sent once for each connection, which then ends.
 
-Rule: nothing that a client does costs the daemon more than a second of one thread that does nothing else. Nothing is
-read from a client; one that is another user is hung up on, one that does not take what it gets is given up.
+Rule: a client costs the daemon at most a second of a thread that serves only the status. The daemon reads nothing from
+a client, hangs up on another user, and gives up a client that does not read.
 
 There is a socket for each mount, named by the number of the mount's device (`0-57`), which no other mount has
 meanwhile, in a folder that only its owner can write: /run/tartapefs for root, else $XDG_RUNTIME_DIR/tartapefs, or one
-in /tmp where that cannot be. The folder is opened first and then looked at, and all goes through its descriptor: nobody
-can put another in its place, and its path may be of any length. A socket gets its name once it listens: one that
-refuses was left behind by a daemon that is gone, and whoever meets it removes it.
+in /tmp if that cannot be used. The folder is opened first, then checked, and only its descriptor is used: nobody can
+put another in its place, and its path may have any length. A socket gets its name once it listens: one that refuses
+connections was left behind by a daemon that is gone, and the process that meets it removes it.
 
-`FORMAT` is 1; what is added to the document leaves it as it is. Strings in it are as `display.printable` has them.
+`FORMAT` is 1; added keys do not change it. Strings in the document are as `text.printable` returns them.
 """
 
 import contextlib
@@ -31,19 +31,19 @@ from tartapefs.base.processes import command_of
 from tartapefs.base.text import moment, printable
 from tartapefs.index.recording import Recording
 from tartapefs.mount.hold import HeldRead, Hold
-from tartapefs.mount.read_statistics import Activity, Reader
+from tartapefs.mount.read_statistics import ReaderProgress, ReadStatistics
 from tartapefs.play.engine import TapePlayer
 
 log = logging.getLogger("tartapefs")
 
 FORMAT = 1
-_PATIENCE = 1.0  # seconds that a client may take; those that wait meanwhile wait in the socket's backlog
-_ANSWER_WITHIN = 5.0  # seconds that a daemon may take, which may have a slow client or two before this one
+_CLIENT_TIMEOUT = 1.0  # seconds that a client may take; others wait in the socket's backlog
+_ANSWER_TIMEOUT = 5.0  # seconds that a daemon may take, which may serve a slow client or two first
 _MAX_READERS = 1000  # in a document: the latest
 
 
 def facts(player: TapePlayer, name: str) -> dict[str, str | int]:
-    """The tape, its archive's name, and whether it is still as recorded: `state` is "valid", or "invalid: " and why."""
+    """The tape, its archive's name, and its `state`: "valid", or "invalid: " and the drift."""
     return {
         "state": "valid" if player.drift is None else f"invalid: {player.drift}",
         "name": printable(name),
@@ -55,9 +55,9 @@ def facts(player: TapePlayer, name: str) -> dict[str, str | int]:
     }
 
 
-def in_short(player: TapePlayer, activity: Activity, hold: Hold | None = None) -> dict[str, str | int]:
-    """What has been delivered, in a few numbers: bytes, unless they are counts."""
-    delivered, coverage, readers = activity.so_far()
+def summary(player: TapePlayer, statistics: ReadStatistics, hold: Hold | None = None) -> dict[str, str | int]:
+    """What has been delivered, in a few numbers: bytes, `readers` and `held` excepted, which are counts."""
+    delivered, coverage, readers = statistics.snapshot()
     return {
         "pid": os.getpid(),
         "size": player.tape.total_size,
@@ -69,9 +69,9 @@ def in_short(player: TapePlayer, activity: Activity, hold: Hold | None = None) -
     }
 
 
-def document(player: TapePlayer, name: str, activity: Activity, hold: Hold | None = None) -> dict[str, Any]:
-    """All that is known of a mount. Times in seconds, rates in bytes a second, all else in bytes unless it counts."""
-    delivered, coverage, readers = activity.so_far()
+def document(player: TapePlayer, name: str, statistics: ReadStatistics, hold: Hold | None = None) -> dict[str, Any]:
+    """The whole status of a mount. Times are in seconds, rates in bytes a second, other numbers in bytes or counts."""
+    delivered, coverage, readers = statistics.snapshot()
     now, tape = time.monotonic(), player.tape
     return {
         "format": FORMAT,
@@ -85,15 +85,15 @@ def document(player: TapePlayer, name: str, activity: Activity, hold: Hold | Non
         "rate": round(sum(reader.rate(now) for reader in readers)),
         **({"scrub": player.scrubbed._asdict()} if player.scrubbed != (0, 0) else {}),
         "readers": [_reader(reader, tape, now) for reader in readers[-_MAX_READERS:]],
-        **({"held": [_held(read, tape, now) for read in hold.reads()[:_MAX_READERS]]} if hold else {}),
+        **({"held": [_held_read(read, tape, now) for read in hold.reads()[:_MAX_READERS]]} if hold else {}),
     }
 
 
-def _latest(readers: list[Reader]) -> Reader:
+def _latest(readers: list[ReaderProgress]) -> ReaderProgress:
     return max(readers, key=lambda reader: reader.last.when)
 
 
-def _reader(reader: Reader, tape: Recording, now: float) -> dict[str, Any]:
+def _reader(reader: ReaderProgress, tape: Recording, now: float) -> dict[str, Any]:
     seconds_left = reader.seconds_left(now, tape.total_size)
     return {
         "pid": reader.pid,
@@ -106,7 +106,7 @@ def _reader(reader: Reader, tape: Recording, now: float) -> dict[str, Any]:
     }
 
 
-def _held(read: HeldRead, tape: Recording, now: float) -> dict[str, Any]:
+def _held_read(read: HeldRead, tape: Recording, now: float) -> dict[str, Any]:
     return {
         "pid": read.pid,
         "command": _command(read.pid),
@@ -123,7 +123,7 @@ def _command(pid: int) -> str | None:
 
 
 def _member_at(tape: Recording, position: int) -> str | None:
-    """The member that a reader at `position` is in: the one whose byte it reads next."""
+    """The path of the member whose byte a reader at `position` reads next."""
     try:
         member = tape.member_at(position) if position < tape.total_size else None
     except TapeError:
@@ -134,8 +134,8 @@ def _member_at(tape: Recording, position: int) -> str | None:
 # Sockets
 
 
-def _folders(make: bool = False) -> Iterator[int]:
-    """Descriptors of the folders of this user where sockets may lie, the best first, each closed after its turn."""
+def _socket_folders(make: bool = False) -> Iterator[int]:
+    """Descriptors of this user's folders for sockets, the preferred first, each closed after its turn."""
     user, runtime = os.geteuid(), os.environ.get("XDG_RUNTIME_DIR", "")
     in_run = "/run" if user == 0 else runtime if os.path.isabs(runtime) else f"/run/user/{user}"
     for path in (f"{in_run}/tartapefs", f"/tmp/tartapefs-{user}"):
@@ -151,16 +151,16 @@ def _folders(make: bool = False) -> Iterator[int]:
                 os.close(fd)
 
 
-def _connected(place: str, patience: float) -> socket.socket | None:
-    """A connection to the daemon behind the socket at `place`; None if it is gone, and then its socket goes too."""
+def _connect(path: str, timeout: float) -> socket.socket | None:
+    """A connection to the daemon at this socket; if the daemon is gone, removes its socket and returns None."""
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        client.settimeout(patience)
-        client.connect(place)
+        client.settimeout(timeout)
+        client.connect(path)
     except ConnectionRefusedError:
         client.close()
         with contextlib.suppress(OSError):
-            os.unlink(place)
+            os.unlink(path)
         return None
     except BaseException:
         client.close()
@@ -168,7 +168,7 @@ def _connected(place: str, patience: float) -> socket.socket | None:
     return client
 
 
-def _place(folder: int, name: str) -> str:
+def _socket_path(folder: int, name: str) -> str:
     return f"/proc/self/fd/{folder}/{name}"
 
 
@@ -179,11 +179,11 @@ def _name(device: str) -> str:
 def ask(device: str) -> dict[str, Any] | None:
     """The document of the mount whose device has this number (`major:minor`), and that this user has mounted.
 
-    None where it has no socket. Raises OSError where nobody answers in time, and ValueError for a bad answer.
+    None if it has no socket. Raises OSError if nobody answers in time, and ValueError for a bad answer.
     """
-    for folder in _folders():
+    for folder in _socket_folders():
         with contextlib.suppress(FileNotFoundError):
-            client = _connected(_place(folder, _name(device)), _ANSWER_WITHIN)
+            client = _connect(_socket_path(folder, _name(device)), _ANSWER_TIMEOUT)
             if client is not None:
                 with client, client.makefile("rb") as answer:
                     found = json.loads(answer.read())
@@ -194,7 +194,7 @@ def ask(device: str) -> dict[str, Any] | None:
 
 
 class Server:
-    """Gives `report()` to whoever connects and is this user. Raises OSError where it can have no socket."""
+    """Sends `report()` to each client of this user. Raises OSError if it can have no socket."""
 
     def __init__(self, device: str, report: Callable[[], dict[str, Any]]) -> None:
         self._report = report
@@ -213,34 +213,34 @@ class Server:
             raise
 
     def _listen(self) -> int:
-        """Makes the socket, and removes those of daemons that were killed; a descriptor of their folder."""
-        for folder in _folders(make=True):
+        """Makes the socket, removes those of killed daemons, and returns a descriptor of their folder."""
+        for folder in _socket_folders(make=True):
             for name in filter(re.compile(r"[0-9]+-[0-9]+").fullmatch, os.listdir(folder)):
-                with contextlib.suppress(OSError):  # whoever is busy is alive
-                    if client := _connected(_place(folder, name), patience=0):
+                with contextlib.suppress(OSError):  # a daemon that is busy is alive
+                    if client := _connect(_socket_path(folder, name), timeout=0):
                         client.close()
-            unnamed = _place(folder, f".{os.getpid()}")
+            unnamed = _socket_path(folder, f".{os.getpid()}")
             self._listening.bind(unnamed)
             os.chmod(unnamed, 0o600)
             self._listening.listen()
             self._inode = os.stat(unnamed).st_ino
-            os.rename(unnamed, _place(folder, self._name))
+            os.rename(unnamed, _socket_path(folder, self._name))
             return os.dup(folder)
         raise PermissionError(0, "there is no folder for it that only this user can write")
 
     def close(self) -> None:
-        """Ends it, and removes its socket, unless another mount's is in its place by now."""
+        """Ends it, and removes its socket, unless another mount has one of that name by now."""
         self._ended.set()
         with contextlib.suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)  # which wakes up `accept`
-        self._thread.join(_PATIENCE)
+        self._thread.join(_CLIENT_TIMEOUT)
         self._remove()
 
     def _remove(self) -> None:
-        place = _place(self._folder, self._name)
+        path = _socket_path(self._folder, self._name)
         with contextlib.suppress(OSError):
-            if os.lstat(place).st_ino == self._inode:
-                os.unlink(place)
+            if os.lstat(path).st_ino == self._inode:
+                os.unlink(path)
         os.close(self._folder)
         self._listening.close()
 
@@ -248,19 +248,19 @@ class Server:
         while not self._ended.is_set():
             try:
                 client, _ = self._listening.accept()
-            except OSError:  # no descriptor is left, which may change
-                self._ended.wait(_PATIENCE / 10)
+            except OSError:  # no descriptor is free, which may change
+                self._ended.wait(_CLIENT_TIMEOUT / 10)
                 continue
             try:
                 with client:
                     self._answer(client)
             except OSError:
-                pass  # it went away, or takes nothing
+                pass  # the client hung up, or reads nothing
             except Exception:
                 log.exception("a defect in tartapefs; no status was given")
 
     def _answer(self, client: socket.socket) -> None:
         _, user, _ = struct.unpack("iII", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if user == os.geteuid():
-            client.settimeout(_PATIENCE)  # for all of `sendall`
+            client.settimeout(_CLIENT_TIMEOUT)  # for all of `sendall`
             client.sendall(json.dumps(self._report()).encode())

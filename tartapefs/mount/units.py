@@ -1,12 +1,12 @@
-r"""Units of systemd for an archive, as text.
+r"""systemd units for an archive, as text.
 
-Rule: a path is written so that systemd reads exactly its bytes, or it is refused. How, depends on the place. A unit's
-name is escaped as by systemd-escape(1). A command line (systemd.service(5)) has quotes, C escapes and `$`; in a list of
-paths a backslash only takes away the meaning of what follows; a value of a mount unit has none of these, yet becomes a
-command line with `$`. All have specifiers (systemd.unit(5)), so that a `%` is doubled.
+Rule: a path is written so that systemd reads exactly its bytes, or it is refused. Each setting has its own escapes. A
+unit's name is escaped as by systemd-escape(1). A command line (systemd.service(5)) has quotes, C escapes and `$`. In a
+list of paths a backslash only takes away the meaning of what follows. A value of a mount unit has none of these, yet
+becomes a command line with `$`. All have specifiers (systemd.unit(5)), so that a `%` is doubled.
 
-A service is the better guard: it tells its state, is watched, and is started again when it fails. Only a mount unit can
-be mounted on first use; its daemon is nobody's service.
+A service supervises the daemon: it shows its state, has a watchdog, and restarts it when it fails. Only a mount unit
+can be mounted on first use; no service supervises its daemon.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from tartapefs.base.text import printable
 
 _NAME_MAX = 255  # bytes of a unit's name
-_PLAIN = re.compile(r"[\w@+=:,./-]+", re.ASCII)  # what needs no quotes anywhere
+_PLAIN = re.compile(r"[\w@+=:,./-]+", re.ASCII)  # needs no quotes in any setting
 
 _SERVICE = """\
 [Unit]
@@ -101,7 +101,7 @@ WantedBy=multi-user.target
 
 
 def escaped(path: str) -> str:
-    r"""An absolute, normal path as a part of a unit's name, as by `systemd-escape --path`.
+    r"""Escapes an absolute, normal path for a unit's name, as `systemd-escape --path` does.
 
     >>> escaped("/mnt/my tape-1"), escaped("/"), escaped("/.hidden")
     ('mnt-my\\x20tape\\x2d1', '-', '\\x2ehidden')
@@ -117,7 +117,7 @@ def service(program: Iterable[str], source: str, where: str, options: Sequence[s
     """The unit, by its name, that keeps the archive of `source` mounted at `where`; both are absolute, normal paths.
 
     `program`: how to run tartapefs; `options`: of `tartapefs mount`; `user`: for `systemctl --user`. Raises ValueError
-    for a path that systemd cannot have.
+    for a path that no unit can express.
     """
     _check(source, where, *options)
     command = " ".join(map(_word, [*program, "mount", "--foreground", *options, "--", source, where]))
@@ -128,7 +128,7 @@ def service(program: Iterable[str], source: str, where: str, options: Sequence[s
 def template(user: bool) -> dict[str, str]:
     """The template service, whose instances are named after the escaped path of their source.
 
-    A source with `${` or `$$` in its path is none for it: systemd would put in a variable.
+    It does not suit a source with `${` or `$$` in its path: systemd would expand a variable.
     """
     where = "%t/tape/%i" if user else "/mnt/%i"
     settings = '# Changed by "systemctl edit"; OPTIONS are those of "tartapefs mount".\n'
@@ -187,7 +187,7 @@ def _percent(text: str) -> str:
 
 
 def _is_shown(text: str) -> bool:
-    """Whether it is free of what is not a glyph of its own, such as the end of a line."""
+    """Whether all its characters are printable; a line end is not, for one."""
     text = text.replace("\\", "/")
     return printable(text) == text
 
@@ -208,13 +208,13 @@ def _character(character: str) -> str:
 
 
 def _value(text: str) -> str:
-    """The value of What= or Options=, where nothing but a specifier can be written in another way."""
+    """The value of What= or Options=, which have no escapes but those of specifiers."""
     if not _is_shown(text):
         raise ValueError(f"a mount unit cannot have {printable(text)}; a service can")
     return _percent(text).replace("$", "$$")
 
 
 def _path_list(path: str) -> str:
-    """A list of this path alone; of the folders above it, from the first on that cannot be written."""
+    """A list of this one path, cut before the first component that cannot be written."""
     path = "/".join(itertools.takewhile(_is_shown, path.split("/"))) or "/"
     return path if _PLAIN.fullmatch(path) else '"' + re.sub(r'["\\]', r"\\\g<0>", _percent(path)) + '"'

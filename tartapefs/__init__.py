@@ -8,8 +8,8 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> object:
-        """The public names, imported once one is asked for: the programs take care of signals first."""
-        if name[0].isupper() or name == "__all__":  # a class, and no module that is about to be imported
+        """Imports the public names on first use, since the programs must handle signals before that."""
+        if name[0].isupper() or name == "__all__":  # a class, not a module that is about to be imported
             from importlib import import_module
 
             public = import_module("tartapefs.api")

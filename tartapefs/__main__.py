@@ -1,7 +1,7 @@
 """The programs, `tartapefs` and `mount.tartapefs`, and `python -m tartapefs`.
 
-Rule: nothing else is imported before signals are taken care of, since that takes a third of a second, in which a user
-may press Ctrl-C.
+Rule: handle signals before any other import, since imports take a third of a second, in which a user may press
+Ctrl-C.
 """
 
 from tartapefs.base.signals import end_at_once

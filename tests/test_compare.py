@@ -178,7 +178,7 @@ def test_diff_and_forced_recording(tree: Path, tmp_path: Path) -> None:
     after = archive_of(tree)
     prefix = common(before, after)
     assert json.loads(again.stdout)["valid_prefix"] == prefix
-    assert f"the first {prefix:,} bytes of a copy of the archive before, of {len(before):,}, stay valid" in again.stderr
+    assert f"existing copies stay valid up to byte {prefix:,} of {len(before):,}" in again.stderr
     result = run("diff", old, index)
     assert result.returncode == 1
     assert f"{prefix} bytes of the old archive, of {len(before)}, begin" in result.stdout

@@ -1,8 +1,8 @@
-"""The command line: parses, builds, calls, prints, and maps what happened to an exit code.
+"""The command line: parses, builds, calls, prints, and maps the outcome to an exit code.
 
-Rule: data on stdout, messages on stderr; names always escaped; no traceback for anything a user can cause. Exit codes:
-0 done; 1 drift, or a failed check or read; 2 wrong usage; 3 no tape, or not a tape; 4 refused at recording; 5 could
-not mount or unmount; 130 interrupted.
+Rule: data goes to stdout, messages to stderr; names are always escaped; no traceback for anything a user can cause.
+Exit codes: 0 done; 1 drift, or a failed check or read; 2 wrong usage; 3 no tape, or not a tape; 4 refused at recording;
+5 could not mount or unmount; 130 interrupted.
 """
 
 import errno
@@ -69,7 +69,7 @@ from tartapefs.cli.common import (
 @click.version_option(__version__, prog_name="tartapefs")
 @verbose_option
 def cli() -> None:
-    """Shows a folder as one read-only tar archive that needs no disk space.
+    """Show a folder as one read-only tar archive that needs no disk space.
 
     Record a folder once, then mount it: archive.tar has a known size, can be read at any offset, and is checked against
     the recording on every read.
@@ -117,10 +117,10 @@ def _exit_code(error: TapeError) -> int:
             return USAGE
 
 
-def _told_to_end(number: int, frame: object) -> NoReturn:
+def _end_on_signal(number: int, frame: object) -> NoReturn:
     if number == signal.SIGINT:
         raise KeyboardInterrupt
-    raise SystemExit(128 + number)  # so that a recording cleans up
+    raise SystemExit(128 + number)  # an exception, so that a recording cleans up
 
 
 def main() -> NoReturn:
@@ -140,17 +140,19 @@ def mount_tartapefs() -> NoReturn:
 
 def _run(command: click.Command, name: str) -> NoReturn:
     """Runs a command line, and exits with its code."""
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # who reads a pipe may go away: not a reason to leave things behind
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:  # of the standard three, those that the caller closed
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # when a pipe's reader ends, clean up first
+    while (
+        descriptor := os.open(os.devnull, os.O_RDWR)
+    ) < 3:  # reopens those of the standard three that the caller closed
         pass
     os.close(descriptor)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # whatever the locale cannot show
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # for names that the locale cannot encode
     log_to_stderr()
     try:
         try:
-            signals.handle(_told_to_end)
+            signals.handle(_end_on_signal)
             code = _code_of(command, name)
         finally:
             signals.end_at_once()
@@ -161,15 +163,15 @@ def _run(command: click.Command, name: str) -> NoReturn:
 
 
 def _code_of(command: click.Command, name: str) -> int:
-    """Runs a command line; the exit code for whatever becomes of it, which is said here."""
+    """Runs a command line, reports any error, and returns the exit code."""
     try:
         if f"_{name.upper()}_COMPLETE" in os.environ:
-            command.main(prog_name=name)  # which answers the shell
-        # Not by `main` else, which takes the end of a pipe for itself.
+            command.main(prog_name=name)  # answers the shell, and exits
+        # Otherwise not by `main`, which handles a broken pipe itself.
         with command.make_context(name, sys.argv[1:]) as context:
             command.invoke(context)
         if sys.stdout is not None:
-            sys.stdout.flush()  # here, where what it raises is caught
+            sys.stdout.flush()  # here, where errors are caught
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.ClickException as error:
@@ -185,7 +187,7 @@ def _code_of(command: click.Command, name: str) -> int:
     except TapeError as error:
         say(str(error), logging.ERROR)
         return _exit_code(error)
-    except BrokenPipeError:  # quietly, when the reader of a pipe has gone
+    except BrokenPipeError:  # quietly: the reader of the pipe has ended
         _drop_output()
         return 128 + signal.SIGPIPE
     except OSError as error:
@@ -197,7 +199,7 @@ def _code_of(command: click.Command, name: str) -> int:
         say("there is not enough memory", logging.ERROR)
         return DRIFT
     except RuntimeError as error:
-        if error.args != ("can't start new thread",):  # Python's own, which a pool of threads raises
+        if error.args != ("can't start new thread",):  # Python's own message, from a thread pool
             raise
         say("no thread can be started, for a limit on processes or memory", logging.ERROR)
         return DRIFT
@@ -205,6 +207,6 @@ def _code_of(command: click.Command, name: str) -> int:
 
 
 def _drop_output() -> None:
-    """Drops what standard output still holds: it cannot be written, and Python would say so once more."""
+    """Drops buffered standard output: it cannot be written, and Python would report that again."""
     if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, messages, the options that several have, progress."""
+"""Shared by the commands: exit codes, messages, types of options, common options, progress."""
 
 import json
 import logging
@@ -32,19 +32,19 @@ _UNITS = {unit: 1 << 10 * power for power, unit in enumerate(("", "K", "M", "G",
 
 
 def say(message: str, level: int = logging.INFO) -> None:
-    """Says it on standard error; in the journal, with this level, one of logging's."""
+    """Prints a message on standard error; in the journal with this level, one of logging's."""
     click.echo(sd_notify.with_level(message, level) if sd_notify.to_journal() else f"tartapefs: {message}", err=True)
 
 
 def log_to_stderr() -> None:
-    """Lets the log go where `say` does."""
+    """Sends the log to where `say` prints."""
     logging.basicConfig(format="tartapefs: %(message)s")
     if sd_notify.to_journal():
         logging.getLogger().handlers[0].setFormatter(sd_notify.JournalFormatter())
 
 
 def size_text(count: int) -> str:
-    """A size for people: `1.5 GiB`."""
+    """Formats a size in bytes for people: `1.5 GiB`."""
     value, unit = float(count), "B"
     for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
         if value < 1024 or unit == "PiB":
@@ -54,7 +54,7 @@ def size_text(count: int) -> str:
 
 
 def byte_count(text: str) -> int:
-    """A number of bytes that a file can have, with K, M, G, T or P (or KiB and so on) for powers of 1024."""
+    """Parses a file size in bytes; K, M, G, T or P (or KiB and so on) stand for powers of 1024."""
     number = re.fullmatch(r"([0-9]{1,19})(?:([KMGTP])(?:iB)?)?", text, re.ASCII)
     if number is None:
         raise click.BadParameter(f"{text!r} is not a number of bytes, such as 512, 64K or 5GiB")
@@ -65,7 +65,7 @@ def byte_count(text: str) -> int:
 
 
 class Number(click.FloatRange):
-    """A number in this range; nan, which is in none, is refused."""
+    """The type of a number in this range; refuses nan."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number: float = super().convert(value, param, ctx)
@@ -74,8 +74,8 @@ class Number(click.FloatRange):
         return number
 
 
-class _Path(click.ParamType):  # type: ignore[type-arg]  # which has arguments since click 8.4 alone
-    """A path, which is not empty; what lies there is for the command to find out."""
+class _Path(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
+    """The type of a path, not empty; whether it exists is for the command to check."""
 
     name = "path"
 
@@ -85,14 +85,14 @@ class _Path(click.ParamType):  # type: ignore[type-arg]  # which has arguments s
         return value
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(incomplete, "file")]  # which leaves it to the shell
+        return [CompletionItem(incomplete, "file")]  # the shell completes it
 
 
 path = _Path()
 
 
 def name_template(text: str) -> str:
-    """A file name in which `{fingerprint}`, `{seal}` and `{root}` of a tape may be; refuses what is wrong for any."""
+    """Checks a file name that may contain `{fingerprint}`, `{seal}` and `{root}`; refuses one that no tape can have."""
     try:
         naming.file_name(text, "0" * 64, "0" * 64, "root")
     except ValueError as error:
@@ -100,8 +100,8 @@ def name_template(text: str) -> str:
     return text
 
 
-def named(tape: Tape, template: str, option: str) -> str:
-    """The path whose last part `template`, the value of `option`, makes for this tape. Raises click.BadParameter."""
+def expand_name(tape: Tape, template: str, option: str) -> str:
+    """Fills the placeholders in the file name of `template`, the value of `option`. Raises click.BadParameter."""
     folder, name = os.path.split(template)
     try:
         return os.path.join(folder, tape.file_name(name))
@@ -110,7 +110,7 @@ def named(tape: Tape, template: str, option: str) -> str:
 
 
 def octal_mode(text: str) -> int:
-    """Permission bits in octal."""
+    """Parses permission bits in octal."""
     if not re.fullmatch(r"0*[0-7]{1,3}", text, re.ASCII):
         raise click.BadParameter(f"{text!r} is not a mode in octal, such as 0440")
     return int(text, 8)
@@ -121,7 +121,7 @@ def print_json(value: Any) -> None:
 
 
 class Update(Protocol):
-    """Tells how far something is: `done` of its total; `position` in the archive, if it is one that is read."""
+    """Reports progress: `done` of the total; `position`: offset in the archive that is read, in bytes."""
 
     def __call__(self, done: int, position: int | None = None, note: str = "") -> None: ...
 
@@ -132,10 +132,10 @@ def _no_update(done: int, position: int | None = None, note: str = "") -> None:
 
 @contextmanager
 def progress(what: str, total: int | None = None, is_bytes: bool = False, tape: Tape | None = None) -> Iterator[Update]:
-    """Shows how far `what` is, on a terminal, once it has taken a second; the block calls what it is given.
+    """Shows the progress of `what` on a terminal, after one second; the block calls the function that it gets.
 
-    What counts is bytes, or else members. With a `tape` it shows the member at the position, and how many members or
-    bytes come up to there. A `total` that turns out too small was an estimate, and is dropped.
+    The unit is bytes or members. With a `tape` it also shows the member at the position, and the number of members or
+    bytes before it. A `total` that turns out too small was an estimate, and is dropped.
     """
     if sys.stderr is None or not sys.stderr.isatty():
         yield _no_update
@@ -167,29 +167,29 @@ def progress(what: str, total: int | None = None, is_bytes: bool = False, tape: 
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
         console=Console(stderr=True),
-        redirect_stdout=False,  # which is data, wherever it goes
+        redirect_stdout=False,  # stdout is data
         redirect_stderr=False,
     )
     task = bar.add_task(printable(what), total=total, note="")
-    begun = looked = time.monotonic()
+    begun = last_lookup = time.monotonic()
     shown, counted, passed = False, 0, 0
 
     def update(done: int, position: int | None = None, note: str = "") -> None:
-        nonlocal shown, looked, counted, passed
+        nonlocal shown, last_lookup, counted, passed
         now = time.monotonic()
         if not shown and now - begun > 1:
             shown = True
             bar.start()
         if tape is not None and position is not None:
-            if not shown or now - looked < 0.2:
+            if not shown or now - last_lookup < 0.2:
                 bar.update(task, completed=done)
                 return
-            looked = now
-            place = min(position, tape.total_size - 1)
-            member = tape.member_at(place)
+            last_lookup = now
+            offset = min(position, tape.total_size - 1)
+            member = tape.member_at(offset)
             name = printable(member.arc_path) if member is not None else ""
             if is_bytes:
-                passed, counted = passed + tape.count(counted, place + 1), max(counted, place + 1)
+                passed, counted = passed + tape.count(counted, offset + 1), max(counted, offset + 1)
                 note = f"{passed:,}/{tape.member_count:,} members  {name}"
             else:
                 note = f"{size_text(position)}/{size_text(tape.total_size)}  {name}"
@@ -218,7 +218,7 @@ def check_option(function: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Choice(("full", "mtime")),
         default="full",
         show_default=True,
-        help="What is compared: everything, or not inode and change time.",
+        help="What to compare: all facts, or all but inode and change time.",
     )(function)
 
 
@@ -226,7 +226,7 @@ def strict_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--strict",
         is_flag=True,
-        help="Of a tape with digests: a file is not as recorded either if only its timestamps or inode changed.",
+        help="For a tape with digests: report a file also if only its timestamps or inode changed.",
     )(function)
 
 
@@ -234,12 +234,12 @@ def expect_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--expect",
         metavar="FINGERPRINT",
-        help="The seal that the tape must have, or its fingerprint, which says nothing of contents.",
+        help="The seal that the tape must have, or the fingerprint, which does not cover contents.",
     )(function)
 
 
-def expected(tape: Tape, value: str | None, complete: bool = False) -> None:
-    """Holds the tape to its seal or fingerprint, and says which it is; `complete`: all headers, now."""
+def check_expected(tape: Tape, value: str | None, complete: bool = False) -> None:
+    """Checks that the tape has this seal or fingerprint, and reports which; `complete`: computes it of all headers."""
     if value is None:
         return
     value = value.strip().lower()
@@ -251,14 +251,14 @@ def expected(tape: Tape, value: str | None, complete: bool = False) -> None:
     say("the fingerprint is the expected one: it covers names, sizes, modes and times, but no contents")
 
 
-def late(types: list[str]) -> str:
-    """What follows from a source that lies on such file systems, in one line."""
+def late_note(types: list[str]) -> str:
+    """One line on the consequence of a source on these types of file systems."""
     return f"{', '.join(types)}: a change there may be seen late; a sealed tape is beyond that"
 
 
-def say_if_late(source: Source) -> None:
+def warn_of_late_changes(source: Source) -> None:
     if types := source.foreign_types():
-        say(f'{printable(source.root)} is on {late(types)} ("tartapefs seal")')
+        say(f'{printable(source.root)} is on {late_note(types)} ("tartapefs seal")')
 
 
 def say_if_too_many_parts(size: int, count: int) -> None:
@@ -276,7 +276,7 @@ def _log_more(context: click.Context, parameter: click.Parameter, verbose: bool)
 
 
 def verbose_option(command: Callable[..., Any]) -> Any:
-    """Of the program and of each of its commands: where it stands is all the same."""
+    """Adds --verbose, to the program and to each command: users may write it anywhere."""
     return click.option(
         "-v", "--verbose", is_flag=True, expose_value=False, callback=_log_more, help="Say more on stderr."
     )(command)
@@ -284,21 +284,25 @@ def verbose_option(command: Callable[..., Any]) -> Any:
 
 def recording_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
-        click.option("--exclude", metavar="PATTERN", multiple=True, help="Leave out, as .gitignore would. Repeatable."),
+        click.option(
+            "--exclude", metavar="PATTERN", multiple=True, help="Leave out files, as .gitignore would. Repeatable."
+        ),
         click.option(
             "--keep-owners/--no-keep-owners",
             default=None,
             help="Write real owners into the archive instead of root.",
         ),
-        click.option("--skip-unreadable", is_flag=True, help="Leave out what this user cannot read, and say so."),
-        click.option("--skip-busy", is_flag=True, help="Leave out what a program is writing just now, and say so."),
+        click.option(
+            "--skip-unreadable", is_flag=True, help="Leave out files that this user cannot read, and list them."
+        ),
+        click.option("--skip-busy", is_flag=True, help="Leave out files that a program is writing, and list them."),
     ):
         function = option(function)
     return function
 
 
 def refuse_part(output: str, tape: Tape, player: TapePlayer | None, directory: str) -> None:
-    """Refuses an output that would overwrite, or by its mere presence change, what is being played, or another tape."""
+    """Refuses an output that would overwrite or change the folder that is being played, or a tape."""
     files = tape_files.TapeFiles(directory, tape.index_path)
     tape_files.refuse_part(output, files_of(tape, player.source, player.at_home) if player is not None else files)
 

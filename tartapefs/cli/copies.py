@@ -12,9 +12,9 @@ from tartapefs.api.tape import Tape
 from tartapefs.base.text import printable
 from tartapefs.cli.common import (
     DRIFT,
+    check_expected,
     check_option,
     expect_option,
-    expected,
     fail,
     folder_argument,
     index_option,
@@ -51,7 +51,7 @@ def _facts(tape: Tape, found: Agreement) -> dict[str, Any]:
         "segment": None,
         "position": None,
         "wrong": found.wrong,
-        "zeros": [list(stretch) for stretch in found.zeros],
+        "zeros": [list(zeros) for zeros in found.zeros],
         "beyond": found.beyond,
         "exact": found.exact,
         "compared": found.compared,
@@ -92,8 +92,8 @@ def _refuse_other_files(copy: str, found: Agreement) -> None:
 @index_option
 @check_option
 @expect_option
-@click.option("--full", is_flag=True, help="Compare every byte, not only places.")
-@click.option("--no-source", is_flag=True, help="Look at headers and footer alone, which need no DIR, just its index.")
+@click.option("--full", is_flag=True, help="Compare every byte, not only samples.")
+@click.option("--no-source", is_flag=True, help="Compare headers and footer only: needs the index, not DIR.")
 @click.option("--truncate", is_flag=True, help="Cut COPY to its good prefix, after asking.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
@@ -109,11 +109,11 @@ def check(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """How far COPY, a file or - for a stream, agrees with the archive of DIR.
+    """Show how far COPY agrees with the archive of DIR.
 
-    Exit code 0 if it is complete and equal, else 1. "good" is the number of bytes to go on from. Without --full it
-    looks at every header, a place in each 64 MiB of a body, the file's holes, and all of the last 64 MiB; a stream is
-    compared whole, and read up to 64 MiB beyond.
+    COPY is a file, or - for a stream. The exit code is 0 if it is complete and equal, else 1. "good" is the offset, in
+    bytes, to continue from. Without --full it compares every header, a sample of each 64 MiB of a body, the file's
+    holes, and all of the last 64 MiB. A stream is compared whole, and read up to 64 MiB beyond the archive's end.
     """
     if truncate and copy == "-":
         raise click.UsageError("a stream cannot be cut")
@@ -124,7 +124,7 @@ def check(
     if copy == "-" and sys.stdin is None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard input")
     with Tape.discover(directory, index) as tape, ExitStack() as opened:
-        expected(tape, expect, complete=True)
+        check_expected(tape, expect, complete=True)
         player = None if no_source else TapePlayer(tape, directory, check)
         if truncate:
             refuse_part(copy, tape, player, directory)
@@ -154,12 +154,13 @@ def check(
 @click.argument("copy", metavar="COPY", type=path)
 @index_option
 @check_option
-@click.option("--full", is_flag=True, help="Compare every byte, before and after, not only places.")
+@click.option("--full", is_flag=True, help="Compare every byte, before and after, not only samples.")
 @json_option
 def resume(directory: str, copy: str, index: str | None, check: Check, full: bool, as_json: bool) -> None:
-    """Complete COPY, a local file: check it, cut what is wrong, append what is missing, check that.
+    """Complete COPY, a local file.
 
-    May be interrupted in any way and at any time, and then be run again. A COPY that is not there is made.
+    Checks it, cuts what is wrong, appends what is missing, and checks that. You can interrupt it at any time, in any
+    way, and run it again. It creates COPY if it does not exist.
     """
     with Tape.discover(directory, index) as tape:
         player = TapePlayer(tape, directory, check)

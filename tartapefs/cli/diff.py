@@ -20,8 +20,8 @@ from tartapefs.transfer.index_diff import Change, Comparison
 _MARKS = {"added": "+", "removed": "-", "changed": "!", "moved": ">"}
 
 
-def _open_index(place: str) -> Tape:
-    return Tape.discover(place) if os.path.isdir(place) else Tape.from_index(place)
+def _open_index(location: str) -> Tape:
+    return Tape.discover(location) if os.path.isdir(location) else Tape.from_index(location)
 
 
 def _change_facts(change: Change) -> dict[str, Any]:
@@ -41,18 +41,19 @@ def _change_facts(change: Change) -> dict[str, Any]:
 @check_option
 @click.option("--json", "as_json", is_flag=True, help="A JSON object for each change, one a line; the summary last.")
 def diff(old: str, new: str, check: Check, as_json: bool) -> None:
-    """What differs between two recordings, and how many bytes of the old archive the new one begins with.
+    """List the changes between two recordings.
 
-    Each may be an index or a recorded folder. A line for each member that was added (+), removed (-), changed (!) or
-    moved (>) to another offset, with its start in the old and the new archive. Exit code 1 if the archives differ.
+    Each may be an index or a recorded folder. Prints a line for each member that was added (+), removed (-), changed
+    (!) or moved (>) to another offset, with its start in the old and the new archive, and then
+    how many bytes of the old archive the new one begins with. The exit code is 1 if the archives differ.
     """
     counts = dict.fromkeys(_MARKS, 0)
-    with _open_index(old) as one, _open_index(new) as other:
-        comparison = Comparison(one, other, check)
-        most = max(one.member_count, other.member_count)
-        with progress("comparing", most, tape=other) as update:
+    with _open_index(old) as old_tape, _open_index(new) as new_tape:
+        comparison = Comparison(old_tape, new_tape, check)
+        most = max(old_tape.member_count, new_tape.member_count)
+        with progress("comparing", most, tape=new_tape) as update:
             prefix = comparison.prefix(update)
-        with progress("listing", most, tape=other) as update:
+        with progress("listing", most, tape=new_tape) as update:
             for change in comparison.changes(update):
                 counts[change.kind] += 1
                 if as_json:
@@ -61,11 +62,13 @@ def diff(old: str, new: str, check: Check, as_json: bool) -> None:
                     before = change.old.start if change.old else "-"
                     after = change.new.start if change.new else "-"
                     print(f"{_MARKS[change.kind]} {before:>15} {after:>15} {printable(change.member.name)}")
-    sizes = {"old_size": one.total_size, "new_size": other.total_size}
+    sizes = {"old_size": old_tape.total_size, "new_size": new_tape.total_size}
     if as_json:
         print(json.dumps({"valid_prefix": prefix} | sizes | counts))
     else:
         print(", ".join(f"{count:,} {kind}" for kind, count in counts.items()))
-        print(f"{prefix} bytes of the old archive, of {one.total_size}, begin the new one, of {other.total_size}")
-    if any(counts.values()) or prefix != one.total_size:
+        print(
+            f"{prefix} bytes of the old archive, of {old_tape.total_size}, begin the new one, of {new_tape.total_size}"
+        )
+    if any(counts.values()) or prefix != old_tape.total_size:
         raise SystemExit(DRIFT)

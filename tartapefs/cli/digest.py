@@ -15,10 +15,10 @@ from tartapefs.base.text import printable
 from tartapefs.cli.common import (
     byte_count,
     check_option,
+    expand_name,
     folder_argument,
     index_option,
     json_option,
-    named,
     path,
     print_json,
     progress,
@@ -40,7 +40,7 @@ from tartapefs.transfer.digests import ALGORITHMS, STATE, Algorithm, Digests
     "algorithms",
     multiple=True,
     type=click.Choice(ALGORITHMS),
-    help="Of the whole archive. Repeatable; by default sha256 if nothing else is asked for.",
+    help="A digest of the whole archive. Repeatable; sha256 if nothing else is requested.",
 )
 @click.option(
     "--s3-part-size",
@@ -50,14 +50,14 @@ from tartapefs.transfer.digests import ALGORITHMS, STATE, Algorithm, Digests
     metavar="BYTES",
     help="The ETag of a multipart upload in parts of this size. Repeatable.",
 )
-@click.option("--sums", type=path, metavar="FILE", help="Write the SHA-256 of each file there, for sha256sum -c.")
-@click.option("--state", type=path, metavar="FILE", help="Keep there what was reached, and go on from it.")
-@click.option("--force", is_flag=True, help="Replace the FILE of --sums if it is there, once the new one is complete.")
+@click.option("--sums", type=path, metavar="FILE", help="Write the SHA-256 of each file to FILE, for sha256sum -c.")
+@click.option("--state", type=path, metavar="FILE", help="Save progress in FILE, and continue from it.")
+@click.option("--force", is_flag=True, help="Replace an existing FILE of --sums, once the new one is complete.")
 @click.option(
     "--name",
     default="archive.tar",
     show_default=True,
-    help="The name that is printed with each digest, as mount --name.",
+    help="The name to print with each digest; it may have the placeholders of mount --name.",
 )
 @json_option
 def digest(
@@ -72,10 +72,11 @@ def digest(
     name: str,
     as_json: bool,
 ) -> None:
-    """Print digests of the archive of DIR, all in one pass, without storing it.
+    """Print digests of the archive of DIR.
 
-    The lines are those of sha256sum --tag, which sha256sum -c, md5sum -c and b3sum -c read. With --state it may be
-    interrupted and run again: it goes on where it stopped (BLAKE3 alone begins anew).
+    Computes all in one pass, without storing the archive. The lines have the format of sha256sum --tag, which sha256sum
+    -c, md5sum -c and b3sum -c read. With --state you can interrupt it and run it again: it continues where it stopped
+    (only BLAKE3 starts again).
     """
     if not all(part_sizes):
         raise click.BadParameter("a part has at least one byte", param_hint="--s3-part-size")
@@ -86,7 +87,7 @@ def digest(
     if sums is not None and state is not None and os.path.realpath(sums) == os.path.realpath(state):
         raise click.UsageError("sums and state are two files")
     with Tape.discover(directory, index) as tape, ExitStack() as opened:
-        name = named(tape, name, "--name")
+        name = expand_name(tape, name, "--name")
         player = TapePlayer(tape, directory, check)
         for output in (sums, state):
             if output is not None and output != "-":
@@ -95,8 +96,8 @@ def digest(
         if sums == "-":
             out = sys.stdout.buffer
         elif sums is not None:
-            there = outputs.refuse_existing(sums, force) is not None
-            unfinished = opened.enter_context(_unfinished(sums, state))
+            exists = outputs.refuse_existing(sums, force) is not None
+            unfinished = opened.enter_context(_unfinished_sums(sums, state))
             out = opened.enter_context(os.fdopen(os.dup(unfinished.fd), "r+b"))
         digests = Digests(tape, algorithms, part_sizes, out, state)
         for size, parts in digests.parts.items():
@@ -109,8 +110,8 @@ def digest(
             digests.complete(player, lambda position, done: update(done, position))
         if sums is not None and sums != "-" and out is not None:
             out.flush()
-            unfinished.commit(replace=there)
-    whole = {algorithm: window.hexdigest() for algorithm, window in digests.whole.items()}
+            unfinished.commit(replace=exists)
+    whole = {algorithm: hashed.hexdigest() for algorithm, hashed in digests.whole.items()}
     etags = [
         {"part_size": size, "parts": parts.count, "etag": parts.hexdigest()} for size, parts in digests.parts.items()
     ]
@@ -125,12 +126,12 @@ def digest(
 
 
 @contextmanager
-def _unfinished(sums: str, state: str | None) -> Iterator[outputs.Unfinished]:
-    """The file that is to become `sums`, locked. Without a state nothing can go on from it, and it is removed."""
+def _unfinished_sums(sums: str, state: str | None) -> Iterator[outputs.Unfinished]:
+    """Opens and locks the file that is to become `sums`; removes it at the end if no state can continue from it."""
     token = None
     if state is not None:
-        with outputs.State(state, STATE, wait=True) as kept:
-            token = kept.token
+        with outputs.State(state, STATE, wait=True) as saved:
+            token = saved.token
     unfinished = outputs.Unfinished(sums, token, goes_on=True)
     try:
         outputs.lock(unfinished.fd, sums)

@@ -1,8 +1,8 @@
-"""Whether this machine can mount an archive, and what to do where it cannot.
+"""The command that checks whether this machine can mount an archive, and says what to do if not: doctor.
 
-Rule: each check looks at one thing, changes nothing, and says what it found; what is not "ok" has a remedy. A "problem"
-keeps this user from mounting, a "warning" only keeps from doing it in some way, such as by mount(8) or for others. The
-self-test is the commands themselves, run as a user would, with the index and the mount in a temporary folder.
+Rule: each check examines one thing, changes nothing, and reports what it found; every finding that is not "ok" has a
+remedy. A "problem" prevents this user from mounting; a "warning" prevents only some ways, such as mount(8) or mounts
+for other users. The self-test runs the commands as a user would, with index and mount point in a temporary folder.
 """
 
 import contextlib
@@ -36,14 +36,18 @@ from tartapefs.source.folder import has_openat2
 # What mount.fuse3 and libmount search, whatever the caller's PATH.
 _PATH_OF_MOUNT = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PATH_OF_HELPERS = "/sbin"
-_PATIENCE = 3  # seconds that a mounted archive gets to answer
+_TIMEOUT = 3  # seconds that a mounted archive gets to answer
 _CAP_SYS_ADMIN = 1 << 21
 _INSTALL = "install fuse3 (Debian, Fedora, Arch and Alpine have it by this name)"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check found; `status` is ok, warning or problem, and `remedy` empty only for ok."""
+    """The result of one check.
+
+    `check`: what was checked. `status`: ok, warning or problem. `found`: the result, for people. `remedy`: what to do;
+    empty only if ok.
+    """
 
     check: str
     status: str
@@ -76,7 +80,7 @@ def _device() -> Finding:
 
 
 def _own_status(line: str) -> int:
-    """A number that the kernel tells of this process, see proc(5)."""
+    """Reads a hexadecimal number of this process from /proc/self/status, see proc(5)."""
     with open("/proc/self/status", encoding="utf-8", errors="replace") as status:
         return int(status.read().partition(f"\n{line}:")[2].split()[0], 16)
 
@@ -88,7 +92,7 @@ def _rights() -> Finding:
 
 
 def _loaded_library() -> str:
-    """The file of the libfuse that this process has loaded, empty if none."""
+    """Path of the libfuse that this process has loaded; empty if none."""
     with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
         found = re.search(r"/\S*/libfuse\d?\.so\S*", maps.read())
     return found[0] if found else ""
@@ -103,7 +107,7 @@ def _library() -> Finding:
 
 
 def _no_setuid(program: str) -> tuple[str, str] | None:
-    """Why the setuid bit of this program has no effect, and what to do; None if it has."""
+    """Tells why the setuid bit of this program has no effect, and the remedy; None if it has an effect."""
     found = os.stat(program)
     if not found.st_mode & stat.S_ISUID or found.st_uid != 0:
         return "is not setuid root", f"chown root {program} && chmod u+s {program}"
@@ -115,7 +119,7 @@ def _no_setuid(program: str) -> tuple[str, str] | None:
 
 
 def _fusermount() -> Finding:
-    """The setuid program by which libfuse mounts for who is not root: libfuse 3 runs the one, libfuse 2 the other."""
+    """Checks the setuid program by which libfuse mounts for users: fusermount3 for libfuse 3, else fusermount."""
     name = "fusermount" if "libfuse.so" in _loaded_library() else "fusermount3"
     program = shutil.which(name)
     if program is None:
@@ -143,34 +147,37 @@ def _configuration() -> Finding:
     return Finding(name, "warning", "you may not use --allow-other", "have root write a line user_allow_other into it")
 
 
-def _answer_of(mountpoint: str) -> str:
-    """Why an archive does not answer; empty if it does. Asked by another process: a daemon that hangs holds it."""
-    asking = subprocess.Popen(
+def _probe(mountpoint: str) -> str:
+    """Tells why a mounted archive does not answer; empty if it does.
+
+    Another process calls stat, since a daemon that hangs would block this one.
+    """
+    process = subprocess.Popen(
         ["stat", "--", mountpoint], env=os.environ | {"LC_ALL": "C"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     try:
-        _, said = asking.communicate(timeout=_PATIENCE)
+        _, message = process.communicate(timeout=_TIMEOUT)
     except subprocess.TimeoutExpired:
-        asking.kill()  # which it obeys once the daemon answers; nobody waits for it
-        return f"does not answer within {_PATIENCE} seconds"
-    return "its daemon is gone" if os.strerror(errno.ENOTCONN).encode() in said else ""
+        process.kill()  # takes effect once the daemon answers, so do not wait for it
+        return f"does not answer within {_TIMEOUT} seconds"
+    return "its daemon is gone" if os.strerror(errno.ENOTCONN).encode() in message else ""
 
 
 def _mounts() -> Iterator[Finding]:
     try:
         from tartapefs.mount.mount_table import mounts
     except Exception:
-        return  # for want of a library, as another check says
-    places = [entry.mountpoint for entry in mounts()]
-    for place in places:
-        if reason := _answer_of(place):
-            remedy = f"tartapefs unmount --lazy {printable(shlex.quote(place))}"
-            yield Finding("mounts", "problem", f"{printable(place)}: {reason}", remedy)
-    yield Finding("mounts", "ok", f"{len(places)} in this mount namespace")
+        return  # no libfuse, which another check reports
+    mountpoints = [entry.mountpoint for entry in mounts()]
+    for mountpoint in mountpoints:
+        if reason := _probe(mountpoint):
+            remedy = f"tartapefs unmount --lazy {printable(shlex.quote(mountpoint))}"
+            yield Finding("mounts", "problem", f"{printable(mountpoint)}: {reason}", remedy)
+    yield Finding("mounts", "ok", f"{len(mountpoints)} in this mount namespace")
 
 
 def _mount8() -> Iterator[Finding]:
-    for program, search, kind, place in (
+    for program, search, kind, link_folder in (
         ("tartapefs", _PATH_OF_MOUNT, "fuse.tartapefs", "/usr/local/bin"),
         ("mount.tartapefs", _PATH_OF_HELPERS, "tartapefs", "/sbin"),
     ):
@@ -179,10 +186,10 @@ def _mount8() -> Iterator[Finding]:
         else:
             here = os.path.join(sysconfig.get_path("scripts"), program)
             missing = f"does not find {program} in {search}, which it needs for the type {kind}"
-            yield Finding("mount(8)", "warning", missing, f"ln -s {shlex.quote(here)} {place}/")
+            yield Finding("mount(8)", "warning", missing, f"ln -s {shlex.quote(here)} {link_folder}/")
 
 
-def _machine() -> Iterator[Finding]:
+def _machine_findings() -> Iterator[Finding]:
     yield _kernel()
     yield _device()
     yield _rights()
@@ -194,13 +201,13 @@ def _machine() -> Iterator[Finding]:
 
 
 def _run(*command: str) -> str:
-    """Runs a command; its standard output. Raises ChildProcessError with the last line that it said."""
+    """Runs a command, and returns its standard output. Raises ChildProcessError with the last line that it printed."""
     result = subprocess.run(
         command, env=os.environ | {"LC_ALL": "C"}, capture_output=True, text=True, errors="backslashreplace"
     )
     if result.returncode:
-        *_, said = ["", *(result.stdout + result.stderr).splitlines()]
-        raise ChildProcessError(said.removeprefix("tartapefs: ") or f"{command[0]} ended with {result.returncode}")
+        *_, message = ["", *(result.stdout + result.stderr).splitlines()]
+        raise ChildProcessError(message.removeprefix("tartapefs: ") or f"{command[0]} ended with {result.returncode}")
     return result.stdout
 
 
@@ -209,7 +216,7 @@ def _tartapefs(*arguments: str) -> str:
 
 
 def _read_with_tarfile(archive: str, tape: Tape, player: TapePlayer) -> str:
-    """Compares what `tarfile` finds in the mounted archive with the recording, and all contents with the player's."""
+    """Reads the mounted archive with `tarfile`; compares members with the recording, contents with the player's."""
     with tarfile.open(archive) as tar, progress("reading it back", tape.total_size, True, tape) as update:
         for member in tape.members():
             update(member.start, member.start)
@@ -241,7 +248,7 @@ def _temporary_folder() -> str | None:
 
 
 def _self_test(directory: str) -> Iterator[Finding]:
-    """Records, mounts, reads back twice, unmounts. Nothing is written to the folder."""
+    """Records, mounts, reads back twice and unmounts, without writing to the folder."""
     if _temporary_folder() is None:
         yield Finding(
             "temporary folder", "problem", "there is none that you can write", "set TMPDIR to one that you can"
@@ -274,11 +281,11 @@ def _self_test(directory: str) -> Iterator[Finding]:
             return "nothing is left"
 
         def clean_up() -> None:
-            with contextlib.suppress(OSError):  # most often it is done already
+            with contextlib.suppress(OSError):  # usually it is unmounted already
                 unmount("--lazy")
 
-        def why() -> str:
-            """What the archive says of itself where it is invalid."""
+        def archive_state() -> str:
+            """The state of the archive in parentheses, if it is invalid."""
             with contextlib.suppress(OSError):
                 state = os.getxattr(mountpoint, "user.tartape.state").decode()
                 return "" if state == "valid" else f" ({state})"
@@ -294,7 +301,7 @@ def _self_test(directory: str) -> Iterator[Finding]:
             try:
                 yield Finding(check, "ok", step())
             except (TapeError, OSError, tarfile.TarError) as error:
-                yield Finding(check, "problem", str(error) + why(), remedy)
+                yield Finding(check, "problem", str(error) + archive_state(), remedy)
                 if needed:
                     return
 
@@ -303,10 +310,10 @@ def _self_test(directory: str) -> Iterator[Finding]:
 @click.argument("directory", metavar="[DIR]", type=path, required=False)
 @json_option
 def doctor(directory: str | None, as_json: bool) -> None:
-    """Whether archives can be mounted here, and what to do if not; exit code 1 if not.
+    """Check whether this machine can mount archives.
 
-    With DIR also a self-test: DIR is recorded, mounted, read back with Python's tarfile and with GNU tar, compared and
-    unmounted. Nothing is written to it.
+    Says what to do if not; the exit code is 1 then. With DIR it also runs a self-test: it records DIR, mounts it, reads
+    it back with Python's tarfile and with GNU tar, compares, and unmounts. It writes nothing to DIR.
     """
     if directory is not None:
         if not os.path.isdir(directory):
@@ -315,7 +322,7 @@ def doctor(directory: str | None, as_json: bool) -> None:
         if scratch is not None and os.path.commonpath((root, scratch)) == root:
             raise click.BadParameter(f"the temporary folder {scratch} lies in it: set TMPDIR", param_hint="DIR")
     findings = []
-    for finding in chain(_machine(), _self_test(directory) if directory is not None else ()):
+    for finding in chain(_machine_findings(), _self_test(directory) if directory is not None else ()):
         findings.append(finding)
         if not as_json:
             click.echo(f"{finding.status:8}{finding.check:16}{finding.found}")

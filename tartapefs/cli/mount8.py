@@ -1,11 +1,11 @@
 """Mounting by mount(8): its option strings, and the program that it runs.
 
-mount(8) runs `mount.tartapefs SRC MNT [-sfnv] [-o OPTIONS]` for the type tartapefs, and by way of mount.fuse3
-`tartapefs SRC MNT -o OPTIONS` for fuse.tartapefs. Rule: options are those of `tartapefs mount`, `--allow-other` as
-`allow_other`, but for those that record: what is mounted at boot was recorded by somebody. What mount(8), fstab and
-systemd have for every file system is taken and has no effect, since an archive is always mounted read-only, nosuid,
-nodev and noexec; who asks for `rw`, as `defaults` does, is told so. Anything else is refused by its name. The exit
-codes are those of mount(8).
+mount(8) runs `mount.tartapefs SRC MNT [-sfnv] [-o OPTIONS]` for the type tartapefs, and through mount.fuse3
+`tartapefs SRC MNT -o OPTIONS` for fuse.tartapefs. Rule: the options are those of `tartapefs mount`, with `_` for `-`
+(`allow_other`), except those that record: a folder that is mounted at boot has been recorded before. Options that
+mount(8), fstab and systemd have for every file system are accepted without effect, since an archive is always mounted
+read-only, nosuid, nodev and noexec; a user who asks for `rw`, as `defaults` does, gets a warning. Any other option is
+refused by name. The exit codes are those of mount(8).
 """
 
 import logging
@@ -48,14 +48,14 @@ _OPTIONS = (
 
 
 def _known() -> dict[str, click.Option]:
-    """Those options of `tartapefs mount` that count here, by the names that they have in an option string."""
+    """The options of `tartapefs mount` that mount(8) can use, by their names in an option string."""
     options = [option for option in mount.params if isinstance(option, click.Option)]
     named = {option.opts[-1].removeprefix("--").replace("-", "_"): option for option in options}
     return {name: option for name, option in named.items() if name in _OPTIONS}
 
 
 def _split(options: str) -> list[str]:
-    """The options in a string. A comma in a value stands behind a backslash, or the value in double quotes."""
+    """Splits an option string. A comma in a value needs a backslash before it, or double quotes around the value."""
     lexer = shlex.shlex(options, posix=True)
     lexer.whitespace, lexer.whitespace_split, lexer.commenters, lexer.quotes = ",", True, "", '"'
     try:
@@ -65,7 +65,7 @@ def _split(options: str) -> list[str]:
 
 
 def arguments(options: str, sloppy: bool = False) -> Iterator[str]:
-    """What `tartapefs mount` is to be told for this option string; `sloppy` passes over what is unknown.
+    """Translates an option string to arguments of `tartapefs mount`; `sloppy` skips unknown options.
 
     Raises click.UsageError.
     """
@@ -83,8 +83,8 @@ def arguments(options: str, sloppy: bool = False) -> Iterator[str]:
 
 def asks_to_write(options: str) -> bool:
     """Whether the last of `ro` and `rw` in this option string is `rw`. Raises click.UsageError."""
-    asked = [name for item in _split(options) if (name := item.partition("=")[0]) in ("ro", "rw")]
-    return asked[-1:] == ["rw"]
+    requested = [name for item in _split(options) if (name := item.partition("=")[0]) in ("ro", "rw")]
+    return requested[-1:] == ["rw"]
 
 
 def is_call(argv: list[str], commands: Container[str]) -> bool:
@@ -93,7 +93,7 @@ def is_call(argv: list[str], commands: Container[str]) -> bool:
 
 
 def exit_code(code: object) -> int:
-    """What mount(8) says with its exit code where tartapefs says `code`."""
+    """Translates an exit code of tartapefs to the one that mount(8) uses."""
     match code:
         case 0 | None:
             return 0
@@ -112,8 +112,8 @@ def exit_code(code: object) -> int:
 @click.argument("directory", metavar="SRC", type=path)
 @click.argument("mountpoint", metavar="MNT", type=path)
 @click.option("-o", "options", metavar="OPTIONS", multiple=True, help="Options, with commas between them.")
-@click.option("-s", "sloppy", is_flag=True, help="Pass over options that are unknown.")
-@click.option("-f", "fake", is_flag=True, help="Look at the options and at the tape, but do not mount.")
+@click.option("-s", "sloppy", is_flag=True, help="Skip unknown options.")
+@click.option("-f", "fake", is_flag=True, help="Check the options and the tape, but do not mount.")
 @click.option("-n", "no_mtab", is_flag=True, help="No effect: nothing is written to /etc/mtab.")
 @verbose_option
 @click.option("-t", "kind", metavar="TYPE", help="No effect: there is one type.")
@@ -128,21 +128,21 @@ def command(
 ) -> None:
     """Mount the archive of SRC at MNT for mount(8); return once it can be read.
 
-    The options are those of "tartapefs mount" but for recording, with _ for -: name=, mode=, uid=, gid=, index=,
-    check=, strict, expect=, allow_other, cached, audit_interval=, audit_share=, scrub_share=, on_drift=, on_drift_run=,
-    log=. SRC must have been recorded.
+    The options are those of "tartapefs mount", except those for recording, with _ for -: name=, mode=, uid=, gid=,
+    index=, check=, strict, expect=, allow_other, cached, audit_interval=, audit_share=, scrub_share=, on_drift=,
+    on_drift_run=, log=. SRC must have been recorded.
 
-    mount(8) asks for rw unless it is told ro. An archive is mounted read-only all the same, with a line that says so.
+    mount(8) asks for rw unless it is told ro. The archive is mounted read-only anyway, with a warning.
     """
     try:
-        asked = ",".join(options)
-        told = [*arguments(asked, sloppy), "--", directory, mountpoint]
-        with mount.make_context("mount.tartapefs", told) as context:
+        requested = ",".join(options)
+        mount_arguments = [*arguments(requested, sloppy), "--", directory, mountpoint]
+        with mount.make_context("mount.tartapefs", mount_arguments) as context:
             if fake:
                 Tape.discover(directory, context.params["index"]).close()
             else:
                 mount.invoke(context)
-                if asks_to_write(asked):  # in the words of mount(8)
+                if asks_to_write(requested):  # in the words of mount(8)
                     say(f"{printable(mountpoint)}: WARNING: source write-protected, mounted read-only", logging.WARNING)
     except click.UsageError as error:
         fail(printable(error.format_message()), common.USAGE)

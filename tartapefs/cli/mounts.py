@@ -14,19 +14,19 @@ from tartapefs.api.tape import Tape
 from tartapefs.base.errors import MountError, TapeNotFoundError
 from tartapefs.cli.common import (
     Number,
+    check_expected,
     check_option,
+    expand_name,
     expect_option,
-    expected,
     fail,
     folder_argument,
     index_option,
     name_template,
-    named,
     octal_mode,
     path,
     recording_options,
-    say_if_late,
     strict_option,
+    warn_of_late_changes,
 )
 from tartapefs.cli.record import record_folder
 from tartapefs.play.engine import Check, TapePlayer
@@ -35,10 +35,10 @@ _YEAR = 365 * 86400  # seconds
 
 
 def _id_of(find: Callable[[str], int]) -> Callable[[str], int]:
-    """The type of an option that is a user or group, by number or by the name that `find` finds."""
+    """Makes the type of an option that is a user or group: a number, or a name that `find` looks up."""
 
     def parse(text: str) -> int:
-        if re.fullmatch("[0-9]{1,10}", text, re.ASCII) and int(text) < 2**32 - 1:  # which stands for none
+        if re.fullmatch("[0-9]{1,10}", text, re.ASCII) and int(text) < 2**32 - 1:  # 2**32 - 1 stands for none
             return int(text)
         try:
             return find(text)
@@ -62,7 +62,7 @@ def _id_of(find: Callable[[str], int]) -> Callable[[str], int]:
     metavar="NAME",
     default="archive.tar",
     show_default=True,
-    help="The name of the file that is shown; {fingerprint}, {seal} and {root} in it are those of the recording.",
+    help="Name of the archive file; {fingerprint}, {seal} and {root} stand for those of the recording.",
 )
 @click.option(
     "--mode", type=octal_mode, metavar="OCTAL", default="0400", show_default=True, help="Its permission bits."
@@ -71,7 +71,7 @@ def _id_of(find: Callable[[str], int]) -> Callable[[str], int]:
     "--uid", type=_id_of(lambda name: pwd.getpwnam(name).pw_uid), metavar="USER", help="Its owner, if not you."
 )
 @click.option("--gid", type=_id_of(lambda name: grp.getgrnam(name).gr_gid), metavar="GROUP", help="Its group.")
-@click.option("--allow-other", is_flag=True, help="Let other users in, as far as --mode does.")
+@click.option("--allow-other", is_flag=True, help="Let other users read it, as --mode permits.")
 @click.option("--cached", is_flag=True, help="Use the kernel's page cache: for programs that need mmap.")
 @click.option(
     "--audit-interval",
@@ -79,7 +79,7 @@ def _id_of(find: Callable[[str], int]) -> Callable[[str], int]:
     type=Number(0.1, _YEAR),
     default=60,
     show_default=True,
-    help="How often all directories are looked at while the archive is open.",
+    help="How often to check all directories while the archive is open.",
 )
 @click.option(
     "--audit-share",
@@ -87,7 +87,7 @@ def _id_of(find: Callable[[str], int]) -> Callable[[str], int]:
     type=Number(0.01, 100),
     default=5,
     show_default=True,
-    help="How much of one core that may take.",
+    help="How much of one core these checks may use.",
 )
 @click.option(
     "--scrub-share",
@@ -95,22 +95,22 @@ def _id_of(find: Callable[[str], int]) -> Callable[[str], int]:
     type=Number(0, 100),
     default=0,
     show_default=True,
-    help="Of a tape with digests: read all contents again and again, with so much of one core.",
+    help="For a tape with digests: verify all contents repeatedly, with this share of one core.",
 )
 @click.option(
     "--on-drift",
     type=click.Choice(["fail", "hold"]),
     default="fail",
     show_default=True,
-    help="What a read of a folder that is not as recorded does: fail, or wait until it is interrupted or unmounted.",
+    help="What a read does after drift: fail, or wait until it is interrupted or the archive unmounted.",
 )
 @click.option(
     "--on-drift-run",
     metavar="COMMAND",
     type=path,
-    help="A line for /bin/sh, run once when the folder is not as recorded any more: $TARTAPEFS_DRIFT says what.",
+    help="A line for /bin/sh to run once after drift, which $TARTAPEFS_DRIFT describes.",
 )
-@click.option("--log", "log_file", metavar="FILE", type=path, help="Where the daemon logs, if not to syslog.")
+@click.option("--log", "log_file", metavar="FILE", type=path, help="Log file of the daemon, instead of syslog.")
 @click.option("--record", "record_first", is_flag=True, help="Record DIR first if it has no recording.")
 @recording_options
 def mount(
@@ -139,7 +139,10 @@ def mount(
     skip_unreadable: bool,
     skip_busy: bool,
 ) -> None:
-    """Mount the archive of DIR at MNT; return once it can be read."""
+    """Mount the archive of DIR at MNT.
+
+    Returns once it can be read.
+    """
     if cached and on_drift == "hold":
         raise click.UsageError(
             "--on-drift hold goes without --cached: nothing could interrupt who waits for the page cache"
@@ -159,9 +162,9 @@ def mount(
     with tape:
         if scrub_share and not tape.seal:
             raise click.UsageError('the tape has no digests to scrub by; run "tartapefs seal" first')
-        expected(tape, expect)
+        check_expected(tape, expect)
         options = MountOptions(
-            name=named(tape, name, "--name"),
+            name=expand_name(tape, name, "--name"),
             mode=mode,
             cached=cached,
             allow_other=allow_other,
@@ -176,7 +179,7 @@ def mount(
         log = os.path.abspath(log_file) if log_file else None
         player = TapePlayer(tape, directory, check, strict=strict, expect=expect and expect.strip().lower())
         if not tape.seal:
-            say_if_late(player.source)
+            warn_of_late_changes(player.source)
         code = daemon.mount(player, mountpoint, options, foreground, log)
     if code:
         fail("the folder is no longer as recorded", code)
@@ -197,7 +200,7 @@ def unmount(mountpoint: str, lazy: bool) -> None:
             held = mount_table.status(mountpoint).get("held")
         if not isinstance(held, list) or not held:
             raise
-        who = ", ".join(f"{read['command'] or '?'} ({read['pid']})" for read in held)
+        readers = ", ".join(f"{read['command'] or '?'} ({read['pid']})" for read in held)
         raise MountError(
-            mountpoint, f"{error.reason} There is drift, and --on-drift hold: --lazy lets {who} go"
+            mountpoint, f"{error.reason} There is drift, and --on-drift hold: --lazy lets {readers} go"
         ) from None

@@ -20,9 +20,9 @@ from tartapefs.cli.common import (
     DRIFT,
     Update,
     byte_count,
+    check_expected,
     check_option,
     expect_option,
-    expected,
     fail,
     folder_argument,
     index_option,
@@ -80,8 +80,8 @@ def _play_bytes(player: TapePlayer, start: int, stop: int, out: BinaryIO, update
         update(position - start, position)
 
 
-def _append_to(output: str, player: TapePlayer) -> tuple[int, int]:
-    """A descriptor of the copy that is to be continued, made if it is not there, and its length."""
+def _open_for_append(output: str, player: TapePlayer) -> tuple[int, int]:
+    """Opens or creates the copy to continue; returns its descriptor and length in bytes."""
     fd = outputs.going_on(output, create=True)
     try:
         found = os.fstat(fd)
@@ -89,10 +89,10 @@ def _append_to(output: str, player: TapePlayer) -> tuple[int, int]:
             raise click.BadParameter(f"{printable(output)} is not a regular file", param_hint="-o")
         outputs.lock(fd, output)
         size = os.lseek(fd, 0, os.SEEK_END)
-        # Its beginning and its end: "check" and "resume" look at more.
-        for at in {0, max(0, size - CHUNK)}:
-            found_there = os.pread(fd, min(CHUNK, size - at), at)
-            if size > player.tape.total_size or found_there != player.read(at, len(found_there)):
+        # Compares its beginning and end only; "check" and "resume" compare more.
+        for offset in {0, max(0, size - CHUNK)}:
+            found_there = os.pread(fd, min(CHUNK, size - offset), offset)
+            if size > player.tape.total_size or found_there != player.read(offset, len(found_there)):
                 fail(
                     f'{printable(output)}: is no beginning of this archive; "tartapefs resume" completes a copy', DRIFT
                 )
@@ -103,10 +103,10 @@ def _append_to(output: str, player: TapePlayer) -> tuple[int, int]:
 
 
 @contextmanager
-def _written(output: str, start: int, force: bool) -> Iterator[BinaryIO]:
-    """The file to write the archive to. One that is there is replaced at the end; a new one keeps what was written."""
-    there = outputs.refuse_existing(output, force, '"--force" replaces it, "--append" continues it')
-    if there:
+def _new_output(output: str, start: int, force: bool) -> Iterator[BinaryIO]:
+    """Opens the output file. An existing file is replaced at the end; a new one keeps what was written."""
+    exists = outputs.refuse_existing(output, force, '"--force" replaces it, "--append" continues it')
+    if exists:
         with outputs.Unfinished(output) as unfinished:
             with os.fdopen(unfinished.fd, "wb", closefd=False) as file:
                 yield file
@@ -121,7 +121,7 @@ def _written(output: str, start: int, force: bool) -> Iterator[BinaryIO]:
             with suppress(OSError):
                 file.flush()
             size = os.fstat(file.fileno()).st_size
-            if size == 0 and there is None:
+            if size == 0 and exists is None:
                 outputs.remove(output, file.fileno())
             elif size and start == 0:
                 say(f'{printable(output)}: has the first {size:,} bytes; "tartapefs play --append" goes on from there')
@@ -129,7 +129,7 @@ def _written(output: str, start: int, force: bool) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _continued(fd: int) -> Iterator[BinaryIO]:
+def _appending(fd: int) -> Iterator[BinaryIO]:
     with os.fdopen(fd, "ab") as file:
         yield file
         file.flush()
@@ -145,8 +145,8 @@ def _continued(fd: int) -> Iterator[BinaryIO]:
 @click.option("--start", type=byte_count, metavar="BYTES", help="The first byte of the archive to play, 0 by default.")
 @click.option("--length", type=byte_count, metavar="BYTES", help="How many bytes to play; by default all that follow.")
 @click.option("-o", "--output", type=path, help="Write the archive to this new file instead of stdout.")
-@click.option("--append", is_flag=True, help="Continue the output, a copy that is good as far as it goes.")
-@click.option("--force", is_flag=True, help="Replace the output if it is there, once all has been written.")
+@click.option("--append", is_flag=True, help="Continue the output file, which must be the beginning of the archive.")
+@click.option("--force", is_flag=True, help="Replace an existing output file, once all has been written.")
 @click.option("--events", is_flag=True, help="Print events as JSON lines; the archive goes to --output, if given.")
 def play(
     directory: str,
@@ -161,10 +161,10 @@ def play(
     force: bool,
     events: bool,
 ) -> None:
-    """Write the archive of DIR to stdout or a file, from any byte on.
+    """Write the archive of DIR to stdout or a file.
 
-    A file that is there is left alone, unless --append continues it or --force replaces it. When it fails, a new file
-    keeps what was written, and a replaced one is as it was.
+    Refuses an existing file, unless --append continues it or --force replaces it. If the command fails, a new file
+    keeps what was written, and an existing one stays unchanged.
     """
     output = None if output == "-" else output
     if append and (output is None or start is not None or force):
@@ -174,7 +174,7 @@ def play(
     with Tape.discover(directory, index) as tape, ExitStack() as opened:
         if start is not None and start > tape.total_size:
             raise OffsetError(start, tape.total_size)
-        expected(tape, expect, complete=True)
+        check_expected(tape, expect, complete=True)
         player = TapePlayer(tape, directory, check, strict=strict)
         if sys.stdout is None and (events or output is None):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
@@ -189,10 +189,10 @@ def play(
         else:
             refuse_part(output, tape, player, directory)
             if append:
-                descriptor, start = _append_to(output, player)
-                out = opened.enter_context(_continued(descriptor))
+                descriptor, start = _open_for_append(output, player)
+                out = opened.enter_context(_appending(descriptor))
             else:
-                out = opened.enter_context(_written(output, start, force))
+                out = opened.enter_context(_new_output(output, start, force))
         stop = tape.total_size if length is None else min(start + length, tape.total_size)
         with progress(f"playing {directory}", stop - start, True, tape) as update:
             if events:

@@ -1,4 +1,4 @@
-"""The command that records, and what it takes over from the recording that it replaces."""
+"""The command that records a folder: record."""
 
 import os
 import shlex
@@ -21,8 +21,8 @@ from tartapefs.cli.common import (
     progress,
     recording_options,
     say,
-    say_if_late,
     size_text,
+    warn_of_late_changes,
 )
 from tartapefs.cli.seals import seal_folder
 from tartapefs.record.recorder import TapeRecorder
@@ -38,7 +38,7 @@ def record_folder(
     skip_unreadable: bool,
     skip_busy: bool,
     force: bool,
-    expected: int | None = None,  # members, about
+    expected: int | None = None,  # members, estimated
     no_exclude: bool = False,
     digest: hash_tree.SealAlgorithm | Literal[""] | None = None,
 ) -> tuple[TapeRecorder, str]:
@@ -66,9 +66,9 @@ def record_folder(
         except OSError as error:
             if isinstance(error, TapeError):
                 raise
-            where = error.filename or recorder.index_path
-            fail(f"{printable(where)}: {error.strerror or error}; nothing was written", REFUSED)
-    _say_what_became_of_options(recorder, bool(exclude), digest)
+            name = error.filename or recorder.index_path
+            fail(f"{printable(name)}: {error.strerror or error}; nothing was written", REFUSED)
+    _report_options(recorder, bool(exclude), digest)
     for problem in recorder.skipped:
         say(f"left out: {problem}")
     special = recorder.left_out - len(recorder.skipped)
@@ -81,36 +81,36 @@ def record_folder(
     return recorder, fingerprint
 
 
-def _say_what_became_of_options(
+def _report_options(
     recorder: TapeRecorder, excludes: bool, digest: hash_tree.SealAlgorithm | Literal[""] | None
 ) -> None:
-    """Says which options of the recording that was replaced hold for the new one, and which no longer do."""
+    """Reports which options of the replaced recording still hold, and which no longer do."""
     if recorder.not_taken_over:
         say(f"no options are taken over from what was there before: {recorder.not_taken_over}")
-    before = recorder.replaced
-    if before is None:
+    previous = recorder.replaced
+    if previous is None:
         return
-    kept: list[tuple[str, str]] = []  # the option, and what drops it
+    retained: list[tuple[str, str]] = []  # the option, and what drops it
     dropped: list[tuple[str, str]] = []
-    if before.excluded and not excludes:
-        patterns = " ".join(f"--exclude {shlex.quote(pattern)}" for pattern in before.excluded)
-        (kept if recorder.excluded else dropped).append((patterns, "--no-exclude"))
-    if before.owners_kept:
-        (kept if recorder.owners_kept else dropped).append(("--keep-owners", "--no-keep-owners"))
-    if (algorithm := before.algorithm or before.due_algorithm) and not digest:
-        (kept if recorder.due_algorithm else dropped).append((f"--digest {algorithm}", "--no-digest"))
-    if kept:
-        drops = ", ".join(f'"{drop}"' for _, drop in kept)
-        say(f"as recorded before: {printable(', '.join(option for option, _ in kept))} ({drops} to drop)")
+    if previous.excluded and not excludes:
+        patterns = " ".join(f"--exclude {shlex.quote(pattern)}" for pattern in previous.excluded)
+        (retained if recorder.excluded else dropped).append((patterns, "--no-exclude"))
+    if previous.owners_kept:
+        (retained if recorder.owners_kept else dropped).append(("--keep-owners", "--no-keep-owners"))
+    if (algorithm := previous.algorithm or previous.due_algorithm) and not digest:
+        (retained if recorder.due_algorithm else dropped).append((f"--digest {algorithm}", "--no-digest"))
+    if retained:
+        drops = ", ".join(f'"{drop}"' for _, drop in retained)
+        say(f"as recorded before: {printable(', '.join(option for option, _ in retained))} ({drops} to drop)")
     if dropped:
         say(f"no longer: {printable(', '.join(option for option, _ in dropped))}")
 
 
-def _replaced(directory: str, index: str | None) -> Tape | None:
-    """The tape that a new recording is about to replace: what is open of it stays readable."""
+def _previous_tape(directory: str, index: str | None) -> Tape | None:
+    """Opens the tape that a new recording is about to replace; it stays readable after that."""
     try:
         return Tape.discover(directory, index)
-    except (TapeError, OSError):  # none, or none that can be read
+    except (TapeError, OSError):  # there is none, or it cannot be read
         return None
 
 
@@ -118,15 +118,17 @@ def _replaced(directory: str, index: str | None) -> Tape | None:
 @folder_argument
 @index_option
 @recording_options
-@click.option("--no-exclude", is_flag=True, help="Leave out nothing that the recording before left out.")
-@click.option("--force", is_flag=True, help="Replace an existing recording; options that are not given are its own.")
+@click.option("--no-exclude", is_flag=True, help="Drop the exclude patterns of the previous recording.")
+@click.option(
+    "--force", is_flag=True, help="Replace an existing recording; keep its options, unless new ones are given."
+)
 @click.option(
     "--digest",
     "algorithm",
     type=click.Choice(hash_tree.ALGORITHMS),
     help="Read all contents too, and seal the tape with their digests.",
 )
-@click.option("--no-digest", is_flag=True, help="Have no digests, though the recording before had some.")
+@click.option("--no-digest", is_flag=True, help="Make no digests, even if the previous recording had them.")
 @json_option
 def record(
     directory: str,
@@ -141,19 +143,19 @@ def record(
     no_digest: bool,
     as_json: bool,
 ) -> None:
-    """Record DIR, and print the fingerprint of its archive; with --digest also its seal, in a second line.
+    """Record DIR, and print the fingerprint of its archive.
 
-    With --force it tells how much of a copy of the archive before stays valid, and does as the recording before did:
-    what it excluded is left out, owners are kept if they were, and a tape with digests gets digests, for which contents
-    are read of what changed alone. An option that is given replaces the one before, --no-... drops it.
+    With --digest it prints the seal on a second line. With --force it tells how much of existing copies stays valid,
+    and keeps the options of the previous recording: exclude patterns, owners, and digests, for which it reads only
+    changed files. An option that is given replaces the previous one; --no-... drops it.
     """
     if exclude and no_exclude:
         raise click.UsageError('"--exclude" and "--no-exclude": choose')
     if algorithm and no_digest:
         raise click.UsageError('"--digest" and "--no-digest": choose')
     if algorithm is not None:
-        hash_tree.hasher(algorithm)  # or it is not installed, and nothing is recorded
-    old = _replaced(directory, index) if force else None
+        hash_tree.hasher(algorithm)  # raises if it is not installed, before anything is recorded
+    old = _previous_tape(directory, index) if force else None
     members = old.member_count if old is not None else None
     recorder, fingerprint = record_folder(
         directory,
@@ -175,9 +177,9 @@ def record(
             click.echo(fingerprint)
         if not recorder.due_algorithm:
             with Source(directory) as source:
-                say_if_late(source)
-        else:  # what is asked for anew is made anew, of what lies there now
-            seal = _sealed(directory, index, recorder, old if algorithm is None else None)
+                warn_of_late_changes(source)
+        else:  # an explicit --digest reads all contents again
+            seal = _make_digests(directory, index, recorder, old if algorithm is None else None)
     if not as_json:
         if algorithm is not None:
             click.echo(seal)
@@ -197,7 +199,7 @@ def record(
 
 
 def _valid_prefix(directory: str, index: str | None, old: Tape) -> int | None:
-    """How much of a copy of the archive of `old` the new recording has too, in bytes, if that can be told; says it."""
+    """Returns and reports how many bytes of existing copies stay valid; None if that cannot be told."""
     with Tape.discover(directory, index) as new, progress("comparing", new.member_count, tape=new) as update:
         try:
             prefix = Comparison(old, new).prefix(update)
@@ -205,15 +207,15 @@ def _valid_prefix(directory: str, index: str | None, old: Tape) -> int | None:
             say(f"how much of a copy of the archive before stays valid cannot be told: {error.reason}")
             return None
     say(
-        f"the first {prefix:,} bytes of a copy of the archive before, of {old.total_size:,}, stay valid"
+        f"existing copies stay valid up to byte {prefix:,} of {old.total_size:,}"
         if prefix < old.total_size
         else "the archive is the same as before: every copy stays valid"
     )
     return prefix
 
 
-def _sealed(directory: str, index: str | None, recorder: TapeRecorder, known: Tape | None) -> str:
-    """Makes the digests that the new recording is to have."""
+def _make_digests(directory: str, index: str | None, recorder: TapeRecorder, known: Tape | None) -> str:
+    """Seals the new recording, with digests out of `known` for files that did not change."""
     algorithm: hash_tree.SealAlgorithm = recorder.due_algorithm  # type: ignore[assignment]
     try:
         return seal_folder(directory, index, algorithm, recorder.due_block_size, known=known)

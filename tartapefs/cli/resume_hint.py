@@ -10,10 +10,10 @@ from tartapefs.base.errors import OffsetError
 from tartapefs.cli.common import (
     MOST_PARTS,
     byte_count,
+    expand_name,
     folder_argument,
     index_option,
     json_option,
-    named,
     path,
     print_json,
     say,
@@ -25,20 +25,26 @@ _SMALLEST_PART = 64 << 20
 
 @click.command("resume-hint")
 @folder_argument
-@click.option("--have", type=byte_count, required=True, metavar="BYTES", help='How many are good, as "check" tells.')
+@click.option(
+    "--have", type=byte_count, required=True, metavar="BYTES", help='How many bytes are good, as "check" tells.'
+)
 @click.option(
     "--archive",
     default="/mnt/tape/archive.tar",
     show_default=True,
     type=path,
-    help="Where it is mounted; its name may be one of those that mount --name takes.",
+    help="Path of the mounted archive; its name may have the placeholders of mount --name.",
 )
-@click.option("--copy", type=path, help="The copy to complete, by default one of the same name in the current folder.")
-@click.option("--url", type=path, help="Where the archive is served, for curl; by default the mounted file.")
-@click.option("--bucket", default="BUCKET", type=path, help="Of the S3 upload.")
-@click.option("--key", default="KEY", type=path, help="Of the S3 upload.")
-@click.option("--upload-id", default="UPLOAD_ID", type=path, help="Of the S3 upload.")
-@click.option("--part-size", type=byte_count, metavar="BYTES", help="Of the S3 upload; all parts but the last have it.")
+@click.option(
+    "--copy", type=path, help="The copy to complete; by default, the file of the same name in the current folder."
+)
+@click.option("--url", type=path, help="URL of the archive, for curl; by default the mounted file.")
+@click.option("--bucket", default="BUCKET", type=path, help="Bucket of the S3 upload.")
+@click.option("--key", default="KEY", type=path, help="Key of the S3 upload.")
+@click.option("--upload-id", default="UPLOAD_ID", type=path, help="ID of the S3 upload.")
+@click.option(
+    "--part-size", type=byte_count, metavar="BYTES", help="Part size of the S3 upload; only the last part may differ."
+)
 @index_option
 @json_option
 def resume_hint(
@@ -54,14 +60,14 @@ def resume_hint(
     index: str | None,
     as_json: bool,
 ) -> None:
-    """Print the commands that go on with a transfer of which BYTES are good, by other means.
+    """Print commands that continue a transfer.
 
-    Each is one line for a shell, cuts the copy to BYTES first, and exits otherwise than 0 unless it has sent all of the
-    rest. Nothing is run.
+    Each is one line for a shell: with dd, rsync, rclone, curl, tartapefs and aws. It cuts the copy to the BYTES that
+    are good, and exits with 0 only if it has sent all of the rest. Nothing is run.
     """
     with Tape.discover(directory, index) as tape:
         total = tape.total_size
-        archive = named(tape, archive, "--archive")
+        archive = expand_name(tape, archive, "--archive")
     copy = copy or os.path.basename(archive)
     if have > total:
         raise OffsetError(have, total)
@@ -80,10 +86,10 @@ def resume_hint(
         "dd": f"{cut} && dd if={source} of={target} bs=1M iflag=skip_bytes skip={have} oflag=append conv=notrunc",
         "rsync": f"{cut} && rsync --append {source} {target}",
         "rclone": f"{cut} && rclone cat --offset {have} {source} >> {target}",
-        # It exits 0 on a file that fails to read (7.88, with file://), so the size has to tell.
+        # curl exits 0 on a file that fails to read (7.88, with file://), so check the size.
         "curl": f"{cut} && curl -f -r {have}- {address} >> {target} && test $(stat -c %s {target}) = {total}",
         "tartapefs": f"{cut} && {play} --start {have} >> {target}",
-        # Whoever completes the upload after this line exited 0 has all parts in it, and no other.
+        # If this line exits 0, the upload has all parts, and no others, and can be completed.
         "aws": f"(for n in $(seq {first} {last}); do {play} --start $(((n - 1) * {size})) --length {size} > {part}"
         f" && aws s3api upload-part {upload} --part-number $n --body {part} || exit 1; done)"
         f" && test \"$(aws s3api list-parts {upload} --query '[length(Parts), sum(Parts[].Size)]' --output json"
@@ -102,7 +108,7 @@ def resume_hint(
 
 
 def _not_an_option(name: str) -> str:
-    """The path such that no program takes it for an option, or, as rsync does, for one on another host."""
+    """Writes a path so that no program takes it for an option, nor rsync for one on another host."""
     return name if name.startswith(("/", "./", "../")) else f"./{name}"
 
 

@@ -12,9 +12,9 @@ from tartapefs.base.text import printable
 from tartapefs.cli.common import (
     DRIFT,
     byte_count,
+    check_expected,
     check_option,
     expect_option,
-    expected,
     fail,
     folder_argument,
     index_option,
@@ -32,7 +32,7 @@ from tartapefs.verify.restore import Restorer, below
 from tartapefs.verify.seal import seal as make_seal
 
 
-def digest_facts(error: TapeIntegrityError) -> dict[str, object]:
+def drift_facts(error: TapeIntegrityError) -> dict[str, object]:
     return {
         "member": error.member,
         "differences": [{"what": d.what, "recorded": d.recorded, "found": d.found} for d in error.differences],
@@ -47,7 +47,7 @@ def seal_folder(
     check: Check = "full",
     known: Tape | None = None,
 ) -> str:
-    """Seals the tape of the folder, with digests out of `known` where nothing changed, and returns the seal."""
+    """Seals the tape of the folder, reusing digests of `known` for unchanged files, and returns the seal."""
     with Tape.discover(directory, index) as tape:
         player = TapePlayer(tape, directory, check)
         with progress(f"sealing {directory}", tape.total_size, True, tape) as update:
@@ -72,13 +72,13 @@ def seal_folder(
     "--digest",
     "algorithm",
     type=click.Choice(hash_tree.ALGORITHMS),
-    help="The algorithm: blake3, unless the tape was recorded to have another.",
+    help="The algorithm; blake3 unless recorded otherwise.",
 )
 @click.option(
     "--block-size",
     type=byte_count,
     metavar="BYTES",
-    help=f"What has a digest of its own, 64K to 1M: {hash_tree.BLOCK_SIZE >> 10}K, unless another was asked for.",
+    help=f"Size of the blocks with digests, 64K to 1M; {hash_tree.BLOCK_SIZE >> 10}K unless recorded otherwise.",
 )
 @json_option
 def seal(
@@ -89,10 +89,10 @@ def seal(
     block_size: int | None,
     as_json: bool,
 ) -> None:
-    """Add digests of all contents to the tape of DIR, and print its seal.
+    """Add digests of all contents to the tape of DIR.
 
-    Contents are read once. What was read is kept when this is interrupted, and need not be read again. From then on
-    every read is checked against contents, and --expect holds a tape to its seal.
+    Prints the seal. It reads all contents once; after an interruption it continues where it stopped. From then on every
+    read is checked against the digests, and --expect can require the seal.
     """
     with Tape.discover(directory, index) as tape:
         algorithm = algorithm or tape.due_algorithm or "blake3"  # type: ignore[assignment]  # checked at opening
@@ -121,27 +121,27 @@ def _check_sealed(tape: Tape) -> None:
     "--ignore",
     type=click.Choice(("mode", "mtime")),
     multiple=True,
-    help="What is not compared: tar changes modes without -p, for example. Repeatable.",
+    help="What not to compare: tar without -p changes modes, for example. Repeatable.",
 )
 @json_option
 def verify_extracted(
     directory: str, extracted: str, index: str | None, expect: str | None, ignore: tuple[str, ...], as_json: bool
 ) -> None:
-    """Compare EXTRACTED, a folder that was extracted from the archive of DIR, with the tape.
+    """Compare an extracted folder with the tape of DIR.
 
-    Names, types, modes, sizes, times, links and all contents, by the tape's digests: DIR itself is not read and, with
-    --index, need not be there. EXTRACTED is the folder that was extracted, or the one that it was extracted into.
+    Compares names, types, modes, sizes, times, links and, by the tape's digests, all contents. DIR itself is not read
+    and, with --index, need not exist. EXTRACTED is the extracted folder, or the one into which it was extracted.
     """
     with Tape.discover(directory, index) as tape:
         _check_sealed(tape)
-        expected(tape, expect, complete=True)
+        check_expected(tape, expect, complete=True)
         inside = os.path.join(extracted, tape.root_name)
-        where = inside if os.path.basename(os.path.realpath(extracted)) != tape.root_name else extracted
-        if not os.path.isdir(where):
-            raise click.BadParameter(f"{printable(where)} is not a folder", param_hint="EXTRACTED")
+        folder = inside if os.path.basename(os.path.realpath(extracted)) != tape.root_name else extracted
+        if not os.path.isdir(folder):
+            raise click.BadParameter(f"{printable(folder)} is not a folder", param_hint="EXTRACTED")
         found = []
         with (
-            Source(where) as source,
+            Source(folder) as source,
             progress(f"verifying {extracted}", tape.total_size, True, tape) as update,
         ):
             for error in find_differences(tape, source, ignore, lambda position: update(position, position)):
@@ -149,7 +149,7 @@ def verify_extracted(
                 if not as_json:
                     click.echo(str(error))
         if as_json:
-            print_json({"valid": not found, "members": tape.member_count, "drift": list(map(digest_facts, found))})
+            print_json({"valid": not found, "members": tape.member_count, "drift": list(map(drift_facts, found))})
         elif not found:
             say(f"{tape.member_count:,} members, contents included, agree with the tape")
     if found:
@@ -169,9 +169,9 @@ def verify_extracted(
     metavar="BYTES",
     default="0",
     show_default=True,
-    help="Where in the archive COPY begins, if it is a part of one.",
+    help="Archive offset at which COPY begins, if it is a part.",
 )
-@click.option("--force", is_flag=True, help="Replace files that are there.")
+@click.option("--force", is_flag=True, help="Replace existing files.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object for each member, one a line.")
 def extract(
     directory: str,
@@ -184,14 +184,15 @@ def extract(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Take single members out of COPY, a copy of the archive of DIR or a part of one, and check their digests.
+    """Extract members from COPY, and check their digests.
 
-    Only what is asked for is read. NAME is a member's name, as "ls" lists it; of a folder all that lies in it comes
-    along. DIR itself is not read and, with --index, need not be there.
+    COPY is a copy of the archive of DIR, or a part of one; only these members are read. NAME is a member's name, as
+    "ls" lists it; a folder is extracted with all that lies in it. DIR itself is not read and, with --index, need not
+    exist.
     """
     with Tape.discover(directory, index) as tape:
         _check_sealed(tape)
-        expected(tape, expect)
+        check_expected(tape, expect)
         wanted = []
         for name in names:
             try:

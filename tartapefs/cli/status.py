@@ -1,4 +1,4 @@
-"""The command that tells how mounted archives fare: status."""
+"""The command that shows the state of mounted archives: status."""
 
 import bisect
 import time
@@ -12,7 +12,7 @@ from tartapefs.base.errors import MountError
 from tartapefs.base.text import printable
 from tartapefs.cli.common import DRIFT, json_option, path, print_json, say, size_text
 
-_EVERY = 1.0  # seconds between two looks of --watch
+_INTERVAL = 1.0  # seconds between two reports of --watch
 _CELLS = 50  # of the bar
 _RANGES_SHOWN = 8
 
@@ -20,16 +20,16 @@ Facts = dict[str, Any]
 
 
 def _line(text: object) -> str:
-    """What a report says, which is of one line already, unless it comes from elsewhere than it should."""
+    """Makes a value of a report one printable line, even if a foreign daemon sent it."""
     return str(text) if str(text).isprintable() else printable(str(text))
 
 
-def _share(part: int, whole: int) -> str:
+def _percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %"
 
 
 def bar(ranges: list[list[int]], size: int, cells: int = _CELLS) -> str:
-    """`#` where all of a cell's bytes are in the ranges, `+` where some are, `.` where none is.
+    """Draws coverage: `#` for a cell whose bytes are all in the ranges, `+` for some of them, `.` for none.
 
     >>> bar([[0, 50], [60, 65]], 100, cells=10)
     '#####.+...'
@@ -37,13 +37,13 @@ def bar(ranges: list[list[int]], size: int, cells: int = _CELLS) -> str:
     starts, text = [start for start, _ in ranges], ""
     for cell in range(cells):
         low, high = size * cell // cells, size * (cell + 1) // cells
-        some = ranges[max(0, bisect.bisect_right(starts, low) - 1) : bisect.bisect_left(starts, high)]
-        covered = sum(max(0, min(stop, high) - max(start, low)) for start, stop in some)
+        overlapping = ranges[max(0, bisect.bisect_right(starts, low) - 1) : bisect.bisect_left(starts, high)]
+        covered = sum(max(0, min(stop, high) - max(start, low)) for start, stop in overlapping)
         text += "." if covered == 0 else "#" if covered == high - low else "+"
     return text
 
 
-def _ranges(coverage: Facts) -> str:
+def _ranges_text(coverage: Facts) -> str:
     ranges = coverage["ranges"]
     shown = ", ".join(f"{start}-{stop}" for start, stop in ranges[:_RANGES_SHOWN])
     more = f" and {len(ranges) - _RANGES_SHOWN} more" if len(ranges) > _RANGES_SHOWN else ""
@@ -51,49 +51,49 @@ def _ranges(coverage: Facts) -> str:
     return f"{shown or 'none'}{more}{unsure}"
 
 
-def _reader(reader: Facts, size: int) -> str:
+def _reader_text(reader: Facts, size: int) -> str:
     left = reader["seconds_left"]
     return (
-        f"{_line(reader['command'] or '?')} at {reader['position']} ({_share(reader['position'], size)},"
+        f"{_line(reader['command'] or '?')} at {reader['position']} ({_percent(reader['position'], size)},"
         f" {_line(reader['member'] or 'no member')}), {size_text(reader['rate'])}/s"
         + ("" if left is None else f", {timedelta(seconds=round(left))} left")
     )
 
 
-def _held(read: Facts, size: int) -> str:
+def _held_text(read: Facts, size: int) -> str:
     return (
-        f"{_line(read['command'] or '?')} at {read['position']} ({_share(read['position'], size)},"
+        f"{_line(read['command'] or '?')} at {read['position']} ({_percent(read['position'], size)},"
         f" {_line(read['member'] or 'no member')}), for {timedelta(seconds=round(read['seconds']))}"
     )
 
 
 def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
-    """A report as it is shown: what, and that. Of a daemon that only has extended attributes, all that they say."""
+    """Formats a report as pairs of label and text. A daemon that has only extended attributes reports all of them."""
     size = facts.get("size", 0)
     for key, value in facts.items():
         match key:
             case "format" | "position" | "member":
-                continue  # of the latest reader, which is shown as a whole
+                continue  # they belong to the latest reader, which has a line of its own
             case "size":
                 yield key, f"{value} ({size_text(value)})"
             case "delivered" | "covered":
                 yield key, f"{value} ({size_text(value)})"
             case "coverage":
-                yield key, f"{bar(value['ranges'], size)} {_share(value['size'], size)}"
-                yield "ranges", _ranges(value)
+                yield key, f"{bar(value['ranges'], size)} {_percent(value['size'], size)}"
+                yield "ranges", _ranges_text(value)
             case "scrub":
                 yield (
                     key,
-                    f"at {value['position']} ({_share(value['position'], size)}), {value['passes']} times to the end",
+                    f"at {value['position']} ({_percent(value['position'], size)}), {value['passes']} times to the end",
                 )
             case "rate":
                 yield key, f"{size_text(value)}/s"
             case "readers" if isinstance(value, list):
                 for reader in value:
-                    yield f"reader {reader['pid'] or '?'}", _reader(reader, size)
+                    yield f"reader {reader['pid'] or '?'}", _reader_text(reader, size)
             case "held" if isinstance(value, list):
                 for read in value:
-                    yield f"held {read['pid'] or '?'}", _held(read, size)
+                    yield f"held {read['pid'] or '?'}", _held_text(read, size)
             case "mountpoint":
                 yield key, printable(value)
             case _:
@@ -104,19 +104,19 @@ def _text(facts: Facts) -> str:
     return "\n".join(f"{key:14}{value}" for key, value in _lines(facts))
 
 
-def _row(facts: Facts) -> str:
-    """A report in one line, of a list of them."""
+def _summary(facts: Facts) -> str:
+    """Formats a report as one line, for a list of mounts."""
     text = f"{printable(facts['mountpoint'])}: {_line(facts['source'])}, {_line(facts['state'])}"
     if "size" in facts:
         covered = facts["coverage"]["size"] if "coverage" in facts else facts["covered"]
-        text += f", {_share(covered, facts['size'])} of {size_text(facts['size'])} delivered"
+        text += f", {_percent(covered, facts['size'])} of {size_text(facts['size'])} delivered"
     if "rate" in facts:
         text += f", {len(facts['readers'])} readers, {size_text(facts['rate'])}/s"
     return text
 
 
-def _look(mountpoint: str | None) -> tuple[Facts | list[Facts], str, bool]:
-    """The report or, of all mounts, the reports; these as text; and whether all that is known is as recorded."""
+def _report(mountpoint: str | None) -> tuple[Facts | list[Facts], str, bool]:
+    """Returns the report of one mount, or those of all; the same as text; and whether none is known to be invalid."""
     from tartapefs.mount import mount_table
 
     if mountpoint is not None:
@@ -124,20 +124,20 @@ def _look(mountpoint: str | None) -> tuple[Facts | list[Facts], str, bool]:
         return facts, _text(facts), facts["state"] == "valid"
     found = mount_table.statuses()
     bad = [facts for facts in found if facts["state"].startswith("invalid")]
-    return found, "\n".join(map(_row, found)) or "no archive is mounted", not bad
+    return found, "\n".join(map(_summary, found)) or "no archive is mounted", not bad
 
 
 @click.command()
 @click.argument("mountpoint", metavar="[MNT]", required=False, type=path)
-@click.option("-w", "--watch", is_flag=True, help="Look again every second, until it is unmounted.")
+@click.option("-w", "--watch", is_flag=True, help="Refresh every second, until it is unmounted.")
 @json_option
 def status(mountpoint: str | None, watch: bool, as_json: bool) -> None:
-    """How the archive mounted at MNT fares, or all that are mounted.
+    """Show the state of one mounted archive, or of all.
 
-    Tells whether it is still as recorded (exit code 1 if not), who reads it, how far each reader is, and which parts of
-    the archive have been delivered so far: in the bar, # stands for all, + for some, . for nothing.
+    Tells whether it is still as recorded (exit code 1 if not), which processes read it, how far each has read, and
+    which parts of the archive have been delivered: in the bar, # stands for all, + for some, . for none.
     """
-    facts, text, is_valid = _look(mountpoint)
+    facts, text, is_valid = _report(mountpoint)
     if not watch:
         print_json(facts) if as_json else click.echo(text)
     elif as_json:
@@ -149,7 +149,7 @@ def status(mountpoint: str | None, watch: bool, as_json: bool) -> None:
 
 
 def _watch(mountpoint: str | None, text: str, is_valid: bool) -> bool:
-    """Shows the report, and goes on to show it, until its archive is unmounted; whether it was as recorded then."""
+    """Shows the report repeatedly until the archive is unmounted; returns whether it was as recorded then."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -158,8 +158,8 @@ def _watch(mountpoint: str | None, text: str, is_valid: bool) -> bool:
         try:
             while True:
                 live.update(Text(text), refresh=True)
-                time.sleep(_EVERY)
-                _, text, is_valid = _look(mountpoint)
+                time.sleep(_INTERVAL)
+                _, text, is_valid = _report(mountpoint)
         except MountError as error:
             ended = str(error)
     say(ended)

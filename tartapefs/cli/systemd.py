@@ -1,4 +1,4 @@
-"""The command on units of systemd."""
+"""The command that prints systemd units: systemd-unit."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from tartapefs.mount import units
 
 
 def _this_program() -> list[str]:
-    """How to run what is running now."""
+    """The command line that runs this program."""
     if os.path.basename(sys.argv[0]) == "__main__.py":
         return [sys.executable, "-m", "tartapefs"]
     return [os.path.abspath(sys.argv[0])]
@@ -29,24 +29,24 @@ def _this_program() -> list[str]:
     "-o", "options", metavar="OPTIONS", default="ro", help="Options as for mount(8), with commas between them."
 )
 @click.option("--output", metavar="FOLDER", type=path, help="Write the units into this folder.")
-@click.option("--force", is_flag=True, help="Replace units that are there.")
+@click.option("--force", is_flag=True, help="Replace existing units.")
 def systemd_unit(
     directory: str, mountpoint: str, user: bool, automount: bool, options: str, output: str | None, force: bool
 ) -> None:
-    """Print the systemd unit that mounts the archive of DIR at MNT.
+    """Print a systemd unit that mounts the archive.
 
-    It is a service, which is watched, and started again when it fails; with --automount a pair of units.
+    It is a service, which systemd watches, and restarts if it fails; with --automount it is a pair of units.
     """
-    told = list(mount8.arguments(options))  # refuses what no mount would take
+    arguments = list(mount8.arguments(options))  # refuses options that no mount accepts
     if user and automount:
         raise click.UsageError("only the system's own systemd can mount on first use; leave out --user or --automount")
-    # Resolved: a unit for a mount point that is a link does not start, and the source's disk is found by its own path.
-    source, where = os.path.realpath(directory), os.path.realpath(mountpoint)
+    # Resolved: a unit whose mount point is a link does not start, and systemd finds the source's disk by its real path.
+    source, mountpoint_path = os.path.realpath(directory), os.path.realpath(mountpoint)
     try:
         if automount:
-            found = units.automount(source, where, options)
+            found = units.automount(source, mountpoint_path, options)
         else:
-            found = units.service(_this_program(), source, where, told, user)
+            found = units.service(_this_program(), source, mountpoint_path, arguments, user)
     except ValueError as error:
         fail(str(error), USAGE)
     folder = output or ("~/.config/systemd/user" if user else "/etc/systemd/system")
@@ -54,14 +54,14 @@ def systemd_unit(
         for name, text in found.items():
             click.echo(f"# {folder}/{name}\n{text}")
         return
-    places = {os.path.join(folder, name): text for name, text in found.items()}
-    there = []
-    for place in places:  # all of them before any is written
-        tape_files.refuse_part(place, tape_files.TapeFiles(source, default_index(source)))
-        if outputs.refuse_existing(place, force) is not None:
-            there.append(place)
-    for place, text in places.items():
-        with outputs.Unfinished(place) as unfinished:
+    paths = {os.path.join(folder, name): text for name, text in found.items()}
+    existing = []
+    for unit_path in paths:  # check all of them before writing any
+        tape_files.refuse_part(unit_path, tape_files.TapeFiles(source, default_index(source)))
+        if outputs.refuse_existing(unit_path, force) is not None:
+            existing.append(unit_path)
+    for unit_path, text in paths.items():
+        with outputs.Unfinished(unit_path) as unfinished:
             os.write(unfinished.fd, text.encode())
-            unfinished.commit(replace=place in there)
-        say(f"wrote {printable(place)}")
+            unfinished.commit(replace=unit_path in existing)
+        say(f"wrote {printable(unit_path)}")

@@ -17,14 +17,14 @@ from tartapefs.base.errors import TapeFormatError, TapeIntegrityError
 from tartapefs.base.text import moment, printable
 from tartapefs.cli.common import (
     DRIFT,
+    check_expected,
     check_option,
     expect_option,
-    expected,
     fail,
     folder_argument,
     index_option,
     json_option,
-    late,
+    late_note,
     path,
     print_json,
     progress,
@@ -33,7 +33,7 @@ from tartapefs.cli.common import (
     size_text,
     strict_option,
 )
-from tartapefs.cli.seals import digest_facts
+from tartapefs.cli.seals import drift_facts
 from tartapefs.play.assemble import Filler
 from tartapefs.play.audit import verify as find_drift
 from tartapefs.play.engine import Check, TapePlayer
@@ -42,7 +42,7 @@ from tartapefs.verify.content_scan import DeepState, Verifier, sampled, stretche
 
 
 def _checks(tape: Tape, directory: str) -> tuple[bool | None, str, list[str]]:
-    """Whether the tape is at home, which facts each read compares, and where a change may be seen late."""
+    """Tells whether the tape is at home, which facts a read compares, and the file systems that delay changes."""
     try:
         with Source(directory) as source:
             at_home, late_on = tape.is_at_home(source.ino), source.foreign_types()
@@ -58,7 +58,7 @@ def _checks(tape: Tape, directory: str) -> tuple[bool | None, str, list[str]]:
 @index_option
 @json_option
 def info(directory: str, index: str | None, as_json: bool) -> None:
-    """What is known of the tape of DIR."""
+    """Show the facts of the tape of DIR: size, seal and so on."""
     with Tape.discover(directory, index) as tape:
         at_home, checks, late_on = _checks(tape, directory)
         if tape.seal and at_home is not None:
@@ -89,7 +89,7 @@ def info(directory: str, index: str | None, as_json: bool) -> None:
     facts["digests"] = facts["digests"] or f'none; "tartapefs seal" adds them{due}'
     del facts["late_on"]
     if late_on:
-        facts["file_system"] = late(late_on)
+        facts["file_system"] = late_note(late_on)
     facts["at_home"] = {True: "yes", False: "no", None: "unknown"}[at_home]
     for key, value in facts.items():
         click.echo(f"{key.replace('_', ' '):14}{printable(str(value))}")
@@ -113,7 +113,10 @@ def member_facts(member: Member) -> dict[str, Any]:
 @index_option
 @click.option("--json", "as_json", is_flag=True, help="A JSON object for each member, one a line.")
 def list_members(directory: str, index: str | None, as_json: bool) -> None:
-    """List the members: mode, size, mtime, where in the archive each starts, and its name."""
+    """List the members of the archive of DIR.
+
+    A line has mode, size, mtime, offset in the archive, and name.
+    """
     with Tape.discover(directory, index) as tape:
         wide = len(str(tape.total_size))
         for member in tape.members():
@@ -133,10 +136,10 @@ def list_members(directory: str, index: str | None, as_json: bool) -> None:
 @index_option
 @json_option
 def locate(directory: str, where: str, index: str | None, as_json: bool) -> None:
-    """What lies at OFFSET of the archive, or where MEMBER lies.
+    """Show what lies at OFFSET, or where MEMBER lies.
 
-    A plain number is an offset, in bytes; anything else is the name of a member, which starts with the folder's own
-    name. For a folder whose name is a number, write a slash after it.
+    A plain number is an offset in the archive, in bytes. Anything else is a member's name, which starts with the
+    folder's own name. If that name is a number, add a slash.
     """
     with Tape.discover(directory, index) as tape:
         if re.fullmatch(r"[0-9]{1,19}", where, re.ASCII):
@@ -172,7 +175,7 @@ def locate(directory: str, where: str, index: str | None, as_json: bool) -> None
         click.echo(line)
 
 
-def _percent(text: str) -> float:
+def _parse_share(text: str) -> float:
     try:
         share = float(text.removesuffix("%")) / 100
     except ValueError:
@@ -189,8 +192,13 @@ def _percent(text: str) -> float:
 @strict_option
 @expect_option
 @click.option("--deep", is_flag=True, help="Read all contents, and compare them with the digests.")
-@click.option("--sample", type=_percent, metavar="PERCENT", help="As --deep, of so many blocks, chosen by chance.")
-@click.option("--state", type=path, metavar="FILE", help="Keep there how far --deep has come, and go on from it.")
+@click.option(
+    "--sample",
+    type=_parse_share,
+    metavar="PERCENT",
+    help="Like --deep, for this share of all blocks, chosen at random.",
+)
+@click.option("--state", type=path, metavar="FILE", help="Save the progress of --deep here, and continue from it.")
 @json_option
 def verify(
     directory: str,
@@ -205,8 +213,8 @@ def verify(
 ) -> None:
     """Compare DIR with its recording, and list all drift.
 
-    The index is checked as a whole, and each member's size, timestamps and so on; contents with --deep. With --state
-    that may be interrupted and run again: it goes on where it stopped.
+    Checks the whole index, and the size, timestamps and so on of each member; with --deep also contents. With --state
+    the command can be interrupted and run again: it continues where it stopped.
     """
     if state is not None and not deep:
         raise click.UsageError('"--state" is of use with "--deep" alone')
@@ -215,7 +223,7 @@ def verify(
     with Tape.discover(directory, index) as tape:
         if (deep or sample is not None) and not tape.seal:
             raise click.UsageError('the tape has no digests of contents; run "tartapefs seal" first')
-        expected(tape, expect, complete=True)
+        check_expected(tape, expect, complete=True)
         player = TapePlayer(tape, directory, check, strict=strict)
         if state is not None:
             refuse_part(state, tape, player, directory)
@@ -243,7 +251,7 @@ def verify(
         blocks = verifier.blocks if verifier is not None else 0
         if as_json:
             facts = {"blocks": blocks} if deep or sample is not None else {}
-            drift = list(map(digest_facts, found))
+            drift = list(map(drift_facts, found))
             print_json({"valid": not found, "members": tape.member_count, **facts, "drift": drift})
         elif not found:
             contents = f", {blocks:,} blocks of contents" if deep or sample is not None else ""
@@ -257,11 +265,13 @@ def _wrong_contents(
 ) -> Iterator[TapeIntegrityError]:
     with DeepState(tape, state_file) as state:
         yield from state.found
-        some = random.Random()
-        them = stretches(tape, tape.block_size, state.position) if sample is None else sampled(tape, sample, some)
+        if sample is None:
+            scanned = stretches(tape, tape.block_size, state.position)
+        else:
+            scanned = sampled(tape, sample, random.Random())
         with progress("reading contents", tape.total_size, True, tape) as update:
             try:
-                for stretch, wrong in verifier.all(them):
+                for stretch, wrong in verifier.all(scanned):
                     state.passed(stretch.stop, wrong)
                     yield from wrong
                     update(stretch.stop, stretch.stop)

@@ -63,7 +63,7 @@ def _mfusepy() -> Any:
 
 
 def _fuse_new(libfuse: Any) -> Any:
-    """`fuse_new` of libfuse 3; from 3.17 on, a program that looks for it at run time finds it by the other name alone.
+    """`fuse_new` of libfuse 3; from 3.17 on, a lookup at run time finds it only as `fuse_new_31`.
 
     Raises ImportError if there is neither.
     """

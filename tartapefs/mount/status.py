@@ -56,7 +56,7 @@ def facts(player: TapePlayer, name: str) -> dict[str, str | int]:
 
 
 def summary(player: TapePlayer, statistics: ReadStatistics, hold: Hold | None = None) -> dict[str, str | int]:
-    """What has been delivered, in a few numbers: bytes, `readers` and `held` excepted, which are counts."""
+    """What has been delivered, in a few numbers: bytes, except for the counts `readers` and `held`, and `pid`."""
     delivered, coverage, readers = statistics.snapshot()
     return {
         "pid": os.getpid(),

@@ -227,7 +227,7 @@ def test_inherited_descriptors_are_closed_whatever_the_limit() -> None:
     """Not by counting up to it: it may be a billion, or below what is open."""
     code = (
         "import os, resource\n"
-        "from tartapefs import apart\n"
+        "from tartapefs.base import forked_work as apart\n"
         "os.dup2(1, 900)\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))\n"
         "apart.close_all_but(0, 1, 2)\n"

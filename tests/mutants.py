@@ -168,10 +168,10 @@ MUTANTS = [
             ("every recorded name is there", "return child is None", "return True"),
             ("each is of its type", "if stat.S_IFMT(found.st_mode) != stat.S_IFMT(child.mode):", "if False:"),
             ("each has its inode", "if self.at_home and found.st_ino", "if False and found.st_ino"),
-            ("no other is there that counts", "elif self._counts(", "elif False and self._counts("),
-            ("a function cannot be asked again", "self._is_left_out is None or", "self._is_left_out is not None and"),
+            ("no other is there that counts", "elif self._is_member(", "elif False and self._is_member("),
+            ("a function cannot be asked again", "self._is_excluded is None or", "self._is_excluded is not None and"),
             ("what is fresh is looked at again", " and begun - max(stamps[:2]) > _TICK_NS", ""),
-            ("what moved is looked at again", "if self._known.get(member.start) == stamps:", "if self._known:"),
+            ("what moved is looked at again", "if self._unchanged.get(member.start) == stamps:", "if self._unchanged:"),
             ("a look is at a folder at rest", "if _stamps(folder.stat()) != stamps:", "if False:"),
         )
     ],
@@ -380,8 +380,8 @@ MUTANTS = [
     Mutant(
         "a helper that fails says so",
         "play/helper_process.py",
-        "        return -1\n\n\ndef _summed",
-        "        return 1\n\n\ndef _summed",
+        "        return -1\n\n\ndef _with_md5_sums",
+        "        return 1\n\n\ndef _with_md5_sums",
         CREW,
     ),
     Mutant(
@@ -390,7 +390,7 @@ MUTANTS = [
     Mutant(
         "a stream owns what its helper fills",
         "play/playback.py",
-        "if is_helped and len(members)",
+        "if has_own_helper and len(members)",
         "if len(members)",
         STREAM,
     ),
@@ -504,7 +504,7 @@ MUTANTS = [
     Mutant(
         "headers have the fingerprint",
         "play/engine.py",
-        "                check_headers(self.tape, rest)\n",
+        "                check_headers(self.tape, throttle)\n",
         "",
         SEALS + " -k first_fingerprint",
     ),

@@ -133,14 +133,14 @@ def test_they_meet(many: Path) -> None:
     text = """
         import mmap, os, signal, sys, threading, time
         from tartapefs import Tape
-        from tartapefs.play.helper_process import Helper
+        from tartapefs.play.helper_process import HelperProcess
         from tartapefs.play.engine import TapePlayer
         with Tape.discover(sys.argv[1]) as tape:
             player, stop = TapePlayer(tape), 400_000
             members = list(tape.headed(0, stop))
-            helper = Helper(player._filler, mmap.mmap(-1, 1 << 20))
+            helper = HelperProcess(player._filler, mmap.mmap(-1, 1 << 20))
             helper.begin(0, 0, stop)
-            while helper._claims.first_from_the_back() > 0:
+            while helper._claims.first_from_back() > 0:
                 time.sleep(0.01)
             assert list(helper.our_members(members)) == []
             assert helper.end() == len(members)
@@ -192,7 +192,7 @@ def test_a_slow_source_is_read_by_threads(many: Path, monkeypatch: pytest.Monkey
         player = TapePlayer(tape)
         assert player.read(0, MIB) == reference.read(0, MIB)
         assert len(slow.threads) > 8
-        for at, size in ((12_345, 400_001), (MIB - 1, 2 * crews._PART), (reference.size - 100_000, MIB)):
+        for at, size in ((12_345, 400_001), (MIB - 1, 2 * crews._SMALLEST_PART), (reference.size - 100_000, MIB)):
             assert player.read(at, size) == reference.read(at, size)
         player.close()
 

@@ -33,10 +33,10 @@ from tartapefs import (
     TapeIntegrityError,
     TapePlayer,
     TapeRecorder,
-    fill,
-    kept,
-    source,
 )
+from tartapefs.play import assemble as fill
+from tartapefs.play import descriptor_cache as kept
+from tartapefs.source import folder as source
 
 Change = Callable[[Path], None]
 
@@ -1015,7 +1015,7 @@ def test_large_files_stay_open_while_they_are_read(deep: Path) -> None:
 
 def test_large_files_kept_by_many_threads(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each has a descriptor for itself while it reads; of those of all no more stay than are kept."""
-    monkeypatch.setattr(kept, "_MOST", 2)
+    monkeypatch.setattr(kept, "_CAPACITY", 2)
     reference = Reference(deep)
 
     def read(seed: int) -> None:

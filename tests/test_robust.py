@@ -24,7 +24,7 @@ from reference import Reference
 from tartapefs import MountError, Tape, TapeConstraintError, TapeRecorder
 from tartapefs.cli.mounts import mount as mount_command
 from tartapefs.mount import mount_table as mounting
-from tartapefs.play.audit import Rest
+from tartapefs.play.audit import Throttle
 
 machine, user = machines.machine, machines.user  # fixtures
 
@@ -432,13 +432,13 @@ def test_more_bytes_than_a_file_can_have(recorded: Path, command: list[str]) -> 
 
 def test_the_smallest_share_is_a_long_rest() -> None:
     pauses: list[float] = []
-    rest = Rest(1e-300, pauses.append)
+    rest = Throttle(1e-300, pauses.append)
     while not pauses:
         rest()
     assert pauses == [3600.0]
     for share in (0, -1, 1.1, float("nan")):
         with pytest.raises(ValueError, match="no share"):
-            Rest(share)
+            Throttle(share)
 
 
 # ---- the same thing again

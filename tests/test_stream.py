@@ -48,7 +48,7 @@ from tartapefs import Tape, TapeIntegrityError, TapePlayer
 root, expected = Path(sys.argv[1]), Path(sys.argv[2]).read_bytes()
 tape = Tape.discover(root, *sys.argv[3:])
 player = TapePlayer(tape, root)
-helper_of = lambda player: player._crew._helper and player._crew._helper._pid
+helper_of = lambda player: player._strategy._helper and player._strategy._helper._pid
 """
 END = """
 player.close()
@@ -113,12 +113,12 @@ def test_a_helper_takes_a_part(source: Path, expected: Path) -> None:
     program = """
     import time
     from tartapefs.play import playback as stream
-    summed, together = [0, 0], stream._together
+    summed, together = [0, 0], stream._play_group
     def counted(members, position, chunk, sums, first_summed):
         for member in members:
             summed[member.start >= first_summed] += 1
         return together(members, position, chunk, sums, first_summed)
-    stream._together = counted
+    stream._play_group = counted
     for event in player.play():
         if event.type == "file_start" and event.entry.is_directory:
             time.sleep(0.02)

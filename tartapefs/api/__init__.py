@@ -1,4 +1,4 @@
-"""The public names of the package, in one place. The package itself imports them once one of them is asked for."""
+"""The public names of the package, in one place. The package imports them on first use."""
 
 from tartapefs.api.archive_file import Window
 from tartapefs.api.tape import Tape

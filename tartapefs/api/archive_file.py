@@ -1,8 +1,8 @@
-"""The window: a range of the archive, or all of it, as a read-only file, for libraries that upload files.
+"""The archive, or a range of it, as a read-only file, for libraries that upload files.
 
-Rule: a window has a position and nothing else of its own; its bytes come from the player, checked as ever, and what the
-player raises passes through. It has no length of its own beside `seek` and `tell`, which is where boto3 and requests
-look: with a `len` that ignores the position they would send a wrong Content-Length after a seek.
+Rule: a window has only a position of its own; its bytes come from the player, with all checks, and it raises what the
+player raises. It has `seek` and `tell` but no `len`: boto3 and requests would use a `len`, which ignores the position,
+and send a wrong Content-Length after a seek.
 """
 
 import io
@@ -23,9 +23,11 @@ ARCHIVE = "archive.tar"
 class Window(io.RawIOBase):
     """The bytes `[start, stop)` of the archive that `player` plays, as a file of `stop - start` bytes.
 
-    `readinto` and `read` give all that is asked for, fewer bytes only at the window's end, or raise what
-    `TapePlayer.readinto` raises. Windows of one player can be read at once; of one window, reads come one after the
-    other. Closing it leaves the player and the tape as they are; the source is closed with the last window on it.
+    Attributes: `name`; `start` and `stop`, offsets in the archive, in bytes; `size`, in bytes.
+
+    `readinto` and `read` return all bytes requested, fewer only at the window's end, or raise what
+    `TapePlayer.readinto` raises. Windows of one player can be read concurrently; reads of one window are serialized.
+    Closing it leaves the player and the tape as they are; the source is closed with the last window on it.
     """
 
     def __init__(self, player: TapePlayer, start: int, stop: int, name: str) -> None:
@@ -34,7 +36,7 @@ class Window(io.RawIOBase):
         self.stop = stop
         self._player = player
         self._position = 0
-        self._one_at_a_time = threading.Lock()
+        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<{self.name} [{self.start}, {self.stop})>"
@@ -58,7 +60,7 @@ class Window(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Moves to any position from 0 on, beyond the end too. Raises ValueError for one below."""
+        """Sets the position, which may lie beyond the end. Raises ValueError for a negative one."""
         self._check_open()
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}.get(whence)
         if base is None or base + offset < 0:
@@ -69,7 +71,7 @@ class Window(io.RawIOBase):
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
         self._check_open()
         view = memoryview(buffer).cast("B")
-        with self._one_at_a_time:
+        with self._lock:
             offset = self.start + self._position
             wanted = view[: max(0, self.stop - offset)]
             count = self._player.readinto(wanted, offset) if wanted else 0
@@ -91,7 +93,7 @@ class Window(io.RawIOBase):
 
 
 class Parts(Sequence[Window]):
-    """The archive in windows of `size` bytes, the last one shorter; each is made anew when it is asked for.
+    """The archive as a sequence of windows of `size` bytes, the last one shorter; each access makes a new one.
 
     They are named archive.tar.part-00001-of-00042, in the order of the archive; numbers have as many digits as the
     last one, five at least, so the names sort. Raises ValueError for a `size` below 1.
@@ -112,9 +114,9 @@ class Parts(Sequence[Window]):
     def __getitem__(self, number: slice) -> list[Window]: ...
     def __getitem__(self, number: int | slice) -> Window | list[Window]:
         numbers = range(len(self))[number]
-        return self._part(numbers) if isinstance(numbers, int) else [self._part(at) for at in numbers]
+        return self._open_part(numbers) if isinstance(numbers, int) else [self._open_part(at) for at in numbers]
 
-    def _part(self, at: int) -> Window:
+    def _open_part(self, at: int) -> Window:
         start, count = at * self._size, len(self)
         stop = min(start + self._size, self._player.tape.total_size)
         digits = max(5, len(str(count)))

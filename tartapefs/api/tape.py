@@ -1,4 +1,4 @@
-"""The tape, as users have it: what is recorded of a folder, and its archive as a file, or in parts."""
+"""The tape that users work with: the recording of a folder, and its archive as a file, or in parts."""
 
 from collections.abc import Sequence
 
@@ -11,18 +11,18 @@ class Tape(Recording):
     """A recorded folder. `Tape.discover(folder)` and `Tape.from_index(index)` make one.
 
     Works with and without `with`, from many threads, and on a read-only file system. Every lookup raises
-    TapeFormatError where the index turns out to be damaged, and ValueError once the tape is closed.
+    TapeFormatError if the index is damaged, and ValueError once the tape is closed.
     """
 
     def open(self, check: Check = "full") -> Window:
-        """The whole archive as a file, to read and to seek in, of the source that the tape was discovered in.
+        """Opens the whole archive as a read-only file with `seek`, from the source that the tape was discovered in.
 
-        `check` is the player's. Raises TapeError where no source is known, and OSError where it cannot be opened.
+        `check`: as of `TapePlayer`. Raises TapeError if no source is known, and OSError if it cannot be opened.
         """
         return archive(TapePlayer(self, check=check))
 
     def parts(self, size: int, check: Check = "full") -> Sequence[Window]:
-        """The archive in files of `size` bytes each, the last one shorter; to be read by any number of threads at once.
+        """The archive as files of `size` bytes each, the last one shorter; threads can read them concurrently.
 
         Raises as `open` does, and ValueError for a `size` below 1.
         """

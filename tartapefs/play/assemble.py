@@ -1,9 +1,10 @@
-"""The loop that makes an archive out of members: it fills buffers, and nothing else does.
+"""Assembles the archive out of members: the one loop that fills buffers with its bytes.
 
-Rule: every byte asked for is the recorded one, or an exception is raised. A member is checked after its bytes are in
-the buffer, by the descriptor they came from, which was opened by name for this one read: so a change before or during
-the read is seen before the bytes leave, and nothing can hide that the name leads elsewhere by now. The descriptor of a
-large file may be kept from one of its parts to the next; then all names on its way are looked at each time (`kept`).
+Rule: every requested byte is the recorded one, or an exception is raised. The loop checks a member after it has read
+its bytes, through the descriptor that it read them from, which it opened by name for this read: so it sees a change
+before or during the read before the bytes leave, and the name cannot lead elsewhere unnoticed. The descriptor of a
+large file may stay open from one of its parts to the next; then each read checks all names on its path
+(`descriptor_cache`).
 """
 
 # ruff: noqa: FURB136 -- min and max are calls, see Filler.fill
@@ -17,18 +18,26 @@ from tartapefs.archive.layout import BLOCK, FOOTER
 from tartapefs.archive.member import Headed, Member
 from tartapefs.base.errors import Difference, TapeIntegrityError
 from tartapefs.index.recording import Recording
-from tartapefs.play.descriptor_cache import LARGE, Kept
+from tartapefs.play.descriptor_cache import LARGE, DescriptorCache
 from tartapefs.play.inspection import Inspector
-from tartapefs.play.verified_blocks import Contents, as_shown, read_all
+from tartapefs.play.verified_blocks import VerifiedBlocks, read_all, with_differences
 from tartapefs.source.drift import agrees, check_place, differences, drift, only_stamps
 from tartapefs.source.folder import Source
 
 _ZEROS = [bytes(size) for size in range(BLOCK)]  # paddings
-_NOT_BELOW = (errno.ELOOP, errno.EXDEV, errno.ENOTDIR, errno.ENOENT)  # what `Source.open` says of a path that strays
+_NOT_BELOW = (
+    errno.ELOOP,
+    errno.EXDEV,
+    errno.ENOTDIR,
+    errno.ENOENT,
+)  # from `Source.open`: path strays
 
 
 class Blocks(NamedTuple):
-    """The bytes `[start, stop)` of the archive, in the body of a member of a sealed tape: the numbers of its blocks."""
+    """The blocks of a member of a sealed tape that overlap the bytes `[start, stop)` of the archive.
+
+    `all`: the numbers of these blocks in the member's body; `whole`: of those that lie within the range.
+    """
 
     member: Member
     start: int
@@ -38,16 +47,16 @@ class Blocks(NamedTuple):
 
     @property
     def ends(self) -> list[int]:
-        """Of those that are not in there as a whole, of which there are two at most."""
+        """The numbers of the blocks that lie within the range only in part, two at most."""
         return [number for number in self.all if number not in self.whole]
 
 
 class Filler:
     """Fills buffers with bytes of `tape`'s archive, from `source`. Usable from many threads.
 
-    Of a sealed tape, files and links are as recorded if contents and all other facts are, though timestamps or inode
-    are not; `strict`: not then either. `contents`: whether bodies are held to their digests here. Else it is for the
-    caller to do. `keeps`: large files that are read in parts stay open for the next part, until `rest` is called.
+    On a sealed tape a file or link of which only timestamps or inode differ is as recorded if its contents are;
+    `strict`: it is drift. `contents`: whether to check bodies against their digests here; else the caller does.
+    `keep_open`: large files that are read in parts stay open for the next part, until `rest` is called.
     """
 
     def __init__(
@@ -57,16 +66,16 @@ class Filler:
         at_home: bool,
         contents: bool = True,
         strict: bool = False,
-        keeps: bool = False,
+        keep_open: bool = False,
     ) -> None:
         self.tape = tape
         self.source = source
         self.at_home = at_home
         self.strict = strict
         self.inspector = Inspector(tape, source, at_home)
-        self._contents = Contents(tape) if contents and tape.seal else None
+        self._verified_blocks = VerifiedBlocks(tape) if contents and tape.seal else None
         self._stamps_count = strict or not tape.seal
-        self._kept = Kept(source) if keeps and self._contents is None else None
+        self._descriptors = DescriptorCache(source) if keep_open and self._verified_blocks is None else None
         self._end = tape.total_size - FOOTER
 
     def fill(
@@ -77,22 +86,22 @@ class Filler:
         members: Iterable[Headed] | None = None,
         blocks: Iterable[int] | None = None,
     ) -> int:
-        """Fills `view` with the bytes `[start, stop)` of the archive; returns from how many members.
+        """Fills `view` with the bytes `[start, stop)` of the archive; returns the number of members they come from.
 
-        `members`: those, in any order and each with its header, whose bytes are to be filled in; all that overlap the
-        range by default. `blocks`: of a range in one member of a sealed tape, the numbers of those that are.
+        `members`: fill in the bytes of these only, in any order, each with its header; by default of all that overlap
+        the range. `blocks`: fill in these blocks only, by number, of a range in one member of a sealed tape.
 
-        Raises TapeIntegrityError where the source is not as recorded, TapeFormatError for a damaged index, and OSError
-        where the source cannot be read; what the buffer then holds is undefined.
+        Raises TapeIntegrityError if the source is not as recorded, TapeFormatError for a damaged index, and OSError if
+        the source cannot be read; the contents of the buffer are then undefined.
 
-        One long function of plain numbers, without `min` and `max`, since it runs once for every member that anybody
-        reads: in smaller pieces it took 15 instead of 13 microseconds a member, most of which are system calls.
+        One long function of plain numbers, without `min` and `max`, since it runs once for every member that is read:
+        in smaller functions it took 15 instead of 13 microseconds a member, most of which are system calls.
         """
-        source, at_home, contents = self.source, self.at_home, self._contents
+        source, at_home, verified = self.source, self.at_home, self._verified_blocks
         open_in, preadv, fstat, close, plain = source.open_in, os.preadv, os.fstat, os.close, source.plain
-        count, is_in_place = 0, False
-        # Of the last file: its folder, and that folder as a place, opened for its second file, closed at the end.
-        last_folder, place = None, -1
+        count, is_root_checked = 0, False
+        # Of the last file: its folder, and that folder's descriptor, opened for its second file, closed at the end.
+        last_folder, folder_fd = None, -1
         try:
             for member, header in self.tape.headed(start, stop) if members is None else members:
                 count += 1
@@ -108,30 +117,30 @@ class Filler:
                     low, high = start if start > padding else padding, stop if stop < end else end
                     view[low - start : high - start] = _ZEROS[high - low]
                 low, high = start if start > body else body, stop if stop < padding else padding
-                kept = self._kept if size >= LARGE else None
+                descriptors = self._descriptors if size >= LARGE else None
                 if (
-                    kept is not None
-                    and body < low < high  # or nobody can have read what comes before
-                    and kept.read(member, view[low - start : high - start], low - body, at_home)
+                    descriptors is not None
+                    and body < low < high  # a first part is never in the cache
+                    and descriptors.read(member, view[low - start : high - start], low - body, at_home)
                 ):
                     continue
-                if not is_in_place:
+                if not is_root_checked:
                     check_place(source, self.tape.root_name)
-                    is_in_place = True
+                    is_root_checked = True
                 if low < high:
                     part, position = view[low - start : high - start], low - body
                     folder, _, last = name.rpartition(b"/")
                     try:
                         if folder != last_folder:
                             last_folder = folder
-                            if place >= 0:
-                                close(place)
-                                place = -1
+                            if folder_fd >= 0:
+                                close(folder_fd)
+                                folder_fd = -1
                             fd = source.open(name.partition(b"/")[2])
                         else:
-                            if place < 0:
-                                place = source.place(folder.partition(b"/")[2])
-                            fd = open_in(place, last)
+                            if folder_fd < 0:
+                                folder_fd = source.place(folder.partition(b"/")[2])
+                            fd = open_in(folder_fd, last)
                     except OSError as error:
                         error.filename = member.arc_path
                         self._check(member, error)
@@ -139,10 +148,10 @@ class Filler:
                     failure: Exception | None = None
                     try:
                         try:
-                            if contents is not None:
-                                contents.read(fd, member, part, position, blocks)
+                            if verified is not None:
+                                verified.read(fd, member, part, position, blocks)
                             elif preadv(fd, (part,), position) < high - low:
-                                read_all(fd, part, position)  # what one call read only in part
+                                read_all(fd, part, position)  # one call read only a part
                         except OSError as error:
                             error.filename = member.arc_path
                             failure = error
@@ -156,32 +165,32 @@ class Filler:
                             self._raise(member, differences(member, found, b"", at_home), failure)
                         if failure is not None:
                             raise failure
-                        if kept is not None and high < padding:  # more of it will be read
-                            its_fd, fd = fd, -1
-                            kept.keep(member, its_fd, found)
+                        if descriptors is not None and high < padding:  # more of it will be read
+                            member_fd, fd = fd, -1
+                            descriptors.keep(member, member_fd, found)
                     finally:
                         if fd >= 0:
                             close(fd)
                 else:
                     self._check(member)
         finally:
-            if place >= 0:
-                close(place)
+            if folder_fd >= 0:
+                close(folder_fd)
         low = max(start, self._end)
         if low < stop:
-            if not is_in_place:
+            if not is_root_checked:
                 check_place(source, self.tape.root_name)
             view[low - start : stop - start] = bytes(stop - low)
         return count
 
     def rest(self) -> None:
-        """Closes what is open of the source; reads open it again."""
-        if self._kept is not None:
-            self._kept.close()
+        """Closes the cached descriptors; reads open the files again."""
+        if self._descriptors is not None:
+            self._descriptors.close()
 
     def blocks(self, start: int, stop: int) -> Blocks | None:
-        """What `[start, stop)` has of the body of the member at `start`, if the tape is sealed and it has anything."""
-        member = next(self.tape.members(start, start + 1), None) if self._contents is not None else None
+        """The blocks of the member at `start` in `[start, stop)`; None if there are none, or no seal."""
+        member = next(self.tape.members(start, start + 1), None) if self._verified_blocks is not None else None
         if member is None:
             return None
         body, size = member.start + BLOCK, self.tape.block_size
@@ -192,24 +201,24 @@ class Filler:
         return Blocks(member, body + low, body + high, every, whole)
 
     def fill_blocks(self, view: memoryview, blocks: Blocks, numbers: Iterable[int]) -> None:
-        """Fills into `view`, which is for all of `blocks`, those of these numbers; raises as `fill` does."""
+        """Fills the blocks `numbers` into `view`, which has room for all of `blocks`; raises as `fill` does."""
         self.fill(view, blocks.start, blocks.stop, ((blocks.member, b""),), numbers)
 
-    def hash_ahead(self, start: int, stop: int, ends: Callable[[], bool]) -> None:
-        """Has the `blocks` of this range at hand when they are asked for, the last ones first, until `ends()`.
+    def hash_ahead(self, start: int, stop: int, is_stopped: Callable[[], bool]) -> None:
+        """Reads and hashes the blocks of this range into the cache, the last one first, until `is_stopped()`.
 
         Raises as `fill` does.
         """
         blocks = self.blocks(start, stop)
-        if self._contents is not None and blocks is not None and blocks.member.size > self.tape.block_size:
+        if self._verified_blocks is not None and blocks is not None and blocks.member.size > self.tape.block_size:
             fd = self.source.open(blocks.member.path)
             try:
-                self._contents.keep(fd, blocks.member, blocks.all, ends)
+                self._verified_blocks.prefetch(fd, blocks.member, blocks.all, is_stopped)
             finally:
                 os.close(fd)
 
     def _check(self, member: Member, failure: OSError | None = None) -> None:
-        """Raises drift if what is at the member's place is not as recorded; `failure` is why it was not opened."""
+        """Raises drift if the member's path does not lead to what was recorded; `failure`: why opening it failed."""
         result = self.inspector.inspect(member)
         if failure is not None and failure.errno in _NOT_BELOW and only_stamps(result):
             result = (Difference("the path", "folders all the way", failure.strerror or ""),)
@@ -217,8 +226,8 @@ class Filler:
             self._raise(member, result)
 
     def _raise(self, member: Member, found: tuple[Difference, ...], failure: Exception | None = None) -> None:
-        """Raises drift if anything was found that counts, or contents are the `failure`."""
+        """Raises drift if `found` has a difference that counts, or if `failure` is damaged contents."""
         if isinstance(failure, TapeIntegrityError):
-            raise as_shown(failure, found)
+            raise with_differences(failure, found)
         if found and (self._stamps_count or member.is_directory or not only_stamps(found)):
             raise drift(member, found)

@@ -1,8 +1,8 @@
-"""The audits: passes over the source that look for drift without being asked for bytes.
+"""Audits: passes over the source that look for drift, with no bytes requested.
 
 Rule: adding, removing or renaming a name always changes its directory's times, so an audit of every directory sees
-whatever changed the set of members, at a fraction of the cost of looking at all of them (`inspection`); a file that is
-rewritten in place is seen when it is read. `verify` looks at everything, and lists what it finds.
+whatever changed the set of members, at a fraction of the cost of checking all of them (`inspection`); a read sees a
+file that was rewritten in place. `verify` checks every member, and lists all differences.
 """
 
 import os
@@ -22,35 +22,35 @@ from tartapefs.source.exclusion import has_a_place, recorded_exclusion
 from tartapefs.source.folder import Source
 
 _PROGRESS_EVERY = 128  # members: on a network file system each may take milliseconds
-_STRETCH = 0.01  # seconds of work between two rests
-_LONGEST = 3600.0  # seconds of a rest, however small the share
+_LONGEST_RUN = 0.01  # seconds of work between two pauses
+_LONGEST_PAUSE = 3600.0  # seconds of a pause, however small the share
 
 
-def audit(inspector: Inspector, rest: Callable[[], None]) -> None:
-    """Looks at every directory. Raises TapeIntegrityError for the first that is not as recorded.
+def audit(inspector: Inspector, throttle: Callable[[], None]) -> None:
+    """Checks every directory. Raises TapeIntegrityError for the first that is not as recorded.
 
-    It rests with `rest()` now and then. Raises OSError where the source cannot be read, and TapeFormatError for a
-    damaged index.
+    It calls `throttle()` after each. Raises OSError if the source cannot be read, and TapeFormatError for a damaged
+    index.
     """
     check_place(inspector.source, inspector.tape.root_name)
     for folder in inspector.tape.folders():
         found = inspector.inspect(folder)
         if found:
             raise drift(folder, found)
-        rest()
+        throttle()
 
 
-def check_headers(tape: Recording, rest: Callable[[], None]) -> None:
-    """Raises TapeIntegrityError unless the headers of all members have the tape's fingerprint together."""
-    if not tape.has_fingerprint(rest):
+def check_headers(tape: Recording, throttle: Callable[[], None]) -> None:
+    """Compares the headers of all members with the tape's fingerprint; raises TapeIntegrityError if they differ."""
+    if not tape.has_fingerprint(throttle):
         recorded, found = f"the fingerprint {tape.fingerprint}", "headers that have another"
         raise TapeIntegrityError(tape.root_name, [Difference("the index", recorded, found)])
 
 
-class Rest:
-    """Called now and then by a thread that may take `share` of one core, above 0, at most 1: it rests accordingly.
+class Throttle:
+    """Limits the thread that calls it often to `share` of one core (above 0, at most 1), by pauses.
 
-    Raises ValueError for another share.
+    `pause(seconds)` makes them. Raises ValueError for another share.
     """
 
     def __init__(self, share: float, pause: Callable[[float], object] = time.sleep) -> None:
@@ -61,8 +61,8 @@ class Rest:
 
     def __call__(self) -> None:
         spent = time.thread_time() - self._begun
-        if spent > _STRETCH and self._share < 1:
-            self._pause(min(spent / self._share - spent, _LONGEST))
+        if spent > _LONGEST_RUN and self._share < 1:
+            self._pause(min(spent / self._share - spent, _LONGEST_PAUSE))
             self._begun = time.thread_time()
 
 
@@ -71,11 +71,11 @@ def verify(
     on_progress: Callable[[int, int], None] = lambda members, position: None,
     look_into: Callable[[Member], Iterable[TapeIntegrityError]] | None = None,
 ) -> Iterator[TapeIntegrityError]:
-    """All drift of the source, in the archive's order. Raises TapeFormatError for a damaged index.
+    """Yields all drift of the source, in the archive's order. Raises TapeFormatError for a damaged index.
 
-    `look_into` is asked about a file or link of which only timestamps or inode are not as recorded, in place of that;
-    by default it is drift. Only a directory that differs is listed, to name what was added. `on_progress` is called now
-    and then with the number of members seen, and the start of the last of them.
+    For a file or link of which only timestamps or inode differ, it yields what `look_into` finds; without `look_into`
+    these differences are drift. It lists only directories that differ, to name what was added. It calls `on_progress`
+    every 128 members with their number so far, and the start of the last one.
     """
     for count, member in enumerate(inspector.tape.members(), 1):
         found = _differences(member, inspector)
@@ -90,7 +90,7 @@ def verify(
 
 
 def files_of(tape: Recording, source: Source, at_home: bool) -> TapeFiles:
-    """What no command may write to while `tape` plays from `source`."""
+    """The files that no command may write to while `tape` plays from `source`."""
 
     def holds(found: os.stat_result) -> bool:
         for member in tape.folders() if stat.S_ISDIR(found.st_mode) else tape.members():
@@ -111,7 +111,7 @@ def _differences(member: Member, inspector: Inspector) -> tuple[Difference, ...]
 
 
 def _added(tape: Recording, source: Source, directory: Member) -> Iterator[TapeIntegrityError]:
-    """The members that a new recording would find in `directory`, which differs, and that are not on the tape."""
+    """Yields, as drift, the names in `directory` that a new recording would add to the tape."""
     is_left_out = recorded_exclusion(tape.excluded) or (lambda path, is_directory: False)
     try:
         folder = source.folder(directory.path)

@@ -1,9 +1,9 @@
-"""The large files that are being read in parts, kept open from one part to the next.
+"""A cache of open descriptors, for large files that are read in parts.
 
-Rule: bytes come from a file that was opened below the root by `Source.open`. After they are in the buffer every name on
-its way is looked at, from the root on: each still leads to the very folder, and the last one to the very file, which is
-as recorded. A file is in the hands of one thread at a time. Whatever is wrong with one is no verdict: it is closed, and
-opened and judged as if it never had been kept.
+Rule: bytes come from a file that `Source.open` opened below the root. After a read, every name on the file's path is
+checked, from the root on: each must still lead to the same folder, the last one to the same file, and the file must be
+as recorded. One thread at a time uses a descriptor. Any failure is a cache miss: the descriptor is closed, and the
+normal path opens the file and decides.
 """
 
 import os
@@ -13,20 +13,20 @@ from tartapefs.archive.member import Member
 from tartapefs.source.drift import agrees
 from tartapefs.source.folder import Source, Way
 
-LARGE = 1 << 20  # bytes: what nobody reads in one request
-_MOST = 4  # as many as readers that a mount serves at once
-_DEEPEST = 3  # folders below the root; to look at more takes as long as to open the file anew
+LARGE = 1 << 20  # bytes: no reader reads so much in one request
+_CAPACITY = 4  # the number of readers that a mount serves at once
+_MAX_DEPTH = 3  # folders below the root; to check more takes as long as to open the file again
 
 
-class Kept:
-    """Files of `source` by the starts of their members. Usable from many threads."""
+class DescriptorCache:
+    """Open files of `source`, by the starts of their members. Usable from many threads."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._files: dict[int, tuple[int, Way]] = {}  # descriptors, and how they are come by; each change is atomic
+        self._files: dict[int, tuple[int, Way]] = {}  # descriptors and their paths; each change is atomic
 
     def read(self, member: Member, part: memoryview, position: int, at_home: bool) -> bool:
-        """Fills `part` from `position` of the member's body on, if its file is kept and as recorded; else False."""
+        """Fills `part` from `position` of the member's body on; False if its file is not cached or not as recorded."""
         file = self._files.pop(member.start, None)
         if file is None:
             return False
@@ -40,17 +40,17 @@ class Kept:
         except OSError:
             pass
         finally:
-            if is_right and position + len(part) < member.size:  # more of it may be wanted
+            if is_right and position + len(part) < member.size:  # the reader may go on
                 self._keep(member.start, file)
             else:
                 os.close(fd)
         return is_right
 
     def keep(self, member: Member, fd: int, found: os.stat_result) -> None:
-        """Takes over the descriptor `fd` of the member's file, whose `fstat` is `found`."""
+        """Takes over the descriptor `fd` of the member's file, whose `fstat` is `found`: caches or closes it."""
         way: Way = []
         path = member.path
-        if path.count(b"/") <= _DEEPEST:
+        if path.count(b"/") <= _MAX_DEPTH:
             with suppress(OSError):
                 way = self._source.way_to(path)
         if way and way[-1][1:] == (found.st_dev, found.st_ino):
@@ -59,14 +59,14 @@ class Kept:
             os.close(fd)
 
     def _keep(self, start: int, file: tuple[int, Way]) -> None:
-        if self._files.setdefault(start, file) is not file:  # another thread has kept one
+        if self._files.setdefault(start, file) is not file:  # another thread has cached one
             os.close(file[0])
-        elif len(self._files) > _MOST:
-            with suppress(StopIteration, RuntimeError, KeyError):  # other threads are at it, too
+        elif len(self._files) > _CAPACITY:
+            with suppress(StopIteration, RuntimeError, KeyError):  # other threads remove files, too
                 os.close(self._files.pop(next(iter(self._files)))[0])
 
     def close(self) -> None:
-        """Closes all; those that are being read, once they are kept again and this is called again, or at the end."""
+        """Closes all descriptors but those in use, which the next call closes, or the end of this cache."""
         with suppress(KeyError):
             while True:
                 os.close(self._files.popitem()[1][0])

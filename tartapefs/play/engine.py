@@ -1,11 +1,10 @@
 """The player: turns (offset, size) into bytes, or into an exception. `play` is the same engine, in order.
 
-Rule: every byte asked for below the archive's end is the recorded one, or an exception is raised; never a short read,
-never a byte of a source that is not as recorded. Bytes come from `Filler.fill`, by way of `Crew`, and from
-nowhere else.
+Rule: every requested byte below the archive's end is the recorded one, or an exception is raised; never a short read,
+never a byte of a source that is not as recorded. All bytes come from `Filler.fill`, by way of `ReadStrategy`.
 
-The footer says that the archive is complete, so it is served only after an audit of every directory that began once
-everything before it had been read: a reader that gets the footer has the whole tape, as recorded.
+The footer says that the archive is complete. The player serves it only after an audit of every directory that began
+after everything before it had been read: a reader that gets the footer has the whole tape, as recorded.
 
 The first drift makes the tape invalid for good: each later read raises it again. An error of the disk does not.
 """
@@ -24,21 +23,21 @@ from tartapefs.base.errors import OffsetError, TapeError, TapeIntegrityError
 from tartapefs.index.recording import Recording
 from tartapefs.play import events, playback
 from tartapefs.play.assemble import Filler
-from tartapefs.play.audit import Rest, audit, check_headers
+from tartapefs.play.audit import Throttle, audit, check_headers
 from tartapefs.play.playback import CHUNK
-from tartapefs.play.read_strategy import Crew
+from tartapefs.play.read_strategy import ReadStrategy
 from tartapefs.source.folder import Source
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 Check = Literal["full", "mtime"]
-_SCRUBBED_AT_ONCE = 1 << 18  # bytes: what one thread hashes alone
+_SCRUB_SIZE = 1 << 18  # bytes: one thread hashes so many alone
 _FOOTER_AUDIT_AGE = 1.0  # seconds
 
 
 class Scrubbed(NamedTuple):
-    """How far the reading of all contents is: at `position` of the archive, after `passes` through all of it."""
+    """The progress of `TapePlayer.scrub`: `position` in the archive, in bytes, and complete `passes` through it."""
 
     position: int
     passes: int
@@ -47,16 +46,18 @@ class Scrubbed(NamedTuple):
 class TapePlayer:
     """Plays `tape` from the folder at `source_root`, by default the one that the tape was discovered in.
 
-    `check`: "full" compares inode and change time too where the tape is at home; "mtime" never does, for a source whose
+    `check`: "full" also compares inode and change time if the tape is at home; "mtime" never does, for a source whose
     inodes or change times are not stable (hard-linked snapshots, network file systems). On a sealed tape a file of
-    which only timestamps or inode are not as recorded is judged by its contents; `strict`: it is drift.
+    which only timestamps or inode differ is judged by its contents; `strict`: it is drift.
 
-    `expect`: the fingerprint or the seal that the tape must have; raises UnexpectedTapeError. Held to its seal, every
-    byte that is read belongs to it. Held to its fingerprint, all headers are compared by the first audit, so before the
-    footer.
+    `expect`: the fingerprint or the seal that the tape must have; raises UnexpectedTapeError. With a seal, every byte
+    that is read is checked against it. With a fingerprint, the first audit, so before the footer, compares all headers.
 
-    Usable from many threads. `drift` is None, or the TapeIntegrityError that made the tape invalid; `drifted` is an
-    event that is set from then on. Raises TapeError where no source is known, and OSError where it cannot be opened.
+    Usable from many threads. Raises TapeError if no source is known, and OSError if it cannot be opened.
+
+    Attributes: `tape`; `source`, its open folder; `at_home`, whether inode and change time are compared; `strict`;
+    `inspector`, which compares members with the source; `drift`, None or the TapeIntegrityError that made the tape
+    invalid; `drifted`, an event that is set from then on; `scrubbed`, the progress of `scrub`, in bytes and passes.
     """
 
     def __init__(
@@ -78,36 +79,36 @@ class TapePlayer:
         self.at_home = check == "full" and tape.is_at_home(self.source.ino)
         self.strict = strict
         self._headers_due = expect is not None and tape.expect(expect) == "fingerprint"
-        self._filler = Filler(tape, self.source, self.at_home, strict=strict, keeps=True)
+        self._filler = Filler(tape, self.source, self.at_home, strict=strict, keep_open=True)
         self.inspector = self._filler.inspector
-        self._crew = Crew(self._filler)
+        self._strategy = ReadStrategy(self._filler)
         self.drift: TapeIntegrityError | None = None
         self.drifted = threading.Event()  # set once `drift` is
         self.scrubbed = Scrubbed(0, 0)
         self._end = tape.total_size - FOOTER
-        self._end_reached = -math.inf  # when a read last came to the footer (monotonic, seconds)
+        self._footer_reached = -math.inf  # when a read last reached the footer (monotonic, seconds)
         self._audited = -math.inf  # when the last complete audit began
-        self._auditing = threading.Lock()
-        self._first = threading.Lock()
+        self._audit_lock = threading.Lock()
+        self._drift_lock = threading.Lock()
 
     def fork_helper(self, memory: mmap.mmap) -> None:
-        """Lets a second process take a share of requests for many small members, where the buffer lies in `memory`.
+        """Forks a helper process, which shares requests for many small members whose buffer lies in `memory`.
 
-        It ends with this process at the latest. To be called while this one has one thread alone.
+        It ends with this process at the latest. Call this while the process has a single thread.
         """
-        self._crew.fork_helper(memory)
+        self._strategy.fork_helper(memory)
 
     def end_helper(self) -> None:
-        """Ends that process, if there is one."""
-        self._crew.close()
+        """Ends the helper process, if there is one."""
+        self._strategy.close()
 
     @property
     def is_bound_by_python(self) -> bool:
-        """Whether the last read took Python's own work for the most part, which threads do one at a time."""
-        return self._crew.is_bound_by_python
+        """Whether the last read was bound by the interpreter lock, so that threads would only wait for each other."""
+        return self._strategy.is_bound_by_python
 
     def rest(self) -> None:
-        """Closes the files of the source that were read in part; to be called when no more reads are near."""
+        """Closes the cached descriptors of files that were read in part; call it when the reader pauses."""
         self._filler.rest()
 
     def close(self) -> None:
@@ -117,10 +118,10 @@ class TapePlayer:
         self.source.close()
 
     def read(self, offset: int, size: int) -> bytes:
-        """The bytes `[offset, offset + size)` of the archive; fewer only where it ends, none at or beyond its end.
+        """The bytes `[offset, offset + size)` of the archive; fewer only at its end, none beyond it.
 
         Raises OffsetError for a negative offset or size, TapeIntegrityError once the source is not as recorded,
-        TapeFormatError for a damaged index, and OSError where the source cannot be read.
+        TapeFormatError for a damaged index, and OSError if the source cannot be read.
         """
         if size < 0:
             raise OffsetError(size, self.tape.total_size)
@@ -129,9 +130,9 @@ class TapePlayer:
         return bytes(buffer)
 
     def readinto(self, buffer: "WriteableBuffer", offset: int) -> int:
-        """Fills `buffer` from `offset` of the archive on; returns the number of bytes, fewer only where it ends.
+        """Fills `buffer` from `offset` of the archive on; returns the number of bytes, fewer only at its end.
 
-        Raises as `read` does; what the buffer then holds is undefined.
+        Raises as `read` does; the contents of the buffer are then undefined.
         """
         if self.drift is not None:
             raise self.drift.again()
@@ -147,36 +148,35 @@ class TapePlayer:
         if offset >= stop:
             return 0
         try:
-            self._crew.fill(view, offset, stop)
+            self._strategy.fill(view, offset, stop)
             if stop >= self._end:
-                self._guard_footer(offset, stop)
+                self._audit_before_footer(offset, stop)
         except TapeIntegrityError as error:
             raise self._invalidated(error) from None
         return stop - offset
 
     def audit(self, share: float = 1.0, pause: Callable[[float], object] = time.sleep) -> None:
-        """Looks at every directory of the source, with at most `share` (above 0, at most 1) of one core.
+        """Checks every directory of the source, with at most `share` (above 0, at most 1) of one core.
 
-        It rests with `pause(seconds)`.
-        Raises TapeIntegrityError, which makes the tape invalid, TapeFormatError for a damaged index, and OSError where
-        the source cannot be read.
+        It pauses by `pause(seconds)`. Raises TapeIntegrityError, which makes the tape invalid, TapeFormatError for a
+        damaged index, and OSError if the source cannot be read.
         """
-        begun, rest = time.monotonic(), Rest(share, pause)
+        begun, throttle = time.monotonic(), Throttle(share, pause)
         try:
             if self._headers_due:
-                check_headers(self.tape, rest)
+                check_headers(self.tape, throttle)
                 self._headers_due = False
-            audit(self.inspector, rest)
+            audit(self.inspector, throttle)
         except TapeIntegrityError as error:
             raise self._invalidated(error) from None
         self._audited = max(self._audited, begun)
 
     def scrub(self, share: float, pause: Callable[[float], bool]) -> None:
-        """Reads the whole archive for its own sake, with at most `share` (above 0, at most 1) of one core.
+        """Reads and checks the whole archive, with at most `share` (above 0, at most 1) of one core.
 
-        It rests with `pause(seconds)`, and ends if that is true. `scrubbed` tells how far it is. Raises as `read` does.
+        It pauses by `pause(seconds)`, and ends if that returns true. `scrubbed` is its progress. Raises as `read` does.
         """
-        buffer, rest = aligned(_SCRUBBED_AT_ONCE), Rest(share, pause)
+        buffer, throttle = aligned(_SCRUB_SIZE), Throttle(share, pause)
         position = 0
         while position < self._end and self.drift is None and not pause(0):
             stop = min(position + len(buffer), self._end)
@@ -186,43 +186,43 @@ class TapePlayer:
                 raise self._invalidated(error) from None
             position = stop
             self.scrubbed = Scrubbed(position, self.scrubbed.passes + (position == self._end))
-            rest()
+            throttle()
 
     def _invalidated(self, error: TapeIntegrityError) -> TapeIntegrityError:
-        """Makes the tape invalid; what to raise is the first drift, whichever thread found it."""
-        with self._first:
+        """Makes the tape invalid; returns the error to raise: the first drift, whichever thread found it."""
+        with self._drift_lock:
             if self.drift is None:
                 self.drift = error.again()  # without the traceback, whose frames would keep this player alive
                 self.drifted.set()
                 return error
         return self.drift.again()
 
-    def _guard_footer(self, offset: int, stop: int) -> None:
-        """For the request `[offset, stop)`, which comes to the footer or into it: no footer without an audit.
+    def _audit_before_footer(self, offset: int, stop: int) -> None:
+        """Audits, if the request `[offset, stop)`, which reaches the footer or goes into it, needs it.
 
-        Who reads the footer alone starts at the end; for them an audit of the last second will do, so that a program
-        that looks at the end again and again does not start one each time.
+        For a reader that starts in the footer an audit of the last second will do, so that a program that reads the
+        end again and again does not start one each time.
         """
         now = time.monotonic()
         if offset < self._end:
-            self._end_reached = now
+            self._footer_reached = now
         if stop > self._end:
-            with self._auditing:
-                if self._audited < max(self._end_reached, now - _FOOTER_AUDIT_AGE):
+            with self._audit_lock:
+                if self._audited < max(self._footer_reached, now - _FOOTER_AUDIT_AGE):
                     self.audit()
 
     def get_offset_of(self, arc_path: str) -> int:
-        """Where in the archive the member of this name starts, in bytes. Raises KeyError."""
+        """The offset in the archive, in bytes, of the member of this name. Raises KeyError."""
         return self.tape.find(arc_path).start
 
     def play(self, start_offset: int = 0, chunk_size: int = CHUNK) -> Iterator[events.Event]:
-        """The archive from `start_offset` (0 to its size) to its end, as events; `data` of at most `chunk_size` bytes.
+        """Yields the archive from `start_offset` (0 to its size) on, as events; `data` of at most `chunk_size` bytes.
 
-        Raises OffsetError and ValueError at once, and while iterating what `read` raises. If this process has one
-        thread, and there are many members, a second process reads ahead until the iterator ends or is closed.
+        Raises OffsetError and ValueError at once, and what `read` raises while iterating. If this process has a single
+        thread, and there are many members, a helper process reads ahead until the iterator ends or is closed.
         """
         if not 0 <= start_offset <= self.tape.total_size:
             raise OffsetError(start_offset, self.tape.total_size)
         if chunk_size < 1:
             raise ValueError(f"a chunk size of {chunk_size} bytes leads nowhere; it is at least 1")
-        return playback.play(self.tape, self._crew, self.readinto, start_offset, chunk_size)
+        return playback.play(self.tape, self._strategy, self.readinto, start_offset, chunk_size)

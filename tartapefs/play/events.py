@@ -1,7 +1,7 @@
-"""What `TapePlayer.play` yields: the archive in order, as values.
+"""The events that `TapePlayer.play` yields: the archive in order, as values.
 
 Rule: the concatenation of every event's `data` is the archive from the start offset to its end. Every event has
-`data`, empty where there is none, so a loop that sends `event.data` and looks at nothing else is right.
+`data`, which may be empty, so a loop that sends each `event.data` and ignores all else is right.
 """
 
 from collections.abc import Callable

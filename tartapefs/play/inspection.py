@@ -1,11 +1,11 @@
-"""The comparison of a tape's members with its source: as `integrity.inspect`, but a folder is judged by its names.
+"""Compares a tape's members with the source: as `drift.inspect`, but judges a folder by its names.
 
-Rule: a folder that differs in nothing but times is as recorded if the names in it are, that is, if each recorded one is
-there, of its type and, at home, with its inode, and if no other has a place in the archive. So a name that the
-recording left out may come and go. Whether what lies in a folder is as recorded is for its own comparison to see.
+Rule: a folder that differs only in times is as recorded if its names are: if each recorded name is there, with its
+type and, at home, its inode, and no other name would be a member. So a name that the recording left out may come and
+go. What lies in a folder has its own comparison.
 
-The names of a folder are looked at when its times have moved, and then not again before they move once more. Its
-`stat` is taken before its names, so whatever happens to them meanwhile shows at the next look.
+The names of a folder are compared when its times have changed, and then not again until they change once more. Its
+`stat` is taken before its names are listed, so the next inspection sees whatever happens to them meanwhile.
 """
 
 import errno
@@ -20,8 +20,8 @@ from tartapefs.source.drift import differences, inspect, only_times
 from tartapefs.source.exclusion import has_a_place, recorded_exclusion
 from tartapefs.source.folder import Folder, Source
 
-_LOOKS = 3  # at the names of a folder that does not rest
-_TICK_NS = 2 * 10**9  # no clock that stamps folders takes longer to move
+_ATTEMPTS = 3  # to list a folder that changes meanwhile
+_TICK_NS = 2 * 10**9  # no file system stamps folders more coarsely
 _NO_LISTING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.EACCES)
 
 _Stamps = tuple[int, int, int]  # mtime, ctime, inode
@@ -34,21 +34,21 @@ class Inspector:
         self.tape = tape
         self.source = source
         self.at_home = at_home
-        self._is_left_out = recorded_exclusion(tape.excluded)
-        self._known: dict[int, _Stamps] = {}  # of folders whose names were as recorded, by their starts
+        self._is_excluded = recorded_exclusion(tape.excluded)
+        self._unchanged: dict[int, _Stamps] = {}  # stamps of folders whose names were as recorded, by their starts
 
     def inspect(self, member: Member) -> tuple[Difference, ...]:
-        """What of `member` is not as recorded now, as `integrity.inspect` tells it.
+        """The differences of `member` from the recording, as `drift.inspect` returns them.
 
-        Raises OSError where that cannot be told, and TapeFormatError for a damaged index.
+        Raises OSError if the source cannot be read, and TapeFormatError for a damaged index.
         """
         found = inspect(member, self.source, self.at_home)
-        return () if found and member.is_directory and self._has_its_names(member) else found
+        return () if found and member.is_directory and self._names_agree(member) else found
 
-    def _has_its_names(self, member: Member) -> bool:
-        """Whether it differs in nothing but times, and its names are as recorded."""
+    def _names_agree(self, member: Member) -> bool:
+        """Whether the folder differs only in times, and its names are as recorded."""
         agrees = False
-        for _ in range(_LOOKS):
+        for _ in range(_ATTEMPTS):
             try:
                 folder = self.source.folder(member.path)
             except OSError as error:
@@ -60,20 +60,20 @@ class Inspector:
                 if not only_times(differences(member, found, b"", self.at_home)):
                     return False
                 stamps = _stamps(found)
-                if self._known.get(member.start) == stamps:
+                if self._unchanged.get(member.start) == stamps:
                     return True
-                agrees = self._agrees(member, folder)
+                agrees = self._compare_names(member, folder)
                 if _stamps(folder.stat()) != stamps:
                     continue
-                # Or they could stay while a name is added, or a server has shown names that it kept from before.
+                # Else a name could be added within the same tick, or a server could have shown names of its cache.
                 if agrees and begun - max(stamps[:2]) > _TICK_NS and self.source.is_local(found):
-                    self._known[member.start] = stamps
+                    self._unchanged[member.start] = stamps
                 return agrees
             finally:
                 folder.close()
         return agrees
 
-    def _agrees(self, member: Member, folder: Folder) -> bool:
+    def _compare_names(self, member: Member, folder: Folder) -> bool:
         children = self.tape.children(member)
         child = next(children, None)
         for name in folder.names():
@@ -88,13 +88,13 @@ class Inspector:
                 if self.at_home and found.st_ino != child.ino:
                     return False
                 child = next(children, None)
-            elif self._counts(member.path + b"/" + name if member.path else name, found.st_mode):
+            elif self._is_member(member.path + b"/" + name if member.path else name, found.st_mode):
                 return False
         return child is None
 
-    def _counts(self, path: bytes, mode: int) -> bool:
-        """Whether a name that was not recorded makes another folder of the one it is in."""
-        return self._is_left_out is None or has_a_place(path, mode, self._is_left_out)
+    def _is_member(self, path: bytes, mode: int) -> bool:
+        """Whether a name that was not recorded would be a member of a new recording."""
+        return self._is_excluded is None or has_a_place(path, mode, self._is_excluded)
 
 
 def _stamps(found: os.stat_result) -> _Stamps:

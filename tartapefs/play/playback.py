@@ -1,9 +1,9 @@
-"""The stream: the archive in order, from any byte on, as events.
+"""Playback: the archive in order, from any byte on, as events.
 
-Rule: the data of all events together is what `readinto` gives, in order. Members that a chunk holds whole are read in
-one request, and handed out one by one; others alone, piece by piece. Where there are many, and this process may be
-forked, a helper begins with the next chunk, and takes the MD5 sums of its files, while this one is handed out: what is
-sent was read, and checked, at most a chunk before.
+Rule: the data of all events together is what `readinto` gives, in order. Members that fit into a chunk together are
+read in one request, and yielded one by one; others alone, piece by piece. If there are many members, and this process
+may fork, a helper begins with the next chunk, and takes the MD5 sums of its files, while this process yields the
+current one: every byte was read, and checked, at most a chunk before it is yielded.
 """
 
 import hashlib
@@ -21,45 +21,47 @@ from tartapefs.base import forked_work
 from tartapefs.base.buffers import aligned
 from tartapefs.index.recording import Recording
 from tartapefs.play import events
-from tartapefs.play.helper_process import SUM, sum_at
-from tartapefs.play.read_strategy import Crew
+from tartapefs.play.helper_process import MD5_SIZE, sum_offset
+from tartapefs.play.read_strategy import ReadStrategy
 
 CHUNK = 1 << 20
-_SUMS = CHUNK // BLOCK * SUM  # bytes, for the sums of as many members as a chunk may hold
+_SUMS = CHUNK // BLOCK * MD5_SIZE  # bytes: MD5 sums of as many members as a chunk may hold
 _LARGE = 1 << 18  # bytes; MD5 takes 0.4 ms for so many, several times what a thread costs
 
 _ReadInto = Callable[[memoryview, int], int]
 
 
-def play(tape: Recording, crew: Crew, readinto: _ReadInto, position: int, chunk_size: int) -> Iterator[events.Event]:
-    """From `position` to the archive's end, `data` of at most `chunk_size` bytes; raises what `readinto` raises.
+def play(
+    tape: Recording, strategy: ReadStrategy, readinto: _ReadInto, position: int, chunk_size: int
+) -> Iterator[events.Event]:
+    """Yields the archive from `position` on, `data` of at most `chunk_size` bytes; raises what `readinto` raises.
 
-    `readinto` is to have buffers filled by `crew`.
+    `readinto` must fill buffers by `strategy`.
     """
-    most = min(chunk_size, CHUNK)
-    is_helped = tape.member_count >= forked_work.MANY and not crew.has_helper and forked_work.is_possible()
-    if is_helped:
+    capacity = min(chunk_size, CHUNK)
+    has_own_helper = tape.member_count >= forked_work.MANY and not strategy.has_helper and forked_work.is_possible()
+    if has_own_helper:
         memory = mmap.mmap(-1, 2 * (CHUNK + _SUMS))
-        crew.fork_helper(memory)
+        strategy.fork_helper(memory)
         first, second = (memoryview(memory)[at : at + CHUNK + _SUMS] for at in (0, CHUNK + _SUMS))
-        chunks = [(half[:most], half[CHUNK:]) for half in (first, second)]
+        chunks = [(half[:capacity], half[CHUNK:]) for half in (first, second)]
     else:
-        chunks = 2 * [(aligned(most), memoryview(b""))]
+        chunks = 2 * [(aligned(capacity), memoryview(b""))]
     try:
-        for members, following in pairwise(chain([[]], _groups(tape, position, most), [[]])):
+        for members, following in pairwise(chain([[]], _groups(tape, position, capacity), [[]])):
             stop = members[-1].stop if members else position
-            some: Iterator[events.Event] = iter(())
+            member_events: Iterator[events.Event] = iter(())
             if len(members) == 1:
-                chunk = chunks[0][0] if chunk_size == most else aligned(min(chunk_size, stop - position))
-                some = _alone(members[0], position, chunk, readinto)
+                chunk = chunks[0][0] if chunk_size == capacity else aligned(min(chunk_size, stop - position))
+                member_events = _play_one(members[0], position, chunk, readinto)
             elif members:
                 chunk, sums = chunks[0]
                 readinto(chunk[: stop - position], position)
-                some = _together(members, position, chunk, sums, crew.first_summed)
-            if is_helped and len(members) != 1 and len(following) > 1:
+                member_events = _play_group(members, position, chunk, sums, strategy.first_summed)
+            if has_own_helper and len(members) != 1 and len(following) > 1:
                 chunks.reverse()
-                crew.expect(chunks[0][0][: following[-1].stop - stop], stop, chunks[0][1])
-            yield from some
+                strategy.expect(chunks[0][0][: following[-1].stop - stop], stop, chunks[0][1])
+            yield from member_events
             position = stop
         while position < tape.total_size:
             data = aligned(min(chunk_size, tape.total_size - position))
@@ -68,15 +70,15 @@ def play(tape: Recording, crew: Crew, readinto: _ReadInto, position: int, chunk_
             yield events.FileData(bytes(data))
         yield events.TapeCompleted()
     finally:
-        if is_helped:
-            crew.close()
+        if has_own_helper:
+            strategy.close()
 
 
-def _groups(tape: Recording, position: int, most: int) -> Iterator[list[Member]]:
-    """The members from `position` on, in lists: those together of which `most` bytes hold all, others alone."""
+def _groups(tape: Recording, position: int, capacity: int) -> Iterator[list[Member]]:
+    """Groups the members from `position` on: those that fit into `capacity` bytes together, others alone."""
     group: list[Member] = []
     for member in tape.members(position):
-        if group and member.stop - position > most:
+        if group and member.stop - position > capacity:
             yield group
             position, group = member.start, []
         group.append(member)
@@ -84,10 +86,10 @@ def _groups(tape: Recording, position: int, most: int) -> Iterator[list[Member]]
         yield group
 
 
-def _together(
+def _play_group(
     members: list[Member], position: int, chunk: memoryview, sums: memoryview, first_summed: int
 ) -> Iterator[events.Event]:
-    """Members that `chunk` has from `position` on; `sums` has those of files that start at `first_summed` or later."""
+    """Yields the members in `chunk`, from `position` on; `sums`: MD5 of files that start at `first_summed` or later."""
     start = position
     for member in members:
         first, _, mode, size, _, _, _, _, _ = member
@@ -97,8 +99,8 @@ def _together(
         data = bytes(chunk[position - start : stop - start])
         if S_ISREG(mode) and position <= body:
             if first >= first_summed and not resumed:
-                at = sum_at(member, start)
-                md5sum = sums[at : at + SUM].hex()
+                at = sum_offset(member, start)
+                md5sum = sums[at : at + MD5_SIZE].hex()
             else:
                 contents = memoryview(data)[body - position : body - position + size]
                 md5sum = hashlib.md5(contents, usedforsecurity=False).hexdigest()
@@ -107,17 +109,17 @@ def _together(
         yield events.file_end(member, stop, md5sum, not resumed)
 
 
-def _alone(member: Member, position: int, chunk: memoryview, readinto: _ReadInto) -> Iterator[events.Event]:
-    """A member from `position` on, in pieces of the size of `chunk`."""
+def _play_one(member: Member, position: int, chunk: memoryview, readinto: _ReadInto) -> Iterator[events.Event]:
+    """Yields one member from `position` on, in pieces of the size of `chunk`."""
     first, size = member.start, member.size
     body, stop = first + BLOCK, first + span(size)
     resumed = position > first
-    md5: _HashedAside | hashlib._Hash | None = None
+    md5: _ThreadedMD5 | hashlib._Hash | None = None
     if position <= body and member.is_file:
         md5 = hashlib.md5(usedforsecurity=False)
         if size >= _LARGE and len(chunk) >= _LARGE:
-            with suppress(OSError):  # where no thread can be started, it is hashed here
-                md5 = _HashedAside()
+            with suppress(OSError):  # if no thread can be started, this one hashes
+                md5 = _ThreadedMD5()
     try:
         yield events.file_start(member, resumed)
         while position < stop:
@@ -130,12 +132,12 @@ def _alone(member: Member, position: int, chunk: memoryview, readinto: _ReadInto
             yield events.file_data(data)
         yield events.file_end(member, stop, md5.hexdigest() if md5 else None, not resumed)
     finally:
-        if isinstance(md5, _HashedAside):
+        if isinstance(md5, _ThreadedMD5):
             md5.close()
 
 
-class _HashedAside:
-    """An MD5 as hashlib has them, taken by a thread while its owner goes on. Closed by its digest, or by `close`."""
+class _ThreadedMD5:
+    """An MD5 like hashlib's that a thread computes while the caller goes on. `hexdigest` and `close` end the thread."""
 
     def __init__(self) -> None:
         self._md5 = hashlib.md5(usedforsecurity=False)
@@ -155,6 +157,6 @@ class _HashedAside:
         return self._md5.hexdigest()
 
     def close(self) -> None:
-        if self._thread.is_alive() and not sys.is_finalizing():  # Python is ending, and no thread goes on any more
+        if self._thread.is_alive() and not sys.is_finalizing():  # at Python's end no thread runs any more
             self._pieces.put(memoryview(b""))
             self._thread.join()

@@ -1,15 +1,15 @@
-"""Bodies of a sealed tape: read by whole blocks, of which none is given out that does not have its digest.
+"""Reads bodies of a sealed tape by whole blocks, and returns only bytes of blocks that have their digest.
 
-Rule: a byte leaves here only as part of a block that was hashed in this process's own memory and found equal to the
-digest that the index gives, whose way up to the seal has been checked. What was asked for of a block in part is read
-whole, and the block kept for the neighbouring reads, as long as the file's timestamps stay as they were when it was
-read. Whether the file is still the one recorded is for the caller to see, at each read.
+Rule: a byte leaves here only as part of a block that this process hashed in its own memory and found equal to the
+index's digest, whose path to the seal has been checked. A block that is requested in part is read whole, and stays in
+a cache for the neighbouring reads as long as the file's timestamps are those at the time of its read. The caller
+checks at each read whether the file is still the recorded one.
 
-Hashing takes longer than reading what the system has in memory. So the helper process (`helper`) takes a part of each
-request and, while a reader that goes on takes what it asked for, reads and hashes the blocks that come next. (Without
-digests nothing is read ahead: a change after the look would be missed. Here the bytes themselves are known to be the
-recorded ones, and the file is looked at when they are asked for.) Threads would wait for each other: one of Python's
-runs at a time, and each block has it change hands some times.
+Hashing takes longer than reading from the page cache. So the helper process (`helper_process`) takes a part of each
+request and, while a sequential reader consumes the answer, reads and hashes the next blocks. (Without digests nothing
+is read ahead: a change after the check would be missed. Here the digests show that the bytes are the recorded ones,
+and the file is checked when they are requested.) Threads would wait for each other: one of Python's runs at a time,
+and each block passes the interpreter lock several times.
 """
 
 import errno
@@ -23,18 +23,17 @@ from tartapefs.base.buffers import aligned
 from tartapefs.base.errors import Difference, TapeIntegrityError
 from tartapefs.index.recording import Recording
 
-_KEPT_BYTES = 3 << 20  # of blocks that were asked for in part, or will be
-_BUFFERS_KEPT = 4
-_UNSEEN = "another, which timestamps do not show"
+_CACHE_BYTES = 3 << 20  # of blocks that were requested in part, or will be
+_FREE_BUFFERS = 4
+_NOT_SHOWN = "another, which timestamps do not show"
 
 _Stamps = tuple[int, int, int, int]
 
 
 class _Block:
-    """A block that is kept, or about to be. Who holds `lock` may fill it; `data` is there once its digest was right.
+    """A block in the cache. The holder of `lock` may fill it; `data` is None until its digest was found right.
 
-    Buffers go from one block to the next: memory that is given back to the system and taken again costs more than what
-    is done with it.
+    Blocks reuse buffers: returning memory to the system and taking it again costs more than reading and hashing.
     """
 
     __slots__ = ("_buffer", "_free", "data", "lock", "stamps")
@@ -56,29 +55,29 @@ class _Block:
             self._buffer = aligned(size)
         return self._buffer[:size]
 
-    def __del__(self) -> None:  # nobody copies from it any more
-        if self._buffer is not None and len(self._free) < _BUFFERS_KEPT:
+    def __del__(self) -> None:  # no thread copies from it any more
+        if self._buffer is not None and len(self._free) < _FREE_BUFFERS:
             self._free.append(self._buffer)
 
 
-class Contents:
+class VerifiedBlocks:
     """Reads bodies of `tape`, which is sealed. Usable from many threads."""
 
     def __init__(self, tape: Recording) -> None:
         self._tape = tape
         self._block_size = tape.block_size
         self._hash = hash_tree.hasher(tape.algorithm)
-        self._kept: dict[tuple[int, int], _Block] = {}
+        self._cache: dict[tuple[int, int], _Block] = {}
         self._free: list[memoryview] = []
-        self._most_kept = max(8, _KEPT_BYTES // tape.block_size)
+        self._capacity = max(8, _CACHE_BYTES // tape.block_size)
 
     def read(
         self, fd: int, member: Member, part: memoryview, position: int, numbers: Iterable[int] | None = None
     ) -> None:
-        """Fills `part` from `position` of the member's body on, out of the file `fd`.
+        """Fills `part` from `position` of the member's body on, from the file `fd`.
 
-        `numbers`: of the blocks that are to be filled in; all that overlap `part` by default. Raises TapeIntegrityError
-        where a block does not have its digest, and OSError where it cannot be read.
+        `numbers`: the blocks to fill in; by default all that overlap `part`. Raises TapeIntegrityError if a block does
+        not have its digest, and OSError if it cannot be read.
         """
         size, block_size = member.size, self._block_size
         stop = position + len(part)
@@ -91,13 +90,13 @@ class Contents:
         stamps = _stamps(fd)
         first, end = position // block_size, -(-stop // block_size)
         digests = self._tape.block_digests(member, first, end)
-        others_have: list[tuple[int, _Block, bytes]] = []
+        locked_elsewhere: list[tuple[int, _Block, bytes]] = []
         for number in range(first, end) if numbers is None else numbers:
             low = number * block_size
             high = min(low + block_size, size)
             at = (number - first) * hash_tree.SIZE
             digest = digests[at : at + hash_tree.SIZE]
-            block = self._kept.get((member.start, number))
+            block = self._cache.get((member.start, number))
             if block is None or block.stamps != stamps:
                 if position <= low and high <= stop:
                     view = part[low - position : high - position]
@@ -105,42 +104,42 @@ class Contents:
                     if self._hash(view) != digest:
                         raise damage(member, number, block_size)
                     continue
-                block = self._keep(member, number, stamps)
+                block = self._add(member, number, stamps)
             if block.data is None:
                 if not block.lock.acquire(blocking=False):
-                    others_have.append((number, block, digest))
+                    locked_elsewhere.append((number, block, digest))
                     continue
                 _fill(fd, member, number, block, digest, self._hash, block_size)
             _copy(block, low, part, position)
-        for number, block, digest in others_have:
+        for number, block, digest in locked_elsewhere:
             block.lock.acquire()
-            _fill(fd, member, number, block, digest, self._hash, block_size)  # if the other one could not
+            _fill(fd, member, number, block, digest, self._hash, block_size)  # if the other thread could not
             _copy(block, number * block_size, part, position)
 
-    def keep(self, fd: int, member: Member, numbers: range, ends: Callable[[], bool]) -> None:
-        """Reads and hashes these blocks, the last one first, and keeps them for who will ask for them; until `ends()`.
+    def prefetch(self, fd: int, member: Member, numbers: range, is_stopped: Callable[[], bool]) -> None:
+        """Reads and hashes these blocks into the cache, the last one first, until `is_stopped()`.
 
         Raises as `read` does.
         """
         digests, stamps = self._tape.block_digests(member, numbers.start, numbers.stop), _stamps(fd)
         for number in reversed(numbers):
-            if ends():
+            if is_stopped():
                 return
-            block = self._kept.get((member.start, number))
+            block = self._cache.get((member.start, number))
             if block is None or block.stamps != stamps:
-                block = self._keep(member, number, stamps)
+                block = self._add(member, number, stamps)
                 block.lock.acquire()
                 at = (number - numbers.start) * hash_tree.SIZE
                 _fill(fd, member, number, block, digests[at : at + hash_tree.SIZE], self._hash, self._block_size)
 
-    def _keep(self, member: Member, number: int, stamps: _Stamps) -> _Block:
-        """A new block, to be filled; another one goes for it."""
-        while len(self._kept) >= self._most_kept:
+    def _add(self, member: Member, number: int, stamps: _Stamps) -> _Block:
+        """Adds an empty block to the cache, and evicts the oldest one if the cache is full."""
+        while len(self._cache) >= self._capacity:
             try:
-                del self._kept[next(iter(self._kept))]
+                del self._cache[next(iter(self._cache))]
             except (KeyError, RuntimeError, StopIteration):
-                break  # another thread was at it
-        block = self._kept[member.start, number] = _Block(stamps, self._free)
+                break  # another thread evicts, too
+        block = self._cache[member.start, number] = _Block(stamps, self._free)
         return block
 
 
@@ -152,7 +151,7 @@ def _stamps(fd: int) -> _Stamps:
 def _fill(
     fd: int, member: Member, number: int, block: _Block, digest: bytes, hash_: hash_tree.Hash, block_size: int
 ) -> None:
-    """Reads and checks a block whose lock is held, unless it is there by now, and lets it go."""
+    """Reads and checks a block whose lock this thread holds, unless it has its data by now; releases the lock."""
     try:
         if block.data is None:
             low = number * block_size
@@ -166,14 +165,14 @@ def _fill(
 
 
 def _copy(block: _Block, low: int, part: memoryview, position: int) -> None:
-    """What `part`, which begins at `position` of a body, wants of a block, which begins at `low` of it."""
+    """Copies the bytes that `part`, from `position` of a body on, shares with `block`, which begins at `low` of it."""
     assert block.data is not None  # or an error was raised
     a, b = max(low, position), min(low + len(block.data), position + len(part))
     part[a - position : b - position] = block.data[a - low : b - low]
 
 
 class EndedEarlyError(OSError):
-    """A file has fewer bytes than were asked for."""
+    """A file has fewer bytes than requested."""
 
 
 def read_all(fd: int, view: memoryview, position: int) -> None:
@@ -186,8 +185,8 @@ def read_all(fd: int, view: memoryview, position: int) -> None:
         got += count
 
 
-def damage(member: Member, number: int, block_size: int, found: str = _UNSEEN) -> TapeIntegrityError:
-    """What to raise for block `number` of a member, whose digest is another now."""
+def damage(member: Member, number: int, block_size: int, found: str = _NOT_SHOWN) -> TapeIntegrityError:
+    """The error to raise for block `number` of a member, whose contents do not have the recorded digest."""
     start, stop = number * block_size, min((number + 1) * block_size, member.size)
     where = f"block {number} (bytes {start} to {stop} of its body)"
     return TapeIntegrityError(
@@ -198,8 +197,8 @@ def damage(member: Member, number: int, block_size: int, found: str = _UNSEEN) -
     )
 
 
-def as_shown(error: TapeIntegrityError, found: tuple[Difference, ...]) -> TapeIntegrityError:
-    """The same damage, of a file of which `found` is not as recorded either."""
+def with_differences(error: TapeIntegrityError, found: tuple[Difference, ...]) -> TapeIntegrityError:
+    """The same damage, together with the differences `found` of the file's other facts."""
     if not found:
         return error
     damaged = [Difference(d.what, d.recorded, "another") for d in error.differences]

@@ -23,7 +23,7 @@ from tartapefs.base import outputs
 from tartapefs.base.buffers import aligned
 from tartapefs.base.errors import Difference, OutputError, TapeIntegrityError
 from tartapefs.play.assemble import Filler
-from tartapefs.play.verified_blocks import as_shown, damage
+from tartapefs.play.verified_blocks import damage, with_differences
 from tartapefs.source.drift import inspect
 
 _AT_ONCE = 2 << 20  # bytes of a stretch, about
@@ -261,7 +261,7 @@ class Verifier:
                     place = (number - first) * hash_tree.SIZE
                     if recorded[place : place + hash_tree.SIZE] != digests[at + place : at + place + hash_tree.SIZE]:
                         shown = inspect(member, self._filler.source, self._filler.at_home)
-                        found.append(as_shown(damage(member, number, block_size), shown))
+                        found.append(with_differences(damage(member, number, block_size), shown))
             at += size
         return found
 

@@ -28,11 +28,11 @@ from tartapefs import (
     TapePlayer,
     TapeRecorder,
     cli,
-    packs,
-    signals,
 )
+from tartapefs.base import signals
 from tartapefs.base.errors import TapeBusyError
 from tartapefs.index import reader as index_module
+from tartapefs.index import row_codec as packs
 from tartapefs.source.folder import Source
 from tartapefs.verify.seal import seal as seal_tape
 

@@ -16,8 +16,7 @@ from conftest import TARTAPEFS, run, under_strace, wait_until
 from reference import Reference
 
 from tartapefs import OutputBusyError, OutputError, Tape, TapeConstraintError, TapeRecorder
-from tartapefs.base import outputs, tape_files
-from tartapefs.source import folder as sources
+from tartapefs.base import outputs
 
 NOBODY = 65534
 MIB = 1 << 20
@@ -202,8 +201,6 @@ def test_the_folder_for_the_index_may_have_others(tmp_path: Path) -> None:
     (root / "file").write_bytes(b"x")
     assert run("record", root, "--index", root / ".tartape" / "second.db").returncode == 0
     assert os.listdir(root / ".tartape") == ["second.db"]
-    assert os.fsdecode(sources.TAPE_FOLDER) == os.path.dirname(tape_files._INDEX)
-    assert sources.default_index("x") == f"x/{tape_files._INDEX}"
 
 
 # What is no file, and what is a link

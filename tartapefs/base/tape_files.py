@@ -16,15 +16,14 @@ from tartapefs.base.errors import OutputError
 from tartapefs.base.text import printable
 
 TAPE_FOLDER = b".tartape"  # holds the index; no part of the archive where it lies directly in the root
-
 INDEX_MARK = 0x54415045  # "TAPE", where file(1) looks for it in an SQLite file
-_INDEX = ".tartape/index.db"  # of a recorded folder
+_INDEX = f"{os.fsdecode(TAPE_FOLDER)}/index.db"  # of a recorded folder
 _PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def default_index(root: str) -> str:
     """Where the index of the folder at `root` lies unless the user says otherwise."""
-    return os.path.join(root, os.fsdecode(TAPE_FOLDER), "index.db")
+    return os.path.join(root, _INDEX)
 
 
 @dataclass(frozen=True, slots=True)

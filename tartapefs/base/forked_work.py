@@ -1,4 +1,4 @@
-"""One function in a process of its own, fed with items: work that Python does one piece of at a time, on a second core.
+"""Runs a function in a forked process, to use a second core in spite of the GIL.
 
 Rule: it is forked only where nothing can go wrong by that: from a process of a single thread, so that no lock is held
 by one that the copy does not have. It ends before the call returns, whatever happens, and with its parent at the

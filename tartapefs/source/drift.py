@@ -69,7 +69,7 @@ def inspect(member: Member, source: Source, at_home: bool) -> tuple[Difference, 
 
 
 def only_stamps(found: tuple[Difference, ...]) -> bool:
-    """Whether no difference says anything of what is in the archive: contents decide then, where they have digests."""
+    """Whether only mtime, ctime or inode differ. If the contents have digests, these decide then."""
     return all(difference.what in ("mtime", "ctime", "inode") for difference in found)
 
 

@@ -23,7 +23,8 @@ from trees import odd_names
 from tartapefs import Tape, TapeError, TapePlayer, TapeRecorder
 from tartapefs.base import resumable_hash as hashstate
 from tartapefs.base.outputs import State
-from tartapefs.transfer.digests import ALGORITHMS, Digests, Parts, etag
+from tartapefs.transfer.digests import Digests
+from tartapefs.transfer.range_digests import ALGORITHMS, PartDigests, etag
 
 PART_SIZES = (1, 1000, 65_536, 1 << 20, 1 << 40)
 
@@ -72,7 +73,7 @@ def test_all_in_one_pass(recorded: Path, archive: bytes) -> None:
 def test_etag_of_tiny_parts() -> None:
     archive = os.urandom(1536)
     for size in (1, 7, 512, 1535, 1536, 1537):
-        parts = Parts(size, len(archive))
+        parts = PartDigests(size, len(archive))
         parts.add(0, archive)
         assert parts.hexdigest() == expected_etag(archive, size) == etag(parts.md5s[n] for n in range(parts.count))
 
@@ -84,13 +85,13 @@ def test_in_any_order_with_repeats(data: st.DataObject) -> None:
     and what is missing is told exactly enough that giving it completes every digest."""
     archive = random.Random(1).randbytes(data.draw(st.integers(1536, 4000)))
     size = data.draw(st.integers(1, 5000))
-    parts = Parts(size, len(archive), data.draw(st.booleans()))
+    parts = PartDigests(size, len(archive), data.draw(st.booleans()))
     for _ in range(data.draw(st.integers(0, 12))):
         at = data.draw(st.integers(0, len(archive) - 1))
         parts.add(at, archive[at : at + data.draw(st.integers(0, 2000))])
     for number, md5 in parts.md5s.items():
         assert md5 == hashlib.md5(archive[number * size : (number + 1) * size]).digest()
-    again = Parts(size, len(archive), True)
+    again = PartDigests(size, len(archive), True)
     again.load(json.loads(json.dumps(parts.save())))
     assert list(again.missing()) <= list(parts.missing()) or not parts._may_be_saved
     for one in (parts, again):
@@ -270,7 +271,7 @@ def test_counts_beyond_4_gib() -> None:
 
 def test_without_openssl(recorded: Path, archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where its functions are not there, the whole begins anew, and the complete parts are kept."""
-    monkeypatch.setattr("tartapefs.transfer.digests.savable", lambda name: False)
+    monkeypatch.setattr("tartapefs.transfer.range_digests.savable", lambda name: False)
     with Tape.discover(recorded) as tape:
         player = TapePlayer(tape)
         first = Digests(tape, ("md5",), (1 << 16,), state=tmp_path / "state")

@@ -29,6 +29,7 @@ from test_readme import Scratch, scratch  # noqa: F401
 from tartapefs import OutputError, TapeError, TapeIntegrityError, TapeNotFoundError, TapeRecorder
 from tartapefs.distributed import upload
 from tartapefs.transfer import distributed as ours
+from tartapefs.transfer import upload_targets as targets
 from tartapefs.transfer.url import TapeFileSystem
 
 PART = 5 << 20  # the smallest that S3 takes
@@ -287,8 +288,8 @@ def test_more_parts_than_s3_lists_at_once(s3: S3) -> None:
             sent = dict(enumerate(pool.map(send, range(1, 1006))))
         assert direct.list_parts(**names)["IsTruncated"]
     nobody: Any = None
-    assert ours._S3Object("tapes", "a.tar", s3.options, names["UploadId"]).there(nobody) == sent
-    assert ours._S3Object.begin("s3://tapes/a.tar", s3.options).upload_id == names["UploadId"]
+    assert targets.S3Object("tapes", "a.tar", s3.options, names["UploadId"]).there(nobody) == sent
+    assert targets.S3Object.begin("s3://tapes/a.tar", s3.options).upload_id == names["UploadId"]
 
 
 @pytest.mark.root
@@ -362,8 +363,8 @@ def test_a_folder_of_parts(data: Path, client: Client, tmp_path: Path) -> None:
     assert contents(out) == complete
 
     TapeRecorder(data, overwrite=True).commit()  # another archive, in as many parts
-    (out / f"{ours._UNDER_WAY}{names[0]}").write_bytes(b"left by an upload that was killed")
-    (out / f"{ours._UNDER_WAY}archive.tar.part-00001-of-00009").write_bytes(b"of another size")
+    (out / f"{targets._UNDER_WAY}{names[0]}").write_bytes(b"left by an upload that was killed")
+    (out / f"{targets._UNDER_WAY}archive.tar.part-00001-of-00009").write_bytes(b"of another size")
     seen: list[dict[str, bytes]] = []
     again = go(on_progress=lambda *_: seen.append(contents(out)))
     assert again.etag == predicted(Reference(data))
@@ -399,7 +400,7 @@ def test_the_pages(page: str, s3: S3, address: str, scratch: Scratch, monkeypatc
     """Their examples, as they are printed, with this server and this cluster in the place of theirs."""
     for name, value in environment(s3).items():
         monkeypatch.setenv(name, value)
-    ours._session.cache_clear()
+    targets._session.cache_clear()
     text = (Path(__file__).parents[1] / "docs" / page).read_text()
     text = text.replace("tcp://scheduler:8786", address)
     text = text.replace('spread.tar", client)', f'spread.tar", client, storage_options={s3.options!r})')
@@ -443,7 +444,7 @@ def test_without_a_package_that_the_url_needs(data: Path) -> None:
 def test_without_the_extra(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line says what is missing, and the module can be imported without any of it."""
     nobody: Any = None
-    ours._session.cache_clear()
+    targets._session.cache_clear()
     for module, url in (("boto3", "s3://tapes/a.tar"), ("fsspec", "file:///tmp/a/")):
         for name in [name for name in sys.modules if name.partition(".")[0] == module] or [module]:
             monkeypatch.setitem(sys.modules, name, None)

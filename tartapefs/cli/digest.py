@@ -27,7 +27,8 @@ from tartapefs.cli.common import (
     say_if_too_many_parts,
 )
 from tartapefs.play.engine import Check, TapePlayer
-from tartapefs.transfer.digests import ALGORITHMS, STATE, Algorithm, Digests
+from tartapefs.transfer.digests import STATE, Digests
+from tartapefs.transfer.range_digests import ALGORITHMS, Algorithm
 
 
 @click.command()

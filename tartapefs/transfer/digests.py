@@ -18,181 +18,25 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tartapefs.api.tape import Tape
 from tartapefs.archive.layout import BLOCK
 from tartapefs.archive.member import Member
 from tartapefs.base import outputs
 from tartapefs.base.buffers import aligned
-from tartapefs.base.errors import OutputError, TapeError
-from tartapefs.base.resumable_hash import SavableHash, savable
+from tartapefs.base.errors import OutputError
+from tartapefs.base.resumable_hash import savable
 from tartapefs.base.text import printable
 from tartapefs.play.engine import TapePlayer
 from tartapefs.play.playback import CHUNK
+from tartapefs.transfer.range_digests import Algorithm, PartDigests, RangeDigest
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-Algorithm = Literal["md5", "sha256", "blake3"]
-ALGORITHMS: tuple[Algorithm, ...] = ("md5", "sha256", "blake3")
 STATE = "digest"  # what a state of these is for
 _SAVE_EVERY = 10.0  # seconds
-
-
-class _Hash(Protocol):
-    def update(self, data: "ReadableBuffer", /) -> object: ...
-    def hexdigest(self) -> str: ...
-
-
-def _new_hash(algorithm: Algorithm, may_be_saved: bool) -> _Hash:
-    if algorithm == "blake3":
-        try:
-            from blake3 import blake3
-        except ImportError:
-            raise TapeError('BLAKE3 needs the package blake3: pip install "tartapefs[blake3]"') from None
-        return blake3()
-    if may_be_saved and savable(algorithm):
-        return SavableHash(algorithm)
-    return hashlib.new(algorithm, usedforsecurity=False)
-
-
-def etag(md5s: Iterable[bytes]) -> str:
-    """The ETag that S3 gives to a multipart upload whose parts have these MD5s, 16 bytes each, in order.
-
-    (Of an object that is stored plain or with SSE-S3; with SSE-KMS or SSE-C S3 makes up others.)
-
-    >>> etag([hashlib.md5(b"a").digest(), hashlib.md5(b"b").digest()])
-    '96e024ba2074fe77e8e965ba43a704be-2'
-    """
-    joined = b"".join(md5s)
-    return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(joined) // 16}"
-
-
-class Stretch:
-    """The digest of the bytes `[start, stop)` of the archive. `position`: the next byte that it needs."""
-
-    def __init__(self, algorithm: Algorithm, start: int, stop: int, may_be_saved: bool = False) -> None:
-        self.algorithm = algorithm
-        self.start, self.stop, self.position = start, stop, start
-        self._hash: _Hash | None = _new_hash(algorithm, may_be_saved)
-        self._result = ""
-        self._lock = threading.Lock()
-
-    @property
-    def is_complete(self) -> bool:
-        return self.position == self.stop
-
-    def add(self, offset: int, data: "ReadableBuffer") -> None:
-        """Takes of `data`, which lies at `offset` of the archive, what goes on at `position`."""
-        view = memoryview(data)
-        with self._lock:
-            low = self.position - offset
-            if 0 <= low < len(view) and self._hash is not None:
-                piece = view[low : self.stop - offset]
-                self._hash.update(piece)
-                self.position += len(piece)
-
-    def missing(self) -> Iterator[tuple[int, int]]:
-        if not self.is_complete:
-            yield self.position, self.stop
-
-    def hexdigest(self) -> str:
-        """Raises ValueError while bytes are missing."""
-        if not self.is_complete:
-            raise ValueError(f"the bytes from {self.position} to {self.stop} are missing")
-        return self._result if self._hash is None else self._hash.hexdigest()
-
-    def save(self) -> dict[str, Any] | None:
-        """What `load` goes on from; None if nothing of it can be kept."""
-        with self._lock:
-            if self.is_complete:
-                return {"position": self.position, "result": self.hexdigest()}
-            if isinstance(self._hash, SavableHash):
-                return {"position": self.position, "state": self._hash.save()}
-            return None
-
-    def load(self, saved: dict[str, Any]) -> None:
-        position = saved["position"]
-        if not isinstance(position, int) or not self.start <= position <= self.stop:
-            raise ValueError("a position outside its range")
-        if position == self.stop:
-            self._hash, self._result = None, str(saved["result"])
-        elif not savable(self.algorithm):
-            return  # saved where it could be, and begun anew where it cannot
-        else:
-            self._hash = SavableHash.restore(self.algorithm, saved["state"])
-        self.position = position
-
-
-class Parts:
-    """The ETag of the archive as a multipart upload in parts of `size` bytes: MD5 over the MD5s of the parts.
-
-    Parts are numbered from 0 here and from 1 in S3. `md5s`: those that are complete.
-    """
-
-    def __init__(self, size: int, total_size: int, may_be_saved: bool = False) -> None:
-        if size < 1:
-            raise ValueError("a part has at least one byte")
-        self.size, self.total_size = size, total_size
-        self.count = -(-total_size // size)
-        self.md5s: dict[int, bytes] = {}
-        self._may_be_saved = may_be_saved
-        self._open: dict[int, Stretch] = {}
-        self._lock = threading.Lock()
-
-    def range(self, number: int) -> tuple[int, int]:
-        """Where part `number`, from 0, lies: `[start, stop)`."""
-        return number * self.size, min((number + 1) * self.size, self.total_size)
-
-    def _window(self, number: int) -> Stretch | None:
-        with self._lock:
-            if number in self.md5s:
-                return None
-            if number not in self._open:
-                self._open[number] = Stretch("md5", *self.range(number), self._may_be_saved)
-            return self._open[number]
-
-    def add(self, offset: int, data: "ReadableBuffer") -> None:
-        view = memoryview(data)
-        for number in range(offset // self.size, min(-(-(offset + len(view)) // self.size), self.count)):
-            window = self._window(number)
-            if window is not None:
-                window.add(offset, view)
-                if window.is_complete:
-                    with self._lock:
-                        self.md5s[number] = bytes.fromhex(window.hexdigest())
-                        self._open.pop(number, None)
-
-    def missing(self) -> Iterator[tuple[int, int]]:
-        for number in range(self.count):
-            if number not in self.md5s:
-                start, stop = self.range(number)
-                yield self._open[number].position if number in self._open else start, stop
-
-    def hexdigest(self) -> str:
-        """The ETag. Raises ValueError while bytes are missing."""
-        if len(self.md5s) < self.count:
-            raise ValueError(f"{self.count - len(self.md5s)} of {self.count} parts are missing")
-        return etag(self.md5s[number] for number in range(self.count))
-
-    def save(self) -> dict[str, Any]:
-        with self._lock:
-            begun = ((number, window.save()) for number, window in self._open.items())
-            return {
-                "md5s": {str(number): md5.hex() for number, md5 in self.md5s.items()},
-                "open": {str(number): state for number, state in begun if state},
-            }
-
-    def load(self, saved: dict[str, Any]) -> None:
-        for text, md5 in saved["md5s"].items():
-            self.md5s[int(text)] = bytes.fromhex(md5)
-        if not all(0 <= number < self.count and len(md5) == 16 for number, md5 in self.md5s.items()):
-            raise ValueError("a part outside the archive")
-        for text, state in saved["open"].items():
-            window = self._window(int(text))
-            if window is not None:
-                window.load(state)
 
 
 def sums_line(digest: str, name: bytes) -> bytes:
@@ -219,12 +63,12 @@ class Sums:
         self._member: Member | None = next(self._files, None)
         if self._member is not None:
             body = self._member.start + BLOCK
-            self._window = Stretch("sha256", body, body + self._member.size, self._may_be_saved)
+            self._range_digest = RangeDigest("sha256", body, body + self._member.size, self._may_be_saved)
 
     def _advance(self) -> None:
         """Writes the line of each file that is complete, which an empty one is at once."""
-        while self._member is not None and self._window.is_complete:
-            line = sums_line(self._window.hexdigest(), self._member.name)
+        while self._member is not None and self._range_digest.is_complete:
+            line = sums_line(self._range_digest.hexdigest(), self._member.name)
             self._written += self._out.write(line)
             self._lines.update(line)
             self._next()
@@ -233,13 +77,13 @@ class Sums:
         view = memoryview(data)
         with self._lock:
             self._advance()
-            while self._member is not None and offset <= self._window.position < offset + len(view):
-                self._window.add(offset, view)
+            while self._member is not None and offset <= self._range_digest.position < offset + len(view):
+                self._range_digest.add(offset, view)
                 self._advance()
 
     def missing(self) -> Iterator[tuple[int, int]]:
         if self._member is not None:
-            yield self._window.position, self._tape.total_size
+            yield self._range_digest.position, self._tape.total_size
 
     def save(self) -> dict[str, Any]:
         with self._lock:
@@ -248,7 +92,7 @@ class Sums:
                 "written": self._written,
                 "lines": self._lines.hexdigest(),
                 "member": None if self._member is None else self._member.start,
-                "window": None if self._member is None else self._window.save(),
+                "window": None if self._member is None else self._range_digest.save(),
             }
 
     def cut(self) -> None:
@@ -272,7 +116,7 @@ class Sums:
         if self._member is None or self._member.start != start:
             raise ValueError("no file starts there")
         if saved["window"] is not None:
-            self._window.load(saved["window"])
+            self._range_digest.load(saved["window"])
 
 
 def _union(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -314,10 +158,10 @@ class Digests:
         self.tape = tape
         self._state = os.fspath(state) if state is not None else None
         kept = self._state is not None
-        self.whole = {name: Stretch(name, 0, tape.total_size, kept) for name in algorithms}
-        self.parts = {size: Parts(size, tape.total_size, kept) for size in part_sizes}
+        self.whole = {name: RangeDigest(name, 0, tape.total_size, kept) for name in algorithms}
+        self.parts = {size: PartDigests(size, tape.total_size, kept) for size in part_sizes}
         self.sums = Sums(tape, sums, kept) if sums is not None else None
-        self._all: dict[str, Stretch | Parts | Sums] = dict(self.whole.items())
+        self._all: dict[str, RangeDigest | PartDigests | Sums] = dict(self.whole.items())
         self._all |= {f"s3:{size}": parts for size, parts in self.parts.items()}
         if self.sums is not None:
             self._all["sums"] = self.sums

@@ -1,0 +1,173 @@
+"""Digests that take ranges of an archive: of a whole, in order, and of parts, in any order.
+
+Rule: a digest uses what goes on where it stopped, and tells which ranges it still misses.
+"""
+
+import hashlib
+import threading
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from tartapefs.base.errors import TapeError
+from tartapefs.base.resumable_hash import SavableHash, savable
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+Algorithm = Literal["md5", "sha256", "blake3"]
+ALGORITHMS: tuple[Algorithm, ...] = ("md5", "sha256", "blake3")
+
+
+class _Hash(Protocol):
+    def update(self, data: "ReadableBuffer", /) -> object: ...
+    def hexdigest(self) -> str: ...
+
+
+def _new_hash(algorithm: Algorithm, may_be_saved: bool) -> _Hash:
+    if algorithm == "blake3":
+        try:
+            from blake3 import blake3
+        except ImportError:
+            raise TapeError('BLAKE3 needs the package blake3: pip install "tartapefs[blake3]"') from None
+        return blake3()
+    if may_be_saved and savable(algorithm):
+        return SavableHash(algorithm)
+    return hashlib.new(algorithm, usedforsecurity=False)
+
+
+def etag(md5s: Iterable[bytes]) -> str:
+    """The ETag that S3 gives to a multipart upload whose parts have these MD5s, 16 bytes each, in order.
+
+    (Of an object that is stored plain or with SSE-S3; with SSE-KMS or SSE-C S3 makes up others.)
+
+    >>> etag([hashlib.md5(b"a").digest(), hashlib.md5(b"b").digest()])
+    '96e024ba2074fe77e8e965ba43a704be-2'
+    """
+    joined = b"".join(md5s)
+    return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(joined) // 16}"
+
+
+class RangeDigest:
+    """The digest of the bytes `[start, stop)` of the archive. `position`: the next byte that it needs."""
+
+    def __init__(self, algorithm: Algorithm, start: int, stop: int, may_be_saved: bool = False) -> None:
+        self.algorithm = algorithm
+        self.start, self.stop, self.position = start, stop, start
+        self._hash: _Hash | None = _new_hash(algorithm, may_be_saved)
+        self._result = ""
+        self._lock = threading.Lock()
+
+    @property
+    def is_complete(self) -> bool:
+        return self.position == self.stop
+
+    def add(self, offset: int, data: "ReadableBuffer") -> None:
+        """Takes of `data`, which lies at `offset` of the archive, what goes on at `position`."""
+        view = memoryview(data)
+        with self._lock:
+            low = self.position - offset
+            if 0 <= low < len(view) and self._hash is not None:
+                piece = view[low : self.stop - offset]
+                self._hash.update(piece)
+                self.position += len(piece)
+
+    def missing(self) -> Iterator[tuple[int, int]]:
+        if not self.is_complete:
+            yield self.position, self.stop
+
+    def hexdigest(self) -> str:
+        """Raises ValueError while bytes are missing."""
+        if not self.is_complete:
+            raise ValueError(f"the bytes from {self.position} to {self.stop} are missing")
+        return self._result if self._hash is None else self._hash.hexdigest()
+
+    def save(self) -> dict[str, Any] | None:
+        """What `load` goes on from; None if nothing of it can be kept."""
+        with self._lock:
+            if self.is_complete:
+                return {"position": self.position, "result": self.hexdigest()}
+            if isinstance(self._hash, SavableHash):
+                return {"position": self.position, "state": self._hash.save()}
+            return None
+
+    def load(self, saved: dict[str, Any]) -> None:
+        position = saved["position"]
+        if not isinstance(position, int) or not self.start <= position <= self.stop:
+            raise ValueError("a position outside its range")
+        if position == self.stop:
+            self._hash, self._result = None, str(saved["result"])
+        elif not savable(self.algorithm):
+            return  # saved where it could be, and begun anew where it cannot
+        else:
+            self._hash = SavableHash.restore(self.algorithm, saved["state"])
+        self.position = position
+
+
+class PartDigests:
+    """The ETag of the archive as a multipart upload in parts of `size` bytes: MD5 over the MD5s of the parts.
+
+    Parts are numbered from 0 here and from 1 in S3. `md5s`: those that are complete.
+    """
+
+    def __init__(self, size: int, total_size: int, may_be_saved: bool = False) -> None:
+        if size < 1:
+            raise ValueError("a part has at least one byte")
+        self.size, self.total_size = size, total_size
+        self.count = -(-total_size // size)
+        self.md5s: dict[int, bytes] = {}
+        self._may_be_saved = may_be_saved
+        self._open: dict[int, RangeDigest] = {}
+        self._lock = threading.Lock()
+
+    def range(self, number: int) -> tuple[int, int]:
+        """Where part `number`, from 0, lies: `[start, stop)`."""
+        return number * self.size, min((number + 1) * self.size, self.total_size)
+
+    def _range_digest(self, number: int) -> RangeDigest | None:
+        with self._lock:
+            if number in self.md5s:
+                return None
+            if number not in self._open:
+                self._open[number] = RangeDigest("md5", *self.range(number), self._may_be_saved)
+            return self._open[number]
+
+    def add(self, offset: int, data: "ReadableBuffer") -> None:
+        view = memoryview(data)
+        for number in range(offset // self.size, min(-(-(offset + len(view)) // self.size), self.count)):
+            window = self._range_digest(number)
+            if window is not None:
+                window.add(offset, view)
+                if window.is_complete:
+                    with self._lock:
+                        self.md5s[number] = bytes.fromhex(window.hexdigest())
+                        self._open.pop(number, None)
+
+    def missing(self) -> Iterator[tuple[int, int]]:
+        for number in range(self.count):
+            if number not in self.md5s:
+                start, stop = self.range(number)
+                yield self._open[number].position if number in self._open else start, stop
+
+    def hexdigest(self) -> str:
+        """The ETag. Raises ValueError while bytes are missing."""
+        if len(self.md5s) < self.count:
+            raise ValueError(f"{self.count - len(self.md5s)} of {self.count} parts are missing")
+        return etag(self.md5s[number] for number in range(self.count))
+
+    def save(self) -> dict[str, Any]:
+        with self._lock:
+            begun = ((number, window.save()) for number, window in self._open.items())
+            return {
+                "md5s": {str(number): md5.hex() for number, md5 in self.md5s.items()},
+                "open": {str(number): state for number, state in begun if state},
+            }
+
+    def load(self, saved: dict[str, Any]) -> None:
+        for text, md5 in saved["md5s"].items():
+            self.md5s[int(text)] = bytes.fromhex(md5)
+        if not all(0 <= number < self.count and len(md5) == 16 for number, md5 in self.md5s.items()):
+            raise ValueError("a part outside the archive")
+        for text, state in saved["open"].items():
+            window = self._range_digest(int(text))
+            if window is not None:
+                window.load(state)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from conftest import wait_until
+from conftest import umount, wait_until
 
 NEVER = "attr_timeout=86400,entry_timeout=86400"  # seconds for which the kernel keeps what it was told
 
@@ -21,11 +21,12 @@ def shown(place: Path, *command: object) -> Iterator[Path]:
             assert process.poll() is None
             yield place
         finally:
-            still_used = subprocess.run(["umount", place]).returncode and process.poll() is None
-            if still_used:
-                subprocess.run(["umount", "-l", place], check=True)
-            process.wait(30)
-            assert not still_used
+            try:
+                umount(place)
+            finally:
+                if os.path.ismount(place):
+                    subprocess.run(["umount", "-l", place], check=True)
+                process.wait(30)
 
 
 def bound(folder: Path, place: Path, *options: str) -> object:

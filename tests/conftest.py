@@ -108,6 +108,15 @@ def wait_until(true: Callable[[], object], seconds: float = 30) -> None:
         time.sleep(0.01)
 
 
+def umount(place: str | Path) -> None:
+    """Unmounts `place`, once nothing uses it.
+
+    The daemon of an archive that was unmounted goes on for as long as another mount namespace has its mount, too, and
+    tests that run at the same time make such namespaces.
+    """
+    wait_until(lambda: subprocess.run(["umount", place], capture_output=True).returncode == 0, 60)
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     processes = our_processes()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from conftest import umount
 
 SIZE = 320 << 20  # bytes, sparse: what mkfs.xfs asks for at least
 _MKFS = {
@@ -37,7 +38,7 @@ def mounted(*command: object) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", os.fspath(command[-1])], check=True)
+        umount(os.fspath(command[-1]))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from conftest import TARTAPEFS, run, under_strace, wait_until
+from conftest import TARTAPEFS, run, umount, under_strace, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import Reference, gnu_tar
@@ -490,7 +490,7 @@ def test_resume_on_a_full_disk(recorded: Path, archive: bytes, tmp_path: Path) -
         assert run("resume", recorded, place / "copy").returncode == 0
         assert (place / "copy").read_bytes() == archive
     finally:
-        subprocess.run(["umount", place], check=True)
+        umount(place)
 
 
 def test_drift_while_resuming(tree: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from conftest import TARTAPEFS, our_mounts, run, under_strace, wait_until
+from conftest import TARTAPEFS, our_mounts, run, umount, under_strace, wait_until
 from daemon import daemon_of, force_unmount, is_gone, is_mounted
 from reference import Reference
 
@@ -202,7 +202,7 @@ def small_disk(place: Path, size: str) -> Iterator[Path]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", place], check=True)
+        umount(place)
 
 
 @pytest.mark.root

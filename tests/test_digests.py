@@ -14,7 +14,7 @@ from pathlib import Path
 
 import blake3
 import pytest
-from conftest import run, under_strace, wait_until
+from conftest import run, umount, under_strace, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import Reference, gnu_tar
@@ -348,7 +348,7 @@ def test_on_a_full_disk(recorded: Path, tmp_path: Path) -> None:
             assert result.stderr == f"tartapefs: {place / name}: No space left on device\n"
             assert sorted(os.listdir(place)) == ["filling", "state"] and state.read_bytes() == before
     finally:
-        subprocess.run(["umount", place], check=True)
+        umount(place)
 
 
 def test_what_is_no_place_for_a_file(recorded: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 import soak
-from conftest import TARTAPEFS, run, wait_until
+from conftest import TARTAPEFS, run, umount, wait_until
 from daemon import daemon_of, descriptors, helper_of, is_gone, is_mounted, resident
 from reference import Reference, header
 from test_drift import Mounted, failing, opened
@@ -204,7 +204,7 @@ def test_a_disk_that_loses_its_end(tmp_path: Path, mount: Mount) -> None:
         assert run("unmount", archive.parent).returncode == 0
         print(f"failed reads by what was left of the disk: {failed}")
     finally:
-        subprocess.run(["umount", place], check=True)
+        umount(place)
 
 
 def put_back(image: Path, good: bytes) -> None:

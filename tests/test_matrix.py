@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from conftest import umount
 from filesystems import KINDS, Filesystem, filesystem_of
 from reference import Reference
 
@@ -196,7 +197,7 @@ def link_instead_of_folder(source: Source) -> None:
 
 def mount_over(source: Source, folder: Path, *command: object) -> None:
     subprocess.run(["mount", *map(os.fspath, command), folder], check=True)
-    source.at_the_end.callback(subprocess.run, ["umount", folder], check=True)
+    source.at_the_end.callback(umount, folder)
 
 
 def empty_mount_over_folder(source: Source) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 from blake3 import blake3
-from conftest import TARTAPEFS, run, under_strace
+from conftest import TARTAPEFS, run, umount, under_strace
 from packed import edit
 from reference import Reference
 
@@ -429,7 +429,7 @@ def test_a_full_disk_leaves_the_tape(tmp_path: Path) -> None:
         assert index.read_bytes() == before
         assert not (disk / "index.db.new").exists()
     finally:
-        subprocess.run(["umount", disk], check=True)
+        umount(disk)
 
 
 # Contents decide

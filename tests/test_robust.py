@@ -374,6 +374,22 @@ def test_drift_at_mount_is_a_warning(recorded: Path, mount: Callable[..., Path],
 
 
 @pytest.mark.fuse
+def test_a_machine_without_a_log_prints_the_same_two_lines(recorded: Path, mountpoint: Path) -> None:
+    """As a container has none; not the tracebacks of a logging that failed."""
+    (recorded / "photos" / "new").touch()
+    script = """[ ! -e /dev/log ] || mount --bind /dev/null /dev/log
+    "$@" mount "$root" "$mnt" && "$@" unmount "$mnt"
+    """
+    result = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", *TARTAPEFS],
+        env={**os.environ, "root": str(recorded), "mnt": str(mountpoint)},
+        stderr=subprocess.PIPE, text=True, timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 0
+    assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["tartapefs", "tartapefs"], result.stderr
+
+
+@pytest.mark.fuse
 def test_an_audit_that_takes_long_is_not_waited_for(recorded: Path, mountpoint: Path) -> None:
     """The mount is there within the patience for the audit, which goes on; nothing is said that is not known."""
     endless = (

@@ -68,6 +68,8 @@ def _mount(player: TapePlayer, mountpoint: str, options: MountOptions, foregroun
         load()
     except ImportError as error:
         raise MountError(mountpoint, str(error)) from None
+    # A log that cannot be written, or a machine that has none, is no reason for a traceback on standard error.
+    logging.raiseExceptions = False
     # Until the archive can be read, the command line's own handler gets the same lines.
     log.handlers[:] = [_log_handler(player, log_file, foreground)]
     if foreground:
@@ -153,10 +155,7 @@ def _log_handler(player: TapePlayer, log_file: str | None, foreground: bool) -> 
         return to_file
     if foreground:
         return logging.NullHandler()  # the command line's own goes to standard error
-    try:
-        to_syslog = logging.handlers.SysLogHandler("/dev/log", logging.handlers.SysLogHandler.LOG_DAEMON)
-    except OSError:
-        return logging.NullHandler()
+    to_syslog = logging.handlers.SysLogHandler("/dev/log", logging.handlers.SysLogHandler.LOG_DAEMON)
     to_syslog.ident = "tartapefs: "
     return to_syslog
 

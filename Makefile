@@ -12,8 +12,8 @@ PYTHONS ?= $(foreach minor,11 12 13 14,$(firstword $(wildcard \
 # One more than cores, for tests that wait; whoever is done takes from the others what is left.
 WORKERS := -n 3 --dist worksteal
 # What the other versions of Python and libfuse 3 could change.
-MOUNT_TESTS := tests/test_fs.py tests/test_hold.py tests/test_mount.py tests/test_mounted.py
-PYTHON_TESTS := $(MOUNT_TESTS) tests/test_index.py tests/test_tape.py tests/test_player.py tests/test_binding.py
+MOUNT_TESTS := tests/unit/mount/test_operations.py tests/system/test_hold.py tests/system/test_mount.py tests/system/test_mounted.py
+PYTHON_TESTS := $(MOUNT_TESTS) tests/unit/index tests/unit/play tests/unit/mount/test_libfuse.py
 
 RUN_PACKAGES := python3 python3-venv fuse3
 TEST_PACKAGES := $(RUN_PACKAGES) libfuse2 attr bindfs bsdextrautils btrfs-progs busybox cpio curl dbus dbus-user-session \
@@ -69,7 +69,7 @@ $(VENV)/for-pythons: EXTRA := [test-basic]
 demo:
 	$(call install,$(RUN_PACKAGES))
 	@$(MAKE) -s $(VENV)/for-demo
-	@PATH="$(CURDIR)/$(BIN):$$PATH" sh tests/demo.sh "$(DIR)"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh tests/system/demo.sh "$(DIR)"
 
 test:
 	$(call install,$(TEST_PACKAGES))
@@ -104,17 +104,17 @@ bench:
 
 fuzz:
 	@$(MAKE) -s $(VENV)/for-test
-	cd tests && ../$(BIN)/python fuzz/fuzz_index.py -runs=$(RUNS) -timeout=20 -rss_limit_mb=512 -artifact_prefix=/tmp/
+	cd tests && ../$(BIN)/python long/fuzz_index.py -runs=$(RUNS) -timeout=20 -rss_limit_mb=512 -artifact_prefix=/tmp/
 
 soak:
 	$(call install,$(RUN_PACKAGES))
 	@$(MAKE) -s $(VENV)/for-test
-	cd tests && ../$(BIN)/python soak.py --seconds $(SECONDS)
+	cd tests && ../$(BIN)/python -m long.soak --seconds $(SECONDS)
 
 mutants:
 	$(call install,$(TEST_PACKAGES))
 	@$(MAKE) -s $(VENV)/for-test
-	$(BIN)/python tests/mutants.py
+	$(BIN)/python tests/long/mutants.py
 
 pythons:
 	$(call install,$(TEST_PACKAGES))
@@ -128,13 +128,13 @@ pythons:
 podman:
 	$(call install,$(PODMAN_PACKAGES))
 	@$(MAKE) -s $(VENV)/for-test
-	$(BIN)/python -m pytest -m podman tests/test_podman.py
+	$(BIN)/python -m pytest -m podman tests/system/test_podman.py
 
 clients:
 	@test -x $(VENV)-clients/bin/python || $(PYTHON) -m venv $(VENV)-clients
 	$(VENV)-clients/bin/pip install -q --disable-pip-version-check -e '.[distributed]' 'ray[data]' s3fs 'moto[server] >= 5' \
 		pytest pytest-timeout
-	$(VENV)-clients/bin/python -m pytest -q tests/test_ray.py tests/test_s3fs.py
+	$(VENV)-clients/bin/python -m pytest -q tests/system/test_ray.py tests/system/test_s3fs.py
 
 wild:
 	$(call install,$(WILD_PACKAGES))
@@ -143,7 +143,7 @@ wild:
 
 debians:
 	$(call install,debootstrap util-linux)
-	sh tests/debians.sh $(SUITES)
+	sh tests/system/debians.sh $(SUITES)
 
 clean:
 	rm -rf $(VENV) $(VENV)-* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

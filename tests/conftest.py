@@ -1,24 +1,21 @@
 """Fixtures for tests on real mounts, and the rule that no test leaves a mount, process or descriptor behind."""
 
 import os
-import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from support.programs import our_mounts, run, wait_until
 
-collect_ignore = ["bench", "fuzz", "mutants.py", "soak.py"]  # programs, not tests
+collect_ignore = ["bench", "long/fuzz_index.py", "long/mutants.py", "long/soak.py"]  # programs, not tests
 # Large, or not to be had beside what the other tests need: `make clients` runs them in an environment of their own.
-collect_ignore += [f"test_{library}.py" for library in ("ray", "s3fs") if find_spec(library) is None]
+collect_ignore += [f"system/test_{library}.py" for library in ("ray", "s3fs") if find_spec(library) is None]
 
-TARTAPEFS = [sys.executable, "-m", "tartapefs"]
 FUSE = os.path.exists("/dev/fuse") and os.access("/dev/fuse", os.R_OK | os.W_OK)
 
 
@@ -57,30 +54,6 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         session.exitstatus = 1
 
 
-def run(*command: object, **options: object) -> subprocess.CompletedProcess[str]:
-    """`tartapefs` with these arguments; its output as text. The exit code is the caller's to check."""
-    text = {"text": True, "errors": "surrogateescape", "capture_output": True, "timeout": 120}
-    return subprocess.run([*TARTAPEFS, *map(os.fspath, command)], **(text | options))  # type: ignore[arg-type]
-
-
-def under_strace(*options: str | Path, log: str | Path = "/dev/null") -> list[str]:
-    """`tartapefs` as strace runs it with these options.
-
-    Only the calls it traces are slowed, unless it injects signals, which get lost at the stops that a filter makes.
-    """
-    chosen = [] if any("signal=" in os.fspath(option) for option in options) else ["--seccomp-bpf"]
-    return [*map(os.fspath, ["strace", "-f", *chosen, "-qq", "-o", log, *options]), *TARTAPEFS]
-
-
-needs_two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a helper needs a second core")
-
-
-def our_mounts() -> list[str]:
-    lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")
-    escaped = [line.split(" ")[4] for line in lines if " - fuse.tartapefs " in line]
-    return [re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), path) for path in escaped]
-
-
 def our_processes() -> list[str]:
     """Live processes of tartapefs that these tests started; one that ended and waits for init counts as gone."""
     found = []
@@ -98,23 +71,6 @@ def our_processes() -> list[str]:
             if MARK in environment:
                 found.append(f"{name}: {line.decode(errors='replace')}")
     return found
-
-
-def wait_until(true: Callable[[], object], seconds: float = 30) -> None:
-    """Fails unless `true()` becomes true within `seconds`."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"not true within {seconds} s"
-        time.sleep(0.01)
-
-
-def umount(place: str | Path) -> None:
-    """Unmounts `place`, once nothing uses it.
-
-    The daemon of an archive that was unmounted goes on for as long as another mount namespace has its mount, too, and
-    tests that run at the same time make such namespaces.
-    """
-    wait_until(lambda: subprocess.run(["umount", place], capture_output=True).returncode == 0, 60)
 
 
 @pytest.fixture(autouse=True)

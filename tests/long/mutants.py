@@ -1,0 +1,661 @@
+"""Takes each integrity check out of the package in turn, and sees that a test then fails: `make mutants`.
+
+    python tests/long/mutants.py [MODULE ...]
+
+A check that no test misses is a check that the next change may lose. Every mutant is one textual change to a copy of
+the package; the tests run against that copy. Exits 1 if a mutant survives, or if its text is no longer there.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+TESTS = Path(__file__).parents[1]
+
+
+class Mutant(NamedTuple):
+    """`old` becomes `new` in `module`; one of `tests` (arguments of pytest) has to fail then."""
+
+    says: str
+    module: str
+    old: str
+    new: str
+    tests: str
+
+
+PLAYER = "unit/play/test_engine.py"
+INTEGRITY = "unit/source/test_drift.py"
+INDEX = "unit/index/test_reader.py"
+UNPACK = "unit/index/test_row_codec.py -k 'limits or rows_that or counts or number_of or parts_that'"
+RECORDER = "unit/record/test_recorder.py"
+RECORD_AGAIN = "unit/record/test_record_again.py"
+INSPECTION = "unit/play/test_inspection.py"
+AUDIT = "unit/play/test_audit.py"
+ESCAPE = "system/test_escape.py"
+BUSY = "unit/record/test_busy.py"
+FS = "unit/mount/test_operations.py"
+PAGES = "system/test_pages.py"
+CREW = "unit/play/test_read_strategy.py"
+STREAM = "unit/play/test_playback.py"
+SEALS = "unit/verify/test_seal.py"
+SEALED_MOUNT = "system/test_sealed_mount.py"
+EXTRACTED = "unit/verify/test_extracted.py"
+OUTPUTS = "system/test_outputs.py"
+BEHIND = "unit/source/test_behind.py"
+HOLES = "system/test_holes.py"
+
+MUTANTS = [
+    Mutant("type and mode are compared", "source/drift.py", "found.st_mode == member.mode", "True", INTEGRITY),
+    Mutant("the mtime is compared", "source/drift.py", "and found.st_mtime_ns == member.mtime_ns", "", INTEGRITY),
+    Mutant("the inode is compared", "source/drift.py", "found.st_ino == member.ino and ", "", INTEGRITY),
+    Mutant("the ctime is compared", "source/drift.py", " and found.st_ctime_ns == member.ctime_ns)", ")", INTEGRITY),
+    Mutant(
+        "a link's target is compared", "source/drift.py", "if member.is_link else None", "if False else None", INTEGRITY
+    ),
+    Mutant(
+        "a body is checked after it was read",
+        "play/assemble.py",
+        "if seen != member[2:7] and not agrees(member, found, at_home):",
+        "if False:",
+        PLAYER,
+    ),
+    Mutant(
+        "so is one of a file that was kept open",
+        "play/descriptor_cache.py",
+        " and agrees(member, found, at_home)",
+        "",
+        PLAYER,
+    ),
+    Mutant(
+        "whose path leads to it",
+        "source/folder.py",
+        "if found.st_ino != ino or found.st_dev != dev:",
+        "if False:",
+        PLAYER,
+    ),
+    Mutant(
+        "and by no link",
+        "source/folder.py",
+        "if not all(stat.S_ISDIR(one.st_mode) for one in found[:-1]):",
+        "if False:",
+        PLAYER,
+    ),
+    Mutant(
+        "no stat is answered by the kernel's cache",
+        "source/folder.py",
+        "_AT_EMPTY_PATH | _AT_STATX_FORCE_SYNC",
+        "_AT_EMPTY_PATH",
+        BEHIND,
+    ),
+    Mutant(
+        "not in a folder that is mounted in the source either",
+        "source/folder.py",
+        "return found if found.st_dev == local else _asked(fd)",
+        "return found",
+        BEHIND,
+    ),
+    Mutant(
+        "names that a server may have kept are looked at again",
+        "play/inspection.py",
+        " and self.source.is_local(found)",
+        "",
+        BEHIND,
+    ),
+    Mutant(
+        "a hole is waited for",
+        "source/folder.py",
+        "_fstat(fd, self._local) if self.wait_for_holes(fd, found.st_dev) else found",
+        "found",
+        HOLES,
+    ),
+    Mutant(
+        "in a file that was kept open, too",
+        "play/descriptor_cache.py",
+        "self._source.wait_for_holes(fd, way[-1][1])",
+        "pass",
+        HOLES,
+    ),
+    Mutant(
+        "nor is one kept that others change",
+        "source/folder.py",
+        "if any(one.st_dev != self._local for one in found):",
+        "if False:",
+        PLAYER,
+    ),
+    Mutant(
+        "what is short is read anew",
+        "play/descriptor_cache.py",
+        "if os.preadv(fd, (part,), position) == len(part):",
+        "if os.preadv(fd, (part,), position):",
+        PLAYER,
+    ),
+    Mutant(
+        "large files close when nobody reads",
+        "mount/operations.py",
+        "            self._player.rest()\n",
+        "            pass\n",
+        "system/test_mounted.py -k stays_open",
+    ),
+    Mutant("members without a body are checked", "play/assemble.py", "self._check(member)\n", "pass\n", PLAYER),
+    Mutant("the root's place is checked", "source/drift.py", "if not source.is_in_place():", "if False:", PLAYER),
+    Mutant("a path that strays is drift", "play/assemble.py", "failure.errno in _NOT_BELOW", "False", PLAYER),
+    Mutant(
+        "the first drift is kept",
+        "play/engine.py",
+        "                self.drift = error.again()",
+        "                pass",
+        PLAYER,
+    ),
+    Mutant("drift stops every later read", "play/engine.py", "if self.drift is not None:", "if False:", PLAYER),
+    Mutant("a file that ends early is an error", "play/assemble.py", "read_all(fd, part, position)", "pass", PLAYER),
+    Mutant(
+        "the footer waits for an audit",
+        "play/engine.py",
+        "if self._audited < max(",
+        "if False and self._audited < max(",
+        AUDIT,
+    ),
+    Mutant("the audit looks at directories", "play/audit.py", "found = inspector.inspect(folder)", "found = ()", AUDIT),
+    *[
+        Mutant(says, "play/inspection.py", old, new, INSPECTION)
+        for says, old, new in (
+            ("names decide on times alone", "if not only_times(differences(", "if False and (("),
+            ("every recorded name is there", "return child is None", "return True"),
+            ("each is of its type", "if stat.S_IFMT(found.st_mode) != stat.S_IFMT(child.mode):", "if False:"),
+            ("each has its inode", "if self.at_home and found.st_ino", "if False and found.st_ino"),
+            ("no other is there that counts", "elif self._is_member(", "elif False and self._is_member("),
+            ("a function cannot be asked again", "self._is_excluded is None or", "self._is_excluded is not None and"),
+            ("what is fresh is looked at again", " and begun - max(stamps[:2]) > _TICK_NS", ""),
+            ("what moved is looked at again", "if self._unchanged.get(member.start) == stamps:", "if self._unchanged:"),
+            ("a look is at a folder at rest", "if _stamps(folder.stat()) != stamps:", "if False:"),
+        )
+    ],
+    Mutant(
+        "a row's checksum is checked",
+        "index/reader.py",
+        "if crc32(_row(start, count, folders, members)) != crc:",
+        "if _row(start, count, folders, members) is crc:",
+        INDEX,
+    ),
+    Mutant(
+        "the tape's facts have a digest",
+        "index/reader.py",
+        'if facts.pop("facts_digest", None) != _digest(facts):',
+        'if facts.pop("facts_digest", None) is None:',
+        "unit/index/test_recording.py",
+    ),
+    Mutant(
+        "digests that are due are of a kind",
+        "index/reader.py",
+        'if (tape.due_algorithm, tape.due_block_size) != ("", 0):',
+        "if False:",
+        INDEX + " -k due",
+    ),
+    Mutant(
+        "rows join without a gap",
+        "index/reader.py",
+        "if following not in (None, end):",
+        "if False:",
+        INDEX,
+    ),
+    Mutant("and batches of them", "index/reader.py", "if joins and not page.has_start(start):", "if False:", INDEX),
+    Mutant(
+        "and those gone back",
+        "index/reader.py",
+        "if joins and page.stop != stop and not page.has_start(stop):",
+        "if False:",
+        INDEX,
+    ),
+    Mutant(
+        "connections are to the file that was checked",
+        "index/reader.py",
+        "if self._is_in_place(found):",
+        "if True:",
+        INDEX,
+    ),
+    Mutant("the schema is ours", "index/reader.py", "if schema != [", "if False and schema != [", INDEX),
+    Mutant("the ends of the tape are checked", "index/reader.py", "            self._check_ends()\n", "", INDEX),
+    Mutant(
+        "verify counts and sums the rows",
+        "index/reader.py",
+        "sound = members_seen == self.facts.member_count and digest",
+        "sound = True or digest",
+        INDEX,
+    ),
+    Mutant(
+        "a page covers what it is fetched for",
+        "index/reader.py",
+        "if not starts[0] <= position < end <= self._end:",
+        "if False:",
+        INDEX,
+    ),
+    Mutant(
+        "numbers of members are integers", "index/reader.py", "if not isinstance(counted, int):", "if False:", INDEX
+    ),
+    *[
+        Mutant(says, "index/row_codec.py", old, new, UNPACK)
+        for says, old, new in (
+            ("a pack has no more than it may", "if not 0 < count <= MOST", "if not 0 < count"),
+            ("a pack has all strings", "or len(strings) != 2 * count + folders_named + owners_named", ""),
+            ("packs start where blocks do", "if start % BLOCK or stop", "if stop"),
+            ("nothing ends beyond the largest offset", "or stop > MAX_OFFSET", ""),
+            ("nanoseconds are less than a second", "or max(mtime_nsecs) >= _NS", ""),
+            ("those of ctime too", "or max(ctime_nsecs) >= _NS", ""),
+            ("names have no way up", "if not _NO_NAMES.isdisjoint(names) or b", "if b"),
+            ("names have no slash", ' or b"/" in b"".join(names)', ""),
+            ("the root comes first", "if (start == 0) != (names[0] == root[:-1]) or", "if"),
+            (
+                "all but the root lie in a folder",
+                ' or b"" in above[start == 0 :]',
+                "",
+            ),
+            ("the root is a folder", "if start == 0 and modes[0] & 0o170000 != _FOLDER:", "if False:"),
+            ("kinds are checked where folders are said to be", "if folder_count or any(targets)", "if any(targets)"),
+            ("kinds are checked where targets are", "if folder_count or any(targets) or", "if folder_count or"),
+            (
+                "kinds are checked where some are no files",
+                " or any(mode & 0o170000 != _FILE for mode in set(modes)):",
+                ":",
+            ),
+            ("names fit into headers", "            ustar.split_name(name)\n", "            pass\n"),
+            ("folders lie in the root", "folder.startswith(root) and ", ""),
+            ("folders end with a slash", 'folder.endswith(b"/") and ', ""),
+            ("folders have no way up", ' and _NO_NAMES.isdisjoint(folder[:-1].split(b"/"))', ""),
+            ("folders are checked", "if folder and not (", "if False and not ("),
+            ("members are of a kind", "not RECORDABLE.issuperset(kinds)", "False"),
+            (
+                "files alone have a size",
+                "or any(size for kind, size in zip(kinds, sizes, strict=True) if kind != _FILE)",
+                "",
+            ),
+            (
+                "links, and no others, have targets",
+                "or [kind == _LINK for kind in kinds] != list(map(bool, targets))",
+                "",
+            ),
+            (
+                "links have targets",
+                "[kind == _LINK for kind in kinds] !=",
+                "any(targets) and [kind == _LINK for kind in kinds] !=",
+            ),
+            (
+                "others have none",
+                "[kind == _LINK for kind in kinds] !=",
+                "_LINK in kinds and [kind == _LINK for kind in kinds] !=",
+            ),
+            ("targets fit into headers", "    ustar.check_target(max(targets, key=len))\n", ""),
+            ("folders are as many as it says", "if kinds.count(_FOLDER) != folder_count:", "if False:"),
+            ("their numbers are limited", "{1,10}", "+"),
+            ("their names are limited", "{0,31}", "*"),
+            ("no owner is taken from nowhere", "if owners_named or any(owned_by) else", "if owners_named else"),
+        )
+    ],
+    Mutant(
+        "no link on the way is followed",
+        "source/folder.py",
+        "_RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS",
+        "0",
+        ESCAPE,
+    ),
+    Mutant(
+        "nor without openat2",
+        "source/folder.py",
+        "_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW",
+        "_PLACE = os.O_PATH | os.O_DIRECTORY",
+        ESCAPE,
+    ),
+    Mutant(
+        "files that are being written are refused",
+        "source/folder.py",
+        "if error.errno == errno.EAGAIN and",
+        "if False and",
+        BUSY,
+    ),
+    Mutant(
+        "the witness is taken while nobody writes",
+        "record/recorder.py",
+        "return seen_of(settled)\n",
+        "return seen\n",
+        BUSY,
+    ),
+    Mutant(
+        "who waits for a lease sends no SIGIO",
+        "source/folder.py",
+        "fcntl.F_SETSIG, signal.SIGURG",
+        "fcntl.F_SETSIG, 0",
+        BUSY,
+    ),
+    Mutant("without leases dirty pages are written first", "source/folder.py", "        _write_back(fd)\n", "", BUSY),
+    Mutant(
+        "what is fresh is not busy in the end",
+        "record/recorder.py",
+        "if settled is None:\n                    raise",
+        "if False:\n                    raise",
+        BUSY,
+    ),
+    Mutant(
+        "fresh members are looked at again",
+        "record/recorder.py",
+        "            self._settle()\n            self._raise_problems",
+        "            self._raise_problems",
+        RECORDER,
+    ),
+    Mutant(
+        "a folder that changes meanwhile is drift",
+        "record/walk.py",
+        "if mtime_ns != level.mtime_ns:",
+        "if False:",
+        RECORDER,
+    ),
+    Mutant(
+        "pages are dropped at drift",
+        "mount/session.py",
+        "for file in set(self._files.values()):",
+        "for file in ():",
+        PAGES,
+    ),
+    Mutant(
+        "reads under way are awaited", "mount/session.py", "while earlier & self._under_way:", "while False:", PAGES
+    ),
+    Mutant("errors become EIO, not success", "mount/session.py", "-failure, number", "0, number", FS),
+    Mutant(
+        "a helper that failed is believed nothing",
+        "play/read_strategy.py",
+        "        if theirs < 0:\n            self._filler.fill(view, start, stop)\n        else:",
+        "        if theirs < 0:\n            pass\n        else:",
+        CREW,
+    ),
+    Mutant(
+        "of blocks either",
+        "play/read_strategy.py",
+        "        if theirs < 0:\n            self._filler.fill(view, start, stop)\n        self._suspected",
+        "        if False:\n            pass\n        self._suspected",
+        SEALED_MOUNT,
+    ),
+    Mutant(
+        "a helper that fails says so",
+        "play/helper_process.py",
+        "        return -1\n\n\ndef _with_md5_sums",
+        "        return 1\n\n\ndef _with_md5_sums",
+        CREW,
+    ),
+    Mutant(
+        "sums are of the members that have them", "play/playback.py", "first >= first_summed and", "first and", STREAM
+    ),
+    Mutant(
+        "a stream owns what its helper fills",
+        "play/playback.py",
+        "if has_own_helper and len(members)",
+        "if len(members)",
+        STREAM,
+    ),
+    Mutant("an error in any thread is raised", "play/read_strategy.py", "failures[number] = error", "pass", CREW),
+    Mutant(
+        "an invalid archive cannot be opened",
+        "mount/operations.py",
+        "    def _check_valid(self) -> None:\n        if",
+        "    def _check_valid(self) -> None:\n        if False and",
+        FS,
+    ),
+    Mutant(
+        "a small body has its digest",
+        "play/verified_blocks.py",
+        "if self._hash(part) != self._tape.block_digests(member, 0, 1):",
+        "if False:",
+        SEALS + " -k every_byte",
+    ),
+    Mutant(
+        "a whole block has its digest",
+        "play/verified_blocks.py",
+        "if self._hash(view) != digest:",
+        "if False:",
+        SEALS + " -k random_flips",
+    ),
+    Mutant(
+        "a block that is kept has its digest",
+        "play/verified_blocks.py",
+        "if hash_(data) != digest:",
+        "if False:",
+        SEALS + " -k random_flips",
+    ),
+    Mutant(
+        "what is kept is of the file as it is",
+        "play/verified_blocks.py",
+        "block.stamps != stamps:\n                if position",
+        "False:\n                if position",
+        SEALS + " -k block_is_kept",
+    ),
+    Mutant(
+        "folders are judged by their times",
+        "play/assemble.py",
+        " or member.is_directory or",
+        " or",
+        SEALS + " -k has_more",
+    ),
+    Mutant(
+        "contents mend nothing but stamps",
+        "play/assemble.py",
+        " or not only_stamps(found)):",
+        "):",
+        SEALS + " -k cannot_mend",
+    ),
+    Mutant(
+        "strict is strict",
+        "play/assemble.py",
+        "self._stamps_count = strict or",
+        "self._stamps_count =",
+        SEALS + " -k touched",
+    ),
+    Mutant(
+        "a leaf belongs to the seal",
+        "index/reader.py",
+        "or not checker.belongs(",
+        "or None is (",
+        SEALS + " -k another_digest",
+    ),
+    Mutant("a leaf has no digests too many", "index/reader.py", "or at != len(digests)", "", SEALS + " -k too_many"),
+    Mutant(
+        "a piece belongs to the seal",
+        "index/reader.py",
+        "if not self._checker.belongs(",
+        "if None is (",
+        SEALS + " -k another_digest",
+    ),
+    Mutant(
+        "a child is among its parent's",
+        "archive/hash_tree.py",
+        "if not _is_among(child, children):",
+        "if False:",
+        SEALS + " -k another_digest",
+    ),
+    Mutant(
+        "the way up ends at the seal",
+        "archive/hash_tree.py",
+        "child) != self._seal:",
+        "child) is None:",
+        SEALS + " -k facts_of_a_seal",
+    ),
+    Mutant(
+        "a hash is no part of two others",
+        "archive/hash_tree.py",
+        "while at % SIZE and at >= 0:",
+        "while False:",
+        SEALS + " -k across",
+    ),
+    Mutant(
+        "verify counts digests",
+        "index/reader.py",
+        "return counted == [pieces, nodes]",
+        "return True",
+        SEALS + " -k no_sense",
+    ),
+    Mutant(
+        "the seal is the expected one",
+        "index/recording.py",
+        "if value == self.seal:",
+        "if value:",
+        SEALS + " -k forger",
+    ),
+    Mutant(
+        "headers have the fingerprint",
+        "play/engine.py",
+        "                check_headers(self.tape, throttle)\n",
+        "",
+        SEALS + " -k first_fingerprint",
+    ),
+    Mutant(
+        "the helper is held to contents",
+        "play/helper_process.py",
+        "filler.at_home, strict=filler.strict)",
+        "filler.at_home, contents=False)",
+        SEALED_MOUNT + " -k helper",
+    ),
+    *[
+        Mutant(says, module, old, new, RECORD_AGAIN)
+        for says, module, old, new in (
+            ("digests are of the same facts", "verify/seal.py", "and old.same_object(part.member) else", "else"),
+            ("all of them", "archive/member.py", "self[1:8] == other[1:8]", "self[1:2] == other[1:2]"),
+            ("of one home", "verify/seal.py", "at_home and known.is_at_home(source.ino) and", "at_home and"),
+            ("of one kind", "verify/seal.py", "tape.algorithm == algorithm and tape.block_size == block_size", "True"),
+            (
+                "a function is not taken for a pattern",
+                "record/recorder.py",
+                "if not is_function(excluded):",
+                "if True:",
+            ),
+            (
+                "due digests stay due",
+                "record/recorder.py",
+                "before.algorithm or before.due_algorithm",
+                "before.algorithm",
+            ),
+        )
+    ],
+    Mutant(
+        "another recording is not sealed over",
+        "verify/seal.py",
+        "if not now.is_same(tape):",
+        "if False:",
+        SEALS + " -k recorded_again",
+    ),
+    Mutant(
+        "a copy stays away from home",
+        "index/reader.py",
+        "_signed(self.ino) if at_home else 0",
+        "_signed(self.ino)",
+        SEALS + " -k not_at_home",
+    ),
+    Mutant(
+        "a member out of a copy has its digests",
+        "verify/restore.py",
+        "if self._hash(block) != self",
+        "if b'' == self",
+        EXTRACTED,
+    ),
+    Mutant("and its header", "verify/restore.py", "if header != member.header():", "if False:", EXTRACTED),
+    Mutant(
+        "its folder is nobody else's meanwhile",
+        "verify/restore.py",
+        "os.mkdir(part, stat.S_IRWXU,",
+        "os.mkdir(part, 0o755,",
+        EXTRACTED,
+    ),
+    Mutant("and so is the file", "verify/restore.py", "mode=stat.S_IRUSR | stat.S_IWUSR", "mode=0o644", EXTRACTED),
+    Mutant(
+        "extracted contents are compared",
+        "verify/extracted.py",
+        "if self._hash(block) != recorded",
+        "if b'' == recorded",
+        EXTRACTED,
+    ),
+    Mutant(
+        "an output is no file of the source by another name",
+        "base/tape_files.py",
+        " and tape.holds(found):",
+        " and False:",
+        f"{OUTPUTS} -k 'hard_link or of_a_file'",
+    ),
+    Mutant(
+        "nor below the source, however it is reached",
+        "base/tape_files.py",
+        "if folder.place in source[:1]:",
+        "if False:",
+        f"{OUTPUTS} -k 'no_place_in_another or units_that_is'",
+    ),
+    Mutant(
+        "nor in a folder of it that is mounted elsewhere",
+        "base/tape_files.py",
+        "folder.is_mount_point\n",
+        "False\n",
+        f"{OUTPUTS} -k mount_of_a_folder",
+    ),
+    Mutant(
+        "nor in another recorded folder",
+        "base/tape_files.py",
+        "elif folder.is_recorded:",
+        "elif False:",
+        f"{OUTPUTS} -k 'another_tape or no_place'",
+    ),
+    Mutant(
+        "a state has its first line",
+        "base/outputs.py",
+        "if os.pread(self._fd, len(self._head), 0) != self._head:",
+        "if False:",
+        f"{OUTPUTS} -k state",
+    ),
+    Mutant(
+        "and the owner who runs the command",
+        "base/outputs.py",
+        "if found.st_uid != os.geteuid() and",
+        "if False and",
+        f"{OUTPUTS} -k adopted",
+    ),
+    Mutant(
+        "and right checksums",
+        "base/outputs.py",
+        "if len(content) != size or sha256(content).digest() != checksum:",
+        "if len(content) != size:",
+        f"{OUTPUTS} -k damaged",
+    ),
+]
+
+
+def fails(mutant: Mutant, work: Path) -> bool:
+    """Whether the tests of the mutant fail on it."""
+    shutil.copytree(TESTS.parent / "tartapefs", work / "tartapefs", ignore=shutil.ignore_patterns("__pycache__"))
+    module = work / "tartapefs" / mutant.module
+    text = module.read_text()
+    if mutant.old not in text:
+        raise SystemExit(f"{mutant.says}: this text is no longer in {mutant.module}: {mutant.old!r}")
+    module.write_text(text.replace(mutant.old, mutant.new))
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *shlex.split(mutant.tests)],
+        cwd=TESTS,
+        env=os.environ | {"PYTHONPATH": str(work), "PYTHONDONTWRITEBYTECODE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    if result.returncode not in (0, 1):
+        raise SystemExit(f"{mutant.says}: pytest exited {result.returncode}")
+    return result.returncode == 1
+
+
+def main() -> None:
+    mutants = [mutant for mutant in MUTANTS if mutant.module in (sys.argv[1:] or [mutant.module])]
+    survivors = 0
+    for mutant in mutants:
+        with tempfile.TemporaryDirectory(prefix="tartapefs-mutant-") as work:
+            killed = fails(mutant, Path(work))
+        survivors += not killed
+        print(f"{'killed' if killed else 'SURVIVED':9} {mutant.module:13} without: {mutant.says}", flush=True)
+    print(f"{len(mutants) - survivors} of {len(mutants)} mutants killed")
+    raise SystemExit(1 if survivors else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,458 @@
+"""The cookbook: every block of every page, run as it is printed, by the real programs against servers on loopback.
+
+And every page with a failure in its middle: then no script exits 0 with a wrong copy, and nothing wrong is completed.
+
+`rsync://host/backup/` is an rsync daemon whose link is cut while something is sent, `s3://tapes` and `remote:tapes` a
+bucket of a real S3 server, `http://host/` a web server; `/backup` is the folder behind the daemon and the web server.
+Sizes of parts are smaller, and `sleep` does not.
+"""
+
+import gc
+import itertools
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.client import BaseClient
+from botocore.exceptions import BotoCoreError, ClientError
+from support.daemon import daemons_of
+from support.programs import our_mounts, run
+from support.reference import Reference, gnu_tar
+from support.s3 import S3, environment, s3_server
+
+from system.test_clients import http_server, rsync_daemon
+from system.test_readme import EXIT, README, Scratch, blocks
+from tartapefs import TapeIntegrityError
+
+PAGES = README.parent / "docs" / "cookbook"
+SMALLER = {
+    "seq 100": "seq 5",
+    "1 << 30": "5 << 20",
+    "1GiB": "5MiB",
+    "1073741824": "5242880",
+    "size 64M": "size 5M",
+    "64MiB": "5MiB",
+}
+REMOTE = {"TYPE": "s3", "PROVIDER": "Other", "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x", "UPLOAD_CUTOFF": "5M"}
+
+pytestmark = [pytest.mark.fuse, pytest.mark.needs("rsync", "rclone", "curl", "jq", "busybox", "dd", "tar")]
+
+
+class FlakyLink:
+    """Passes connections on to `port`, and cuts the next `cuts`, each once a megabyte has been sent through it."""
+
+    def __init__(self, port: int) -> None:
+        self._to = ("127.0.0.1", port)
+        self.cuts = 0
+        self.cut = 0  # how many it has cut
+        self.sent = 0  # bytes, by clients
+        self.is_up = True
+        self.on_sent: Callable[[int], object] = lambda sent: None
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self._threads.append(threading.Thread(target=self._connect, args=(client,)))
+                self._threads[-1].start()
+
+    def _connect(self, client: socket.socket) -> None:
+        budget = 1 << 20 if self.cut < self.cuts else 1 << 60
+        with client, socket.create_connection(self._to) as server:
+            back = threading.Thread(target=self._pass, args=(server, client, 1 << 60))
+            back.start()
+            self._pass(client, server, budget)
+            back.join()
+
+    def _pass(self, one: socket.socket, other: socket.socket, budget: int) -> None:
+        with suppress(OSError):
+            while data := one.recv(1 << 16):
+                budget -= len(data)
+                if one.getsockname()[1] == self.port:
+                    self.sent += len(data)
+                    self.on_sent(self.sent)
+                if budget < 0 or not self.is_up:
+                    self.cut += 1
+                    for end in (one, other):
+                        end.shutdown(socket.SHUT_RDWR)
+                    return
+                other.sendall(data)
+            other.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        self._listener.close()
+
+
+class Kitchen(Scratch):
+    """A scratch folder with all the servers that the pages speak of."""
+
+    def __init__(self, folder: Path, s3: S3, link: FlakyLink, http: str) -> None:
+        super().__init__(folder)
+        self.link = link
+        self.settings: list[str] = []  # what the page has set in the shell
+        self.failed = False
+        (folder / "work" / "data" / "photos" / "9.bin").write_bytes(os.urandom(9_000_000))
+        sleep = folder / "bin" / "sleep"
+        sleep.write_text("#!/bin/sh\n")
+        sleep.chmod(0o755)
+        self.backup = folder / "backup"
+        self.data = folder / "work" / "data"
+        self.s3 = s3
+        self._places = {"rsync://host/backup": f"rsync://127.0.0.1:{link.port}/module", "http://host": http}
+        remote = REMOTE | {"ENDPOINT": s3.url}
+        self.environment |= {f"RCLONE_CONFIG_REMOTE_{name}": value for name, value in remote.items()}
+        self.environment |= {name: value for name, value in environment(s3).items() if name.startswith("AWS_")}
+        self.environment.pop("AWS_CA_BUNDLE", None)  # which rclone 1.60 cannot have
+        self.environment["PATH"] = f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+    def here(self, text: str) -> str:
+        for printed, meant in (self._places | SMALLER).items():
+            text = text.replace(printed, meant)
+        text = re.sub(r"(?<![\w/])/backup\b", str(self.backup), text)
+        return text.replace("/mnt/tape", f"{self.folder}/mnt/tape")
+
+    def run_page(self, page: str) -> None:
+        self.settings.clear()
+        for language, block in blocks((PAGES / page).read_text()):
+            if language == "python":
+                self.run_python(block)
+            else:
+                self.run_shell(block)
+
+    def run_python(self, block: str) -> None:
+        exec(compile(self.here(block), "cookbook", "exec"), self.names)
+
+    def start(self, block: str, **options: Any) -> subprocess.Popen[str]:
+        """Runs a block as one script, which ends at the first line that exits otherwise than its comment says.
+
+        Whatever else the shell is to look at, the page has to set.
+        """
+        lines = []
+        for line in block.splitlines():
+            expected = EXIT.search(line)
+            code = f"code=0; {line.partition(' #')[0]} || code=$?; test $code = {expected[1]}" if expected else line
+            lines.append(code)
+            if line.startswith("set -") and line not in self.settings:
+                self.settings.append(line)
+        script = self.here("\n".join([*self.settings, *lines]))
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(["bash", "-e", "-c", script], env=self.environment, **(pipes | options))
+
+    def run_shell(self, block: str) -> str:
+        with self.start(block) as script:
+            said, complained = script.communicate(timeout=120)
+        assert script.returncode == 0, f"{block}\n{said}\n{complained}"
+        return said
+
+    def ends_well(self, page: str) -> bool:
+        """Whether every block of the page says that all went well; it is left at the first one that does not."""
+        try:
+            self.run_page(page)
+        except (AssertionError, BotoCoreError, ClientError, TapeIntegrityError):
+            return False
+        return True
+
+    def drift(self) -> None:
+        with open(self.data / "photos" / "9.bin", "r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"x")
+
+    def kill_daemon(self) -> None:
+        for pid in daemons_of(self.folder / "mnt" / "tape"):
+            os.kill(pid, signal.SIGKILL)
+
+    def cut_network(self) -> None:
+        self.link.is_up = False
+        self.s3.on_part = lambda number: False
+
+    def fail_half_way(self, failure: str) -> None:
+        """`failure` happens once the network has seen a part of something."""
+        happen = {"drift": self.drift, "daemon killed": self.kill_daemon, "network cut": self.cut_network}[failure]
+
+        def once() -> None:
+            if not self.failed:
+                self.failed = True
+                happen()
+
+        def on_part(number: int) -> bool | None:
+            if number > 1:
+                once()
+            return None if self.s3.on_part is on_part else self.s3.on_part(number)
+
+        self.s3.on_part = on_part
+        self.link.on_sent = lambda sent: sent > 1 << 20 and once()
+
+    def wrong_copies(self, archive: bytes) -> list[str]:
+        """Copies of the archive that are there and are not as it is."""
+        copies = [*self.backup.glob("*.tar"), self.folder / "work" / "backup.tar"]
+        return [copy.name for copy in copies if copy.exists() and copy.read_bytes() != archive] + self.wrong_objects(
+            archive
+        )
+
+    def wrong_objects(self, archive: bytes) -> list[str]:
+        return [key for key in list(self.s3.keys()) if self.s3.object(key) != archive]
+
+    def archive(self) -> bytes:
+        return gnu_tar(self.data)[: Reference(self.data).size]
+
+
+@pytest.fixture
+def link(tmp_path: Path) -> Iterator[FlakyLink]:
+    (tmp_path / "backup").mkdir()
+    with rsync_daemon(tmp_path / "backup", tmp_path) as address:
+        link = FlakyLink(int(re.findall(r":(\d+)/", address)[0]))
+        yield link
+        link.close()
+
+
+@pytest.fixture
+def kitchen(tmp_path: Path, link: FlakyLink, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kitchen]:
+    served = ["busybox", "httpd", "-f", "-p", "127.0.0.1:PORT", "-h", str(tmp_path / "backup")]
+    with s3_server() as s3, http_server(served) as http:
+        kitchen = Kitchen(tmp_path, s3, link, http)
+        monkeypatch.chdir(tmp_path / "work")
+        for name, value in kitchen.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
+        monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+        yield kitchen
+        client = kitchen.names.get("s3")
+        if isinstance(client, BaseClient):
+            client.close()
+        kitchen.names.clear()
+        gc.collect()  # the examples close nothing
+        for mountpoint in our_mounts():
+            if mountpoint.startswith(f"{tmp_path}/"):
+                assert run("unmount", mountpoint).returncode == 0
+
+
+def test_every_page_is_here_and_linked() -> None:
+    pages = {page.name for page in PAGES.iterdir()}
+    tested = {name.removeprefix("test_").replace("_", "-") + ".md" for name in globals() if name.startswith("test_")}
+    assert pages and pages <= tested
+    assert set(re.findall(r"docs/cookbook/([\w-]+\.md)", README.read_text())) == pages
+    for page in pages:
+        text = (PAGES / page).read_text()
+        assert set(re.findall(r"^```(\w*)$", text, re.MULTILINE)) <= {"sh", "python", ""}, page
+        outside = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+        assert not re.search(r"^    ", outside, re.MULTILINE), "a command that is not run"
+        for target in re.findall(r"\]\(([^)#]+)", text):
+            assert (PAGES / target).exists(), target
+
+
+def test_nightly_rsync(kitchen: Kitchen, link: FlakyLink) -> None:
+    """Cut three times in the first night; nothing is sent in the second, and a new file makes a new copy."""
+    link.cuts = 3
+    kitchen.run_page("nightly-rsync.md")
+    assert link.cut == 3
+    assert link.sent < 1.1 * len(kitchen.archive()), "it begins anew"
+    (copy,) = kitchen.backup.iterdir()
+    assert copy.read_bytes() == kitchen.archive()
+    before, sent = copy.stat(), link.sent
+    kitchen.run_page("nightly-rsync.md")
+    assert copy.stat() == before and link.sent < sent + 1000
+    (kitchen.data / "new").write_bytes(b"new")
+    kitchen.run_page("nightly-rsync.md")
+    (new,) = set(kitchen.backup.iterdir()) - {copy}
+    assert new.read_bytes() == kitchen.archive()
+
+
+def test_a_night_that_was_killed(kitchen: Kitchen, link: FlakyLink) -> None:
+    """All of it is killed but the daemon, which has a session of its own; the next night goes on."""
+    ((_, night),) = blocks((PAGES / "nightly-rsync.md").read_text())
+    with kitchen.start(night, start_new_session=True) as script:
+        link.on_sent = lambda sent: sent > 1 << 20 and script.poll() is None and os.killpg(script.pid, signal.SIGKILL)
+        script.communicate(timeout=120)
+    assert script.returncode == -signal.SIGKILL
+    assert our_mounts()
+    link.on_sent = lambda sent: None
+    kitchen.run_page("nightly-rsync.md")
+    assert kitchen.wrong_copies(kitchen.archive()) == []
+    assert not [mountpoint for mountpoint in our_mounts() if mountpoint.startswith(f"{kitchen.folder}/")]
+
+
+def test_a_night_beside_another(kitchen: Kitchen, link: FlakyLink) -> None:
+    """The second one ends at once, and the first one is not disturbed."""
+    ((_, night),) = blocks((PAGES / "nightly-rsync.md").read_text())
+    second = []
+
+    def start_another(sent: int) -> None:
+        if not second:
+            second.append(None)
+            with kitchen.start(night) as script:
+                script.communicate(timeout=120)
+            second[0] = script.returncode
+
+    link.on_sent = start_another
+    kitchen.run_page("nightly-rsync.md")
+    assert second == [1]
+    assert kitchen.wrong_copies(kitchen.archive()) == []
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_nights_after_drift(kitchen: Kitchen, held: bool) -> None:
+    """What was changed is put back, with its time: the next night makes the same copy complete.
+
+    rsync is ended while the copy is right, as far as it goes, or else it fills up with zeros.
+    """
+    archive, saved = kitchen.archive(), kitchen.folder / "saved"
+    ((_, night),) = blocks((PAGES / "nightly-rsync.md").read_text())
+    held_night, count = re.subn(r" --on-drift hold --on-drift-run '[^']*'", "" if not held else r"\g<0>", night)
+    assert count == 1
+    shutil.copy2(kitchen.data / "photos" / "9.bin", saved)
+    kitchen.fail_half_way("drift")
+    with kitchen.start(held_night) as script:
+        script.communicate(timeout=120)
+    assert script.returncode == (20 if held else 23)
+    (copy,) = kitchen.backup.iterdir()
+    wrong = copy.read_bytes()
+    assert wrong != archive and (archive.startswith(wrong) if held else len(wrong) == len(archive))
+    shutil.copy2(saved, kitchen.data / "photos" / "9.bin")
+    kitchen.run_page("nightly-rsync.md")
+    assert list(kitchen.backup.iterdir()) == [copy]
+    assert copy.read_bytes() == archive
+
+
+FAILURES = [
+    *itertools.product(
+        ["nightly-rsync.md", "verify-far-end.md", "rclone.md"], ["drift", "daemon killed", "network cut"]
+    ),
+    *itertools.product(["s3-in-parts.md", "restore-one.md"], ["drift", "network cut"]),  # nothing is mounted there
+]
+
+
+@pytest.mark.parametrize(("page", "failure"), FAILURES)
+def test_no_page_ends_well_with_a_wrong_copy(kitchen: Kitchen, page: str, failure: str) -> None:
+    """Something fails while something is sent. An object that is there is the archive, whatever the page says."""
+    archive = kitchen.archive()
+    kitchen.environment |= {"AWS_MAX_ATTEMPTS": "1", "RCLONE_RETRIES": "1", "RCLONE_LOW_LEVEL_RETRIES": "1"}
+    if page == "s3-in-parts.md":  # which begins with a folder that is recorded
+        run("record", kitchen.data)
+    with pytest.MonkeyPatch.context() as once:
+        once.setenv("AWS_MAX_ATTEMPTS", "1")
+        kitchen.fail_half_way(failure)
+        well = kitchen.ends_well(page)
+    assert kitchen.failed
+    assert kitchen.wrong_objects(archive) == []
+    assert not well or kitchen.wrong_copies(archive) == []
+    assert not well or failure != "network cut"
+
+
+@pytest.mark.parametrize("failure", ["drift", "network cut"])
+def test_parts_by_aws_alone(kitchen: Kitchen, failure: str) -> None:
+    """The last block of the page, without the program before it."""
+    archive = kitchen.archive()
+    run("record", kitchen.data)
+    kitchen.environment["AWS_MAX_ATTEMPTS"] = "1"
+    kitchen.fail_half_way(failure)
+    *_, (_, block) = blocks((PAGES / "s3-in-parts.md").read_text())
+    with pytest.raises(AssertionError):
+        kitchen.run_shell(block)
+    assert kitchen.failed
+    assert kitchen.wrong_objects(archive) == []
+    assert kitchen.s3.unfinished() == ["archive.tar"]
+
+
+def test_s3_in_parts(kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program breaks off at its second part, and run again sends what is missing."""
+    run("record", kitchen.data)
+    (_, program), *_ = blocks((PAGES / "s3-in-parts.md").read_text())
+    with monkeypatch.context() as once:
+        once.setenv("AWS_MAX_ATTEMPTS", "1")
+        kitchen.s3.on_part = lambda number: number != 2
+        with pytest.raises(ClientError):
+            kitchen.run_python(program)
+        kitchen.names["s3"].close()
+    assert sorted(kitchen.s3.received) == [1, 3]
+    kitchen.s3.received.clear()
+    kitchen.s3.on_part = lambda number: None
+    kitchen.run_page("s3-in-parts.md")
+    assert kitchen.s3.received == [2, 1, 2, 3]  # the program, and then `aws`
+    first, second = kitchen.s3.keys()
+    assert kitchen.s3.object(first) == kitchen.s3.object(second) == kitchen.archive()
+    assert kitchen.s3.etag(first) == kitchen.s3.etag(second)
+    assert kitchen.s3.unfinished() == []
+
+
+def test_verify_far_end(kitchen: Kitchen) -> None:
+    """All of it on good copies; then each way but the one that says so finds a byte that is wrong."""
+    kitchen.run_page("verify-far-end.md")
+    archive = kitchen.archive()
+    copy = kitchen.backup / "archive.tar"
+    assert copy.read_bytes() == archive
+    wrong = bytearray(archive)
+    wrong[1_000_000] ^= 1
+    copy.write_bytes(wrong)
+    with kitchen.s3.client() as client:
+        client.put_object(Bucket="tapes", Key="archive.tar", Body=bytes(wrong))
+    checks = [
+        line
+        for _, block in blocks((PAGES / "verify-far-end.md").read_text())[1:]
+        for line in block.splitlines()
+        if re.search(r"^aws s3api|^tartapefs check|\| tartapefs check|sha256sum -c", line)
+    ]
+    assert len(checks) == 7
+    for line in checks:
+        if "--no-source" in line:
+            kitchen.run_shell(line)
+            continue
+        with pytest.raises(AssertionError):
+            kitchen.run_shell(line)
+
+
+def test_rclone(kitchen: Kitchen) -> None:
+    """Bytes read of the archive tell whether there was a reading before the sending."""
+    archive = kitchen.archive()
+    delivered = [0]
+    for _, block in blocks((PAGES / "rclone.md").read_text()):
+        said = kitchen.run_shell(block)
+        if "copyto" in block:
+            status = kitchen.run_shell("tartapefs status /mnt/tape --json | jq .delivered")
+            delivered.append(int(status))
+        if "rclone md5sum" in block:
+            assert len(said.split()[0]) == 32
+            md5 = said.split()[0]
+        if "digest" in block:
+            assert f"MD5 (archive.tar) = {md5}" in said
+            assert kitchen.s3.etag("without-md5.tar") in said
+    with_md5, without = delivered[1], delivered[2] - delivered[1]
+    assert with_md5 >= 2 * len(archive)
+    assert len(archive) <= without < 1.5 * len(archive)
+    for key in ("with-md5.tar", "without-md5.tar"):
+        assert kitchen.s3.object(key) == archive
+
+
+def test_restore_one(kitchen: Kitchen) -> None:
+    kitchen.run_page("restore-one.md")
+    gone, restored = kitchen.folder / "work" / "gone", kitchen.folder / "work" / "restored" / "data"
+    for name in ("0.bin", "1.bin", "2.bin", "3.bin", "9.bin"):
+        one, other = gone / "photos" / name, restored / "photos" / name
+        assert one.read_bytes() == other.read_bytes()
+        assert int(one.stat().st_mtime) == int(other.stat().st_mtime)
+    assert kitchen.names["content"] == (gone / "photos" / "0.bin").read_bytes()
+
+
+def test_after_drift(kitchen: Kitchen) -> None:
+    (kitchen.backup / "archive.tar").write_bytes(kitchen.archive()[:2_000_000] + bytes(9_802_000))
+    kitchen.run_page("after-drift.md")
+    archive = kitchen.archive()
+    assert (kitchen.folder / "work" / "backup.tar").read_bytes() == archive
+    assert (kitchen.backup / "archive.tar").read_bytes() == archive

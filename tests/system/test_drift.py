@@ -1,0 +1,479 @@
+"""Drift under a mount: EIO and a line in the log, never a byte that was not recorded; and errors that are no drift."""
+
+import errno
+import os
+import random
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from support.daemon import daemon_of, is_gone
+from support.programs import run, wait_until
+from support.reference import Reference
+
+Mount = Callable[..., Path]
+pytestmark = pytest.mark.fuse
+SIZE = 20_000
+REMEDY = 'run "tartapefs record --force"'
+
+
+@dataclass
+class Mounted:
+    """A mounted tape, a descriptor of its archive, what the archive must hold, and the daemon's log."""
+
+    root: Path
+    archive: Path
+    fd: int
+    starts: dict[bytes, int]
+    expected: bytes
+    log: Path
+
+    def read(self, member: str, shift: int = 0, size: int = 4096) -> bytes:
+        return os.pread(self.fd, size, self.starts[os.fsencode(member)] + shift)
+
+    def fails(self, action: Callable[[], object]) -> None:
+        with pytest.raises(OSError) as caught:
+            action()
+        assert caught.value.errno == errno.EIO
+
+    def lines(self) -> list[str]:
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+    def state(self) -> str:
+        return os.getxattr(self.archive.parent, "user.tartape.state").decode()
+
+    def read_all(self, size: int = 3000) -> bytes:
+        """What can be read in order, until an error that must be EIO, or the end."""
+        data = b""
+        try:
+            while piece := os.pread(self.fd, size, len(data)):
+                data += piece
+        except OSError as error:
+            assert error.errno == errno.EIO
+        return data
+
+    def check_invalid_for_good(self, culprit: str) -> None:
+        """stat, open and read of anything fail; the folder lists, and says what drifted; one line in the log."""
+        self.fails(lambda: os.stat(self.archive))
+        self.fails(lambda: os.open(self.archive, os.O_RDONLY))
+        self.fails(lambda: os.fstat(self.fd))
+        for at in (0, 1, len(self.expected) // 2, len(self.expected) - 1):
+            self.fails(lambda at=at: os.pread(self.fd, 1, at))
+        assert os.listdir(self.archive.parent) == ["archive.tar"]
+        assert self.state().startswith(f"invalid: {culprit}: ")
+        assert REMEDY in self.state()
+        (line,) = self.lines()
+        assert f" {culprit}: " in line
+        assert REMEDY in line
+
+
+def make_source(root: Path) -> None:
+    (root / "photos" / "deep").mkdir(parents=True)
+    (root / "photos").chmod(0o755)
+    (root / "gone").mkdir()
+    content = random.Random(7)
+    for name in ("a.bin", "b.bin", "deep/c.bin", "z.bin"):
+        (root / "photos" / name).write_bytes(content.randbytes(SIZE))
+        (root / "photos" / name).chmod(0o644)
+    (root / "photos" / "link").symlink_to("b.bin")
+
+
+@contextmanager
+def opened(root: Path, archive: Path, log: Path) -> Iterator[Mounted]:
+    reference = Reference(root)
+    fd = os.open(archive, os.O_RDONLY)
+    try:
+        yield Mounted(root, archive, fd, reference.starts, reference.read(0, reference.size), log)
+    finally:
+        os.close(fd)
+
+
+@pytest.fixture
+def mounted(tmp_path: Path, mount: Mount, request: pytest.FixtureRequest) -> Iterator[Mounted]:
+    """A recorded and mounted folder; a parameter is an option for the mount."""
+    root, log = tmp_path / "data", tmp_path / "drift.log"
+    make_source(root)
+    assert run("record", root).returncode == 0
+    options = [request.param] if getattr(request, "param", None) else []
+    with opened(root, mount(root, "--log", log, *options), log) as made:
+        yield made
+
+
+# Each kind of change
+
+B, C, LINK, PHOTOS, TOP = "data/photos/b.bin", "data/photos/deep/c.bin", "data/photos/link", "data/photos/", "data/"
+BODY = 512
+
+
+def overwrite(root: Path) -> None:
+    with (root / "photos" / "b.bin").open("r+b") as file:
+        file.seek(10_000)
+        file.write(b"not what was there")
+
+
+def overwrite_and_put_times_back(root: Path) -> None:
+    path = root / "photos" / "b.bin"
+    found = path.stat()
+    overwrite(root)
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def grow(root: Path) -> None:
+    with (root / "photos" / "b.bin").open("ab") as file:
+        file.write(b"x")
+
+
+def replace_by_equal_copy(root: Path) -> None:
+    path, copy = root / "photos" / "b.bin", root.parent / "copy"
+    shutil.copy2(path, copy)
+    copy.replace(path)
+
+
+def replace_by_another(root: Path) -> None:
+    other = root.parent / "other"
+    other.write_bytes(b"z" * SIZE)
+    other.replace(root / "photos" / "b.bin")
+
+
+def delete(root: Path) -> None:
+    (root / "photos" / "b.bin").unlink()
+
+
+def link_to_equal_content(root: Path) -> None:
+    path = root / "photos" / "b.bin"
+    path.rename(root.parent / "outside.bin")
+    path.symlink_to(root.parent / "outside.bin")
+
+
+def make_directory(root: Path) -> None:
+    delete(root)
+    (root / "photos" / "b.bin").mkdir()
+
+
+def make_pipe(root: Path) -> None:
+    delete(root)
+    os.mkfifo(root / "photos" / "b.bin")
+
+
+def make_socket(root: Path) -> None:
+    delete(root)
+    here = os.getcwd()
+    os.chdir(root / "photos")  # the path of a socket must be short
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind("b.bin")
+    finally:
+        os.chdir(here)
+
+
+def retarget(root: Path) -> None:
+    (root / "photos" / "link").unlink()
+    (root / "photos" / "link").symlink_to("a.bin")
+
+
+def link_to_file(root: Path) -> None:
+    (root / "photos" / "link").unlink()
+    (root / "photos" / "link").write_bytes(b"b.bin")
+
+
+def link_instead_of_folder(root: Path) -> None:
+    """The same files, at the same path, but through a link."""
+    (root / "photos" / "deep").rename(root.parent / "deep")
+    (root / "photos" / "deep").symlink_to(root.parent / "deep")
+
+
+def file_instead_of_folder(root: Path) -> None:
+    shutil.rmtree(root / "photos" / "deep")
+    (root / "photos" / "deep").write_bytes(b"x")
+
+
+# Change, the member that is read and from where on, what the log says of it: what, recorded, found.
+CHANGES: dict[str, tuple[Callable[[Path], object], str, int, str, str, str]] = {
+    "overwritten": (overwrite, B, BODY, "mtime", "", ""),
+    "overwritten, times put back": (overwrite_and_put_times_back, B, BODY + 9000, "ctime", "", ""),
+    "grown": (grow, B, BODY, "size", "20000", "20001"),
+    "grown, header read": (grow, B, 0, "size", "20000", "20001"),
+    "shrunk": (lambda root: os.truncate(root / "photos/b.bin", SIZE - 1), B, BODY, "size", "20000", "19999"),
+    "shrunk, last bytes read": (lambda root: os.truncate(root / "photos/b.bin", 1), B, SIZE, "size", "20000", "1"),
+    "emptied": (lambda root: os.truncate(root / "photos/b.bin", 0), B, BODY, "size", "20000", "0"),
+    "touched": (lambda root: os.utime(root / "photos/b.bin"), B, BODY, "mtime", "", ""),
+    "touched by a nanosecond": (
+        lambda root: os.utime(root / "photos/b.bin", ns=(0, (root / "photos/b.bin").stat().st_mtime_ns + 1)),
+        B, 0, "mtime", "", "",
+    ),
+    "chmod": (lambda root: (root / "photos/b.bin").chmod(0o640), B, BODY, "mode", "0644", "0640"),
+    "chmod, header read": (lambda root: (root / "photos/b.bin").chmod(0o640), B, 0, "mode", "0644", "0640"),
+    "a hard link more": (lambda root: os.link(root / "photos/b.bin", root.parent / "x"), B, BODY, "ctime", "", ""),
+    "replaced": (replace_by_another, B, BODY, "mtime", "", ""),
+    "replaced by an equal copy": (replace_by_equal_copy, B, BODY, "inode", "", ""),
+    "replaced by an equal copy, header read": (replace_by_equal_copy, B, 0, "inode", "", ""),
+    "deleted": (delete, B, BODY, "type", "regular file", "nothing"),
+    "deleted, header read": (delete, B, 0, "type", "regular file", "nothing"),
+    "swapped for a link": (link_to_equal_content, B, BODY, "type", "regular file", "symbolic link"),
+    "swapped for a folder": (make_directory, B, BODY, "type", "regular file", "directory"),
+    "swapped for a pipe": (make_pipe, B, BODY, "type", "regular file", "pipe"),
+    "swapped for a socket": (make_socket, B, BODY, "type", "regular file", "socket"),
+    "a link retargeted": (retarget, LINK, 0, "target", "b.bin", "a.bin"),
+    "a link swapped for a file": (link_to_file, LINK, 0, "type", "symbolic link", "regular file"),
+    "a folder renamed": (
+        lambda root: (root / "photos/deep").rename(root / "photos/other"), C, BODY, "type", "regular file", "nothing",
+    ),
+    "a folder renamed, its header read": (
+        lambda root: (root / "photos/deep").rename(root / "photos/other"),
+        "data/photos/deep/", 0, "type", "directory", "nothing",
+    ),
+    "a folder swapped for a link to it": (link_instead_of_folder, C, BODY, "path", "", ""),
+    "a folder swapped for a file": (file_instead_of_folder, C, BODY, "type", "regular file", "nothing"),
+    "a file added": (lambda root: (root / "photos/new").touch(), PHOTOS, 0, "mtime", "", ""),
+    "a folder's mode": (lambda root: (root / "photos").chmod(0o700), PHOTOS, 0, "mode", "0755", "0700"),
+    "an empty folder removed": (
+        lambda root: (root / "gone").rmdir(), "data/gone/", 0, "type", "directory", "nothing",
+    ),
+    "the source moved away": (lambda root: root.rename(root.parent / "moved"), B, BODY, "source", "", ""),
+    "the source swapped for an equal copy": (
+        lambda root: (root.rename(root.parent / "moved"), shutil.copytree(root.parent / "moved", root, symlinks=True)),
+        B, BODY, "source", "", "",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=list(CHANGES))
+def test_a_change_under_the_mount(
+    mounted: Mounted, change: tuple[Callable[[Path], object], str, int, str, str, str]
+) -> None:
+    """EIO where the changed member is read, a line with path, recorded, found and remedy; then nothing any more."""
+    change_it, member, shift, what, recorded, found = change
+    at = mounted.starts[os.fsencode(member)] + shift
+    size = 400 if shift == 0 else 2000
+    assert os.pread(mounted.fd, size, at) == mounted.expected[at : at + size]
+    change_it(mounted.root)
+    mounted.fails(lambda: os.pread(mounted.fd, size, at))
+    (line,) = mounted.lines()
+    assert what in line
+    assert f"recorded {recorded}" in line
+    assert f"found {found}" in line
+    culprit = "data" if what == "source" else member.rstrip("/")
+    mounted.check_invalid_for_good(culprit)
+
+
+@pytest.mark.parametrize("name", ["overwritten", "shrunk", "deleted", "swapped for a link", "the source moved away"])
+@pytest.mark.parametrize("mounted", [None, "--cached"], indirect=True, ids=["direct", "cached"])
+def test_reading_on_gives_recorded_bytes_until_it_fails(mounted: Mounted, name: str) -> None:
+    """In order from the start, whether or not the kernel may keep pages."""
+    before = os.pread(mounted.fd, 1000, 0)
+    assert before == mounted.expected[:1000]
+    CHANGES[name][0](mounted.root)
+    got = mounted.read_all()
+    assert mounted.expected.startswith(got)
+    assert len(got) < len(mounted.expected)
+    assert mounted.state().startswith("invalid: ")
+
+
+@pytest.mark.parametrize("name", ["overwritten", "shrunk", "deleted", "replaced"])
+def test_a_reader_in_the_middle_of_a_body(mounted: Mounted, name: str) -> None:
+    """Half of the file was read; the other half is an error, not another file's."""
+    half = mounted.read(B, BODY, SIZE // 2)
+    at = mounted.starts[B.encode()] + BODY
+    assert half == mounted.expected[at : at + SIZE // 2]
+    CHANGES[name][0](mounted.root)
+    mounted.fails(lambda: mounted.read(B, BODY + SIZE // 2, 1000))
+    mounted.check_invalid_for_good(B)
+
+
+def test_other_members_are_read_until_the_drift_is_met(mounted: Mounted) -> None:
+    """A change is found where it is; before that, bytes that are as recorded are served."""
+    os.truncate(mounted.root / "photos" / "z.bin", 5)
+    at = mounted.starts[B.encode()]
+    assert mounted.read(B, 0, 5000) == mounted.expected[at : at + 5000]
+    assert mounted.state() == "valid"
+    mounted.fails(lambda: mounted.read("data/photos/z.bin", BODY))
+    mounted.fails(lambda: mounted.read(B, 0, 5000))
+    mounted.check_invalid_for_good("data/photos/z.bin")
+
+
+def test_what_was_undone_stays_invalid(mounted: Mounted) -> None:
+    """The tape is invalid for good in this process, even if the folder looks right again."""
+    away = mounted.root.parent / "moved"
+    mounted.root.rename(away)
+    mounted.fails(lambda: mounted.read(B, BODY))
+    away.rename(mounted.root)
+    mounted.check_invalid_for_good("data")
+
+
+def test_a_new_recording_is_for_a_new_mount(mounted: Mounted, mount: Mount) -> None:
+    """The old mount stays invalid, the remedy works, and a new mount plays what is there now."""
+    overwrite(mounted.root)
+    mounted.fails(lambda: mounted.read(B, BODY, SIZE))
+    assert run("record", "--force", mounted.root).returncode == 0
+    again = mount(mounted.root)
+    reference = Reference(mounted.root)
+    assert again.read_bytes() == reference.read(0, reference.size) != mounted.expected
+    mounted.check_invalid_for_good(B)
+
+
+def test_a_new_recording_while_mounted_changes_no_byte(mounted: Mounted) -> None:
+    """The mount goes on with the index that it opened: recorded bytes or EIO."""
+    os.truncate(mounted.root / "photos" / "a.bin", 5)
+    assert run("record", "--force", mounted.root).returncode == 0
+    assert mounted.expected.startswith(mounted.read_all())
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [(b"two\nlines", r"two\nlines"), (b"\xff\x1b[31m", r"\xff\x1b[31m"), ("ä".encode(), "ä")]
+)
+def test_names_in_the_log_and_the_state(tmp_path: Path, mount: Mount, name: bytes, shown: str) -> None:
+    """One line that says exactly which bytes are meant, once escaped, the same in both."""
+    root, log = tmp_path / "data", tmp_path / "drift.log"
+    make_source(root)
+    path = root / os.fsdecode(name)
+    path.write_bytes(b"x" * 600)
+    assert run("record", root).returncode == 0
+    with opened(root, mount(root, "--log", log), log) as mounted:
+        path.write_bytes(b"y" * 700)
+        mounted.fails(lambda: mounted.read(os.fsdecode(b"data/" + name), BODY, 100))
+        mounted.check_invalid_for_good(f"data/{shown}")
+
+
+def test_a_copy_of_the_tape_is_checked_too(tmp_path: Path, mount: Mount) -> None:
+    """Away from home inode and ctime are not compared, but all else is."""
+    original, root, log = tmp_path / "first" / "data", tmp_path / "second" / "data", tmp_path / "drift.log"
+    make_source(original)
+    assert run("record", original).returncode == 0
+    root.parent.mkdir()
+    subprocess.run(["cp", "-a", original, root], check=True)
+    with opened(original, mount(root, "--log", log), log) as mounted:
+        assert mounted.read_all() == mounted.expected
+        replace_by_equal_copy(root)
+        at = mounted.starts[B.encode()]
+        assert mounted.read(B, BODY, SIZE) == mounted.expected[at + BODY : at + BODY + SIZE]
+        (root / "photos" / "b.bin").chmod(0o600)
+        mounted.fails(lambda: mounted.read(B, BODY))
+        mounted.check_invalid_for_good(B)
+
+
+@pytest.mark.parametrize("how", ["overwrite", "replace", "swap for a link"])
+def test_a_change_in_the_middle_of_reading(mounted: Mounted, how: str) -> None:
+    """Readers that race with a writer see recorded bytes, then EIO; no byte of the writer's, ever."""
+    path, other = mounted.root / "photos" / "b.bin", mounted.root.parent / "other"
+    start = mounted.starts[B.encode()]
+    right = mounted.expected[start : start + BODY + SIZE]
+    wrong: list[int] = []
+    reading = threading.Barrier(5)
+
+    def reads(seed: int) -> None:
+        choose = random.Random(seed)
+        fd = os.open(mounted.archive, os.O_RDONLY)
+        reading.wait(60)
+        try:
+            while True:
+                at = choose.randrange(len(right))
+                if os.pread(fd, 4096, start + at)[: len(right) - at] != right[at : at + 4096]:
+                    wrong.append(at)
+        except OSError as error:
+            assert error.errno == errno.EIO
+        finally:
+            os.close(fd)
+
+    readers = [threading.Thread(target=reads, args=(seed,)) for seed in range(4)]
+    for reader in readers:
+        reader.start()
+    reading.wait(60)
+    other.write_bytes(b"z" * SIZE)
+    match how:
+        case "overwrite":
+            with path.open("r+b", buffering=0) as file:
+                for _ in range(50):
+                    file.seek(0)
+                    file.write(b"z" * SIZE)
+        case "replace":
+            other.replace(path)
+        case _:
+            link = mounted.root.parent / "link"
+            link.symlink_to(other)
+            link.replace(path)
+    for reader in readers:
+        reader.join(30)
+        assert not reader.is_alive()
+    assert not wrong
+    mounted.check_invalid_for_good(B)
+
+
+# Errors that are no drift
+
+
+@contextmanager
+def failing(pid: int, *options: object) -> Iterator[None]:
+    """System calls of the process fail meanwhile, as strace is told."""
+    command = ["strace", "-f", "-qq", "-o", "/dev/null", *map(os.fspath, options), "-p", str(pid)]
+    tracer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert tracer.stderr is not None
+    try:
+        tasks = [f"/proc/{pid}/task/{task}/status" for task in os.listdir(f"/proc/{pid}/task")]
+        while not all(f"TracerPid:\t{tracer.pid}\n" in Path(task).read_text() for task in tasks):
+            if tracer.poll() is not None:
+                pytest.skip(f"strace cannot attach: {tracer.stderr.read().decode(errors='replace')}")
+        yield
+    finally:
+        tracer.terminate()
+        wait_until(lambda: tracer.poll() is not None or is_gone(pid))
+        tracer.kill()  # it would wait for a traced process that has ended
+        tracer.wait(60)
+        tracer.stderr.close()
+
+
+READ = ["-e", "trace=pread64,preadv,preadv2"]
+OPEN = ["-e", "trace=openat,openat2"]
+
+
+@pytest.mark.needs("strace")
+@pytest.mark.parametrize(
+    ("calls", "number", "on_the_file"),
+    [(READ, "EIO", True), (OPEN, "EMFILE", False), (OPEN, "EIO", False), (OPEN, "ESTALE", False)],
+    ids=["read EIO", "open EMFILE", "open EIO", "open ESTALE"],
+)
+def test_an_error_of_the_source_is_no_drift(mounted: Mounted, calls: list[str], number: str, on_the_file: bool) -> None:
+    """EIO and a line that names the file; the tape stays valid, and what can be read again is right."""
+    at = mounted.starts[B.encode()] + BODY
+    expected = mounted.expected[at : at + 4096]
+    assert mounted.read(B, BODY) == expected
+    inject = [*calls, "-e", f"inject={calls[1].removeprefix('trace=')}:error={number}"]
+    only = ["-P", mounted.root / "photos" / "b.bin"] if on_the_file else []
+    with failing(daemon_of(mounted.archive.parent), *only, *inject):
+        for _ in range(3):
+            mounted.fails(lambda: mounted.read(B, BODY))
+        if on_the_file:
+            other = mounted.starts[C.encode()]
+            assert mounted.read(C) == mounted.expected[other : other + 4096]
+        os.stat(mounted.archive)
+        assert mounted.state() == "valid"
+    assert mounted.read(B, BODY) == expected
+    assert mounted.read_all() == mounted.expected
+    if on_the_file:
+        (line,) = mounted.lines()
+        assert "b.bin" in line
+        assert os.strerror(getattr(errno, number)) in line
+
+
+@pytest.mark.needs("strace")
+def test_a_read_that_ends_early_is_no_answer(mounted: Mounted) -> None:
+    """The file system gives nothing where there was something: an error, not zeros and not fewer bytes."""
+    inject = [*READ, "-e", "inject=pread64,preadv,preadv2:retval=0"]
+    with failing(daemon_of(mounted.archive.parent), "-P", mounted.root / "photos" / "b.bin", *inject):
+        mounted.fails(lambda: mounted.read(B, BODY))
+    assert mounted.read_all() == mounted.expected
+
+
+@pytest.mark.needs("strace")
+def test_drift_seen_while_the_file_cannot_be_read(mounted: Mounted) -> None:
+    """A changed file whose bytes fail too is drift, not a passing error."""
+    overwrite(mounted.root)
+    inject = [*READ, "-e", "inject=pread64,preadv,preadv2:error=EIO"]
+    with failing(daemon_of(mounted.archive.parent), "-P", mounted.root / "photos" / "b.bin", *inject):
+        mounted.fails(lambda: mounted.read(B, BODY))
+    mounted.check_invalid_for_good(B)

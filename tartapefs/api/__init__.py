@@ -6,6 +6,7 @@ from tartapefs.archive.layout import Kind, Segment
 from tartapefs.archive.member import Member
 from tartapefs.base.errors import (
     Difference,
+    Fact,
     MountError,
     OffsetError,
     OutputBusyError,
@@ -30,6 +31,7 @@ from tartapefs.record.recorder import TapeRecorder
 __all__ = [
     "Difference",
     "Event",
+    "Fact",
     "FileData",
     "FileEnd",
     "FileStart",

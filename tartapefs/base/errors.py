@@ -8,6 +8,7 @@ passes through as it is, since it says nothing about the tape.
 import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 
 from tartapefs.base.text import printable
 
@@ -25,16 +26,47 @@ class Problem:
         return f"{printable(self.path)}: {self.reason}"
 
 
+class Fact(StrEnum):
+    """A fact that was recorded of a member or of the whole tape; its value names it in messages and JSON."""
+
+    TYPE = "type"
+    SIZE = "size"
+    TARGET = "target"
+    MODE = "mode"
+    MTIME = "mtime"
+    CTIME = "ctime"
+    INODE = "inode"
+    ACCESS = "access"
+    PATH = "the path"
+    CONTENTS = "the contents"
+    SOURCE = "the source folder"
+    INDEX = "the index"
+    COPY = "the copy"
+    FINGERPRINT = "fingerprint"
+    RECORDING = "the recording"
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One fact of a member that is not as recorded; both sides as text for people."""
+    """A fact that is not as recorded.
 
-    what: str
+    what: the fact, a string such as "size".
+    recorded, found: both values, as text for people.
+    part: for contents, the block that differs, such as "block 1 (bytes 512 to 1024 of its body)"; else empty.
+    """
+
+    what: Fact
     recorded: str
     found: str
+    part: str = ""
+
+    @property
+    def subject(self) -> str:
+        """The fact, with the part that differs."""
+        return f"{self.what} of {self.part}" if self.part else self.what.value
 
     def __str__(self) -> str:
-        return f"{self.what} changed since recording (recorded {self.recorded}, found {self.found})"
+        return f"{self.subject} changed since recording (recorded {self.recorded}, found {self.found})"
 
 
 class TapeError(Exception):

@@ -35,7 +35,7 @@ from tartapefs.verify.seal import seal as make_seal
 def drift_facts(error: TapeIntegrityError) -> dict[str, object]:
     return {
         "member": error.member,
-        "differences": [{"what": d.what, "recorded": d.recorded, "found": d.found} for d in error.differences],
+        "differences": [{"what": d.subject, "recorded": d.recorded, "found": d.found} for d in error.differences],
     }
 
 

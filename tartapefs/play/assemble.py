@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from tartapefs.archive.layout import BLOCK, FOOTER
 from tartapefs.archive.member import Headed, Member
-from tartapefs.base.errors import Difference, TapeIntegrityError
+from tartapefs.base.errors import Difference, Fact, TapeIntegrityError
 from tartapefs.index.recording import Recording
 from tartapefs.play.descriptor_cache import LARGE, DescriptorCache
 from tartapefs.play.inspection import Inspector
@@ -221,7 +221,7 @@ class Filler:
         """Raises drift if the member's path does not lead to what was recorded; `failure`: why opening it failed."""
         result = self.inspector.inspect(member)
         if failure is not None and failure.errno in _NOT_BELOW and only_stamps(result):
-            result = (Difference("the path", "folders all the way", failure.strerror or ""),)
+            result = (Difference(Fact.PATH, "folders all the way", failure.strerror or ""),)
         if result:
             self._raise(member, result)
 

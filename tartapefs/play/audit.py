@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 from tartapefs.archive.member import Member
-from tartapefs.base.errors import Difference, TapeIntegrityError
+from tartapefs.base.errors import Difference, Fact, TapeIntegrityError
 from tartapefs.base.tape_files import TapeFiles
 from tartapefs.base.text import file_type
 from tartapefs.index.recording import Recording
 from tartapefs.play.inspection import Inspector
-from tartapefs.source.drift import check_place, drift, only_stamps
+from tartapefs.source.drift import check_place, drift, only_stamps, unreadable
 from tartapefs.source.exclusion import has_a_place, recorded_exclusion
 from tartapefs.source.folder import Source
 
@@ -44,7 +44,7 @@ def check_headers(tape: Recording, throttle: Callable[[], None]) -> None:
     """Compares the headers of all members with the tape's fingerprint; raises TapeIntegrityError if they differ."""
     if not tape.has_fingerprint(throttle):
         recorded, found = f"the fingerprint {tape.fingerprint}", "headers that have another"
-        raise TapeIntegrityError(tape.root_name, [Difference("the index", recorded, found)])
+        raise TapeIntegrityError(tape.root_name, [Difference(Fact.INDEX, recorded, found)])
 
 
 class Throttle:
@@ -83,7 +83,7 @@ def verify(
             yield from look_into(member)
         elif found:
             yield drift(member, found)
-            if member.is_directory and found[0].what not in ("type", "access"):
+            if member.is_directory and found[0].what not in (Fact.TYPE, Fact.ACCESS):
                 yield from _added(inspector.tape, inspector.source, member)
         if count % _PROGRESS_EVERY == 0:
             on_progress(count, member.start)
@@ -107,7 +107,7 @@ def _differences(member: Member, inspector: Inspector) -> tuple[Difference, ...]
     try:
         return inspector.inspect(member)
     except OSError as error:
-        return (Difference("access", "readable", error.strerror or "an error"),)
+        return (unreadable(error),)
 
 
 def _added(tape: Recording, source: Source, directory: Member) -> Iterator[TapeIntegrityError]:
@@ -116,7 +116,7 @@ def _added(tape: Recording, source: Source, directory: Member) -> Iterator[TapeI
     try:
         folder = source.folder(directory.path)
     except OSError as error:
-        yield TapeIntegrityError(directory.arc_path, [Difference("access", "readable", error.strerror or "an error")])
+        yield TapeIntegrityError(directory.arc_path, [unreadable(error)])
         return
     try:
         for name in folder.names():
@@ -131,6 +131,6 @@ def _added(tape: Recording, source: Source, directory: Member) -> Iterator[TapeI
                 tape.find(directory.name + name)
             except KeyError:
                 arc_path = os.fsdecode(directory.name + name)
-                yield TapeIntegrityError(arc_path, [Difference("type", "nothing", file_type(mode))])
+                yield TapeIntegrityError(arc_path, [Difference(Fact.TYPE, "nothing", file_type(mode))])
     finally:
         folder.close()

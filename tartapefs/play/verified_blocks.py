@@ -16,11 +16,12 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from tartapefs.archive import hash_tree
 from tartapefs.archive.member import Member
 from tartapefs.base.buffers import aligned
-from tartapefs.base.errors import Difference, TapeIntegrityError
+from tartapefs.base.errors import Difference, Fact, TapeIntegrityError
 from tartapefs.index.recording import Recording
 
 _CACHE_BYTES = 3 << 20  # of blocks that were requested in part, or will be
@@ -188,10 +189,9 @@ def read_all(fd: int, view: memoryview, position: int) -> None:
 def damage(member: Member, number: int, block_size: int, found: str = _NOT_SHOWN) -> TapeIntegrityError:
     """The error to raise for block `number` of a member, whose contents do not have the recorded digest."""
     start, stop = number * block_size, min((number + 1) * block_size, member.size)
-    where = f"block {number} (bytes {start} to {stop} of its body)"
     return TapeIntegrityError(
         member.arc_path,
-        [Difference(f"the contents of {where}", "its digest", found)],
+        [Difference(Fact.CONTENTS, "its digest", found, f"block {number} (bytes {start} to {stop} of its body)")],
         'put the recorded contents back, or run "tartapefs record --force --no-digest" and "tartapefs seal" to have'
         " what is there now",
     )
@@ -201,5 +201,5 @@ def with_differences(error: TapeIntegrityError, found: tuple[Difference, ...]) -
     """The same damage, together with the differences `found` of the file's other facts."""
     if not found:
         return error
-    damaged = [Difference(d.what, d.recorded, "another") for d in error.differences]
+    damaged = [replace(d, found="another") for d in error.differences]
     return TapeIntegrityError(error.member, [*damaged, *found], error.remedy)

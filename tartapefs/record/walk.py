@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tartapefs.archive import ustar
 from tartapefs.archive.member import path_of
-from tartapefs.base.errors import Difference, Problem, SourceUnreadableError, TapeIntegrityError
+from tartapefs.base.errors import Difference, Fact, Problem, SourceUnreadableError, TapeIntegrityError
 from tartapefs.base.tape_files import TAPE_FOLDER
 from tartapefs.base.text import file_type, moment
 from tartapefs.source.exclusion import IsLeftOut
@@ -143,7 +143,7 @@ class Scan:
         mtime_ns = level.folder.stat().st_mtime_ns
         level.folder.close()
         if mtime_ns != level.mtime_ns:
-            raise changed(path_of(level.name), Difference("mtime", moment(level.mtime_ns), moment(mtime_ns)))
+            raise changed(path_of(level.name), Difference(Fact.MTIME, moment(level.mtime_ns), moment(mtime_ns)))
 
     def _look(self, folder: Folder, name: bytes, path: bytes, seen: Seen) -> tuple[Seen, bytes] | None:
         """What it is by a closer look, and the target of a link, else nothing; None if it is to be left out."""
@@ -162,7 +162,7 @@ class Scan:
                 if settled is None:
                     return None
                 if not stat.S_ISREG(settled[0]):
-                    raise changed(path, Difference("type", file_type(kind), file_type(settled[0])))
+                    raise changed(path, Difference(Fact.TYPE, file_type(kind), file_type(settled[0])))
                 return settled, b""
             if kind == stat.S_IFLNK:
                 return seen, folder.readlink(name)
@@ -178,7 +178,7 @@ class Scan:
 
     def _gone_or_unreadable(self, path: bytes, error: OSError) -> None:
         if isinstance(error, FileNotFoundError) or error.errno in (errno.ENOTDIR, errno.ELOOP):
-            raise changed(path, Difference("type", "as listed", "nothing, or another")) from error
+            raise changed(path, Difference(Fact.TYPE, "as listed", "nothing, or another")) from error
         if not self._leaves_out(path, False):
             self.unreadable.append(Problem(os.fsdecode(path), os.strerror(error.errno or 0)))
 

@@ -9,7 +9,7 @@ import os
 import stat
 
 from tartapefs.archive.member import Member
-from tartapefs.base.errors import RECORD_AGAIN, Difference, TapeIntegrityError
+from tartapefs.base.errors import RECORD_AGAIN, Difference, Fact, TapeIntegrityError
 from tartapefs.base.text import file_type, moment, printable
 from tartapefs.source.folder import Source
 
@@ -31,15 +31,15 @@ def differences(member: Member, found: os.stat_result | None, target: bytes, at_
     """
     recorded_type = file_type(member.mode)
     if found is None:
-        return (Difference("type", recorded_type, "nothing"),)
+        return (Difference(Fact.TYPE, recorded_type, "nothing"),)
     if stat.S_IFMT(found.st_mode) != stat.S_IFMT(member.mode):
-        return (Difference("type", recorded_type, file_type(found.st_mode)),)
+        return (Difference(Fact.TYPE, recorded_type, file_type(found.st_mode)),)
     pairs = [
-        ("size", member.size, found.st_size, str) if member.is_file else None,
-        ("target", member.target, target, printable) if member.is_link else None,
-        ("mtime", member.mtime_ns, found.st_mtime_ns, moment),
-        ("mode", member.mode & 0o7777, found.st_mode & 0o7777, "{:04o}".format),
-        ("inode", member.ino, found.st_ino, str) if at_home else None,
+        (Fact.SIZE, member.size, found.st_size, str) if member.is_file else None,
+        (Fact.TARGET, member.target, target, printable) if member.is_link else None,
+        (Fact.MTIME, member.mtime_ns, found.st_mtime_ns, moment),
+        (Fact.MODE, member.mode & 0o7777, found.st_mode & 0o7777, "{:04o}".format),
+        (Fact.INODE, member.ino, found.st_ino, str) if at_home else None,
     ]
     result = tuple(
         Difference(what, show(recorded), show(now))  # type: ignore[operator]
@@ -47,7 +47,7 @@ def differences(member: Member, found: os.stat_result | None, target: bytes, at_
         if recorded != now
     )
     if not result and at_home and member.ctime_ns != found.st_ctime_ns:  # every other change moves ctime too
-        return (Difference("ctime", moment(member.ctime_ns), moment(found.st_ctime_ns)),)
+        return (Difference(Fact.CTIME, moment(member.ctime_ns), moment(found.st_ctime_ns)),)
     return result
 
 
@@ -62,29 +62,33 @@ def inspect(member: Member, source: Source, at_home: bool) -> tuple[Difference, 
     except OSError as error:
         if error.errno != errno.EINVAL:  # readlink: it was a link, and is none any more
             raise
-        return (Difference("type", file_type(member.mode), "another at each look"),)
+        return (Difference(Fact.TYPE, file_type(member.mode), "another at each look"),)
     if agrees(member, found, at_home) and target == member.target:
         return ()
     return differences(member, found, target, at_home)
 
 
+def unreadable(error: OSError) -> Difference:
+    return Difference(Fact.ACCESS, "readable", error.strerror or "an error")
+
+
 def only_stamps(found: tuple[Difference, ...]) -> bool:
     """Whether only mtime, ctime or inode differ. If the contents have digests, these decide then."""
-    return all(difference.what in ("mtime", "ctime", "inode") for difference in found)
+    return all(difference.what in (Fact.MTIME, Fact.CTIME, Fact.INODE) for difference in found)
 
 
 def only_times(found: tuple[Difference, ...]) -> bool:
     """Whether no difference is in more than times: of a folder its names decide then."""
-    return all(difference.what in ("mtime", "ctime") for difference in found)
+    return all(difference.what in (Fact.MTIME, Fact.CTIME) for difference in found)
 
 
 def check_place(source: Source, root_name: str) -> None:
     """Raises TapeIntegrityError if the path of the source folder leads elsewhere by now."""
     if not source.is_in_place():
-        raise TapeIntegrityError(root_name, [Difference("the source folder", source.root, "moved or gone")])
+        raise TapeIntegrityError(root_name, [Difference(Fact.SOURCE, source.root, "moved or gone")])
 
 
 def drift(member: Member, found: tuple[Difference, ...]) -> TapeIntegrityError:
-    if [difference.what for difference in found] == ["ctime"]:  # contents, size and mtime may well be as recorded
+    if [difference.what for difference in found] == [Fact.CTIME]:  # contents, size and mtime may well be as recorded
         return TapeIntegrityError(member.arc_path, found, f'{RECORD_AGAIN}, or read with "--check mtime"')
     return TapeIntegrityError(member.arc_path, found)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tartapefs.api.archive_file import Parts
 from tartapefs.api.tape import Tape
 from tartapefs.base.buffers import aligned
-from tartapefs.base.errors import Difference, TapeError, TapeIntegrityError
+from tartapefs.base.errors import Difference, Fact, TapeError, TapeIntegrityError
 from tartapefs.play.engine import Check, TapePlayer
 from tartapefs.play.playback import CHUNK
 from tartapefs.transfer.range_digests import etag
@@ -126,9 +126,9 @@ class _Job:
         tape = Tape.discover(self.directory, self.index)
         if tape.rows_digest != self.rows_digest:
             with tape:
-                difference = Difference("fingerprint", self.fingerprint, tape.fingerprint)
+                difference = Difference(Fact.FINGERPRINT, self.fingerprint, tape.fingerprint)
                 if tape.fingerprint == self.fingerprint:  # contents may differ: other nanoseconds, inodes
-                    difference = Difference("the recording", self.rows_digest, tape.rows_digest)
+                    difference = Difference(Fact.RECORDING, self.rows_digest, tape.rows_digest)
                 raise TapeIntegrityError(self.directory, [difference], "every host needs the same tape")
         return tape
 

@@ -21,10 +21,10 @@ from tartapefs.archive.layout import BLOCK
 from tartapefs.archive.member import Member
 from tartapefs.base import outputs
 from tartapefs.base.buffers import aligned
-from tartapefs.base.errors import Difference, OutputError, TapeIntegrityError
+from tartapefs.base.errors import Difference, Fact, OutputError, TapeIntegrityError
 from tartapefs.play.assemble import Filler
 from tartapefs.play.verified_blocks import damage, with_differences
-from tartapefs.source.drift import inspect
+from tartapefs.source.drift import inspect, unreadable
 
 _AT_ONCE = 2 << 20  # bytes of a stretch, about
 _MEMBERS_AT_ONCE = 256
@@ -172,7 +172,7 @@ class DeepState:
                 raise OutputError(state.path, "is the state of another tape; remove it to begin anew")
             self.position = saved["position"]
             self.found = [
-                TapeIntegrityError(member, [Difference(*facts) for facts in differences], remedy)
+                TapeIntegrityError(member, [_saved_difference(*facts) for facts in differences], remedy)
                 for member, differences, remedy in saved["found"]
             ]
 
@@ -186,7 +186,7 @@ class DeepState:
         if self._state is None:
             return
         found = [
-            (error.member, [(d.what, d.recorded, d.found) for d in error.differences], error.remedy)
+            (error.member, [(d.subject, d.recorded, d.found) for d in error.differences], error.remedy)
             for error in self.found
         ]
         self._state.replace(json.dumps({"seal": self._seal, "position": self.position, "found": found}).encode())
@@ -266,7 +266,12 @@ class Verifier:
         return found
 
 
+def _saved_difference(subject: str, recorded: str, found: str) -> Difference:
+    what, _, part = subject.partition(" of ")
+    return Difference(Fact(what), recorded, found, part)
+
+
 def _as_difference(member: Member, error: TapeIntegrityError | OSError) -> TapeIntegrityError:
     if isinstance(error, TapeIntegrityError):
         return error
-    return TapeIntegrityError(member.arc_path, [Difference("access", "readable", error.strerror or "an error")])
+    return TapeIntegrityError(member.arc_path, [unreadable(error)])

@@ -12,10 +12,10 @@ from tartapefs.api.tape import Tape
 from tartapefs.archive import hash_tree
 from tartapefs.archive.member import Member
 from tartapefs.base.buffers import aligned
-from tartapefs.base.errors import Difference, TapeIntegrityError
+from tartapefs.base.errors import Difference, Fact, TapeIntegrityError
 from tartapefs.base.text import file_type
 from tartapefs.play.verified_blocks import damage, read_all
-from tartapefs.source.drift import differences
+from tartapefs.source.drift import differences, unreadable
 from tartapefs.source.folder import Source
 from tartapefs.verify.content_scan import Part, Stretch, in_order, stretches
 
@@ -63,8 +63,7 @@ class _Comparison:
                     found += self._contents(part)
             except OSError as error:
                 if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-                    said = error.strerror or "an error"
-                    found.append(TapeIntegrityError(member.arc_path, [Difference("access", "readable", said)]))
+                    found.append(TapeIntegrityError(member.arc_path, [unreadable(error)]))
         return found
 
     def _facts(self, member: Member) -> tuple[Difference, ...]:
@@ -74,13 +73,12 @@ class _Comparison:
         except (FileNotFoundError, NotADirectoryError):
             return differences(member, None, b"", at_home=False)
         same_second = now.st_mtime_ns // _NS == member.mtime_ns // _NS
-        ignored = (*(["mtime"] if same_second or "mtime" in self._ignore else []), *self._if_ignored("mode"))
+        ignored = [fact for fact in (Fact.MTIME, Fact.MODE) if fact in self._ignore]
+        if same_second:
+            ignored.append(Fact.MTIME)
         if stat.S_ISLNK(now.st_mode):
-            ignored = (*ignored, "mode")  # it has none
+            ignored.append(Fact.MODE)  # a link has none
         return tuple(d for d in differences(member, now, target, at_home=False) if d.what not in ignored)
-
-    def _if_ignored(self, what: str) -> list[str]:
-        return [what] if what in self._ignore else []
 
     def _contents(self, part: Part) -> list[TapeIntegrityError]:
         member, block_size = part.member, self._tape.block_size
@@ -135,6 +133,6 @@ class _Names:
                 if name not in names:
                     mode = folder.lstat(name).st_mode
                     where = os.fsdecode(directory.name + name)
-                    yield TapeIntegrityError(where, [Difference("type", "nothing", file_type(mode))], "remove it")
+                    yield TapeIntegrityError(where, [Difference(Fact.TYPE, "nothing", file_type(mode))], "remove it")
         finally:
             folder.close()

@@ -16,7 +16,7 @@ from tartapefs.archive import hash_tree
 from tartapefs.archive.layout import BLOCK
 from tartapefs.archive.member import Member
 from tartapefs.base.buffers import aligned
-from tartapefs.base.errors import Difference, TapeError, TapeIntegrityError
+from tartapefs.base.errors import Difference, Fact, TapeError, TapeIntegrityError
 from tartapefs.base.outputs import Unfinished
 from tartapefs.play.verified_blocks import EndedEarlyError, damage, read_all
 
@@ -126,16 +126,16 @@ class Restorer:
         header = bytearray(BLOCK)
         self._read(memoryview(header), member.start, member)
         if header != member.header():
-            raise TapeIntegrityError(member.arc_path, [Difference("the copy", "its header", "another")], _REMEDY)
+            raise TapeIntegrityError(member.arc_path, [Difference(Fact.COPY, "its header", "another")], _REMEDY)
 
     def _read(self, view: memoryview, position: int, member: Member) -> None:
         if position < self._offset:
-            raise TapeIntegrityError(member.arc_path, [Difference("the copy", "this member", "nothing")], _REMEDY)
+            raise TapeIntegrityError(member.arc_path, [Difference(Fact.COPY, "this member", "nothing")], _REMEDY)
         try:
             read_all(self._copy, view, position - self._offset)
         except EndedEarlyError:
             raise TapeIntegrityError(
-                member.arc_path, [Difference("the copy", "all of this member", "an end")], _REMEDY
+                member.arc_path, [Difference(Fact.COPY, "all of this member", "an end")], _REMEDY
             ) from None
 
     def _folder(self, parts: list[bytes]) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tartapefs.base.errors import Difference, TapeError, TapeFormatError, TapeIntegrityError
+from tartapefs.base.errors import Difference, Fact, TapeError, TapeFormatError, TapeIntegrityError
 from tartapefs.mount import libfuse
 from tartapefs.mount import operations as fs
 from tartapefs.mount import session as binding
@@ -28,7 +28,7 @@ except ImportError as error:
 SIZE = 10_241  # not a multiple of 512, so that rounding shows
 RECORDED = 1_700_000_000_123_456_789
 FINGERPRINT = "0123456789abcdef" * 4
-DRIFT = TapeIntegrityError("data/photos/a.jpg", [Difference("size", "512", "640")])
+DRIFT = TapeIntegrityError("data/photos/a.jpg", [Difference(Fact.SIZE, "512", "640")])
 THREE = [None] if hasattr(fuse, "fuse_config") and fuse.fuse_version_major == 3 else []  # what libfuse 3 adds
 CALLBACKS = dict(field[:2] for field in fuse.fuse_operations._fields_)
 
@@ -471,7 +471,7 @@ def test_names_are_escaped_once_in_the_log(
     adapter: MakeAdapter, caplog: pytest.LogCaptureFixture, member: str, shown: str
 ) -> None:
     """One line, whatever a name holds, and the same spelling as everywhere else."""
-    adapter(FakePlayer(raising(TapeIntegrityError(member, [Difference("size", "1", "2")])))).read()
+    adapter(FakePlayer(raising(TapeIntegrityError(member, [Difference(Fact.SIZE, "1", "2")])))).read()
     (record,) = caplog.records
     assert record.getMessage().startswith(shown)
     assert "\n" not in record.getMessage()

@@ -10,7 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from support.copies import ROOT
 from support.programs import our_mounts, run, wait_until
+from support.reference import Reference, gnu_tar
+
+from tartapefs import TapeRecorder
 
 collect_ignore = ["bench", "long/fuzz_index.py", "long/mutants.py", "long/soak.py"]  # programs, not tests
 # Large, or not to be had beside what the other tests need: `make clients` runs them in an environment of their own.
@@ -131,3 +135,36 @@ def public() -> Iterator[Path]:
         os.chmod(folder, 0o755)
         (Path(folder) / "mnt").mkdir()
         yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recorded folder that no test changes: random bodies, and one that ends in zeros."""
+    root = tmp_path_factory.mktemp("copies") / ROOT
+    (root / "a b").mkdir(parents=True)
+    (root / "a b" / "small \n.bin").write_bytes(os.urandom(700))
+    (root / "large.bin").write_bytes(os.urandom(5_000_003))
+    (root / "link").symlink_to("a b")
+    (root / "middle.bin").write_bytes(os.urandom(1_000_000))
+    (root / "zeros").write_bytes(os.urandom(300_000) + bytes(2_000_000))
+    (root / "zz last").write_bytes(os.urandom(3000))
+    TapeRecorder(root).commit()
+    return root
+
+
+@pytest.fixture(scope="session")
+def archive(recorded: Path) -> bytes:
+    """The archive of `recorded`, as GNU tar makes it."""
+    size = Reference(recorded).size
+    return gnu_tar(recorded)[:size]
+
+
+@pytest.fixture(scope="session")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    """A recorded folder of 72 MB that no test changes, and its archive, as GNU tar makes it."""
+    root = tmp_path_factory.mktemp("larger") / "larger"
+    root.mkdir()
+    for number in range(6):
+        (root / f"{number}").write_bytes(os.urandom(12_000_000))
+    TapeRecorder(root).commit()
+    return root, gnu_tar(root)[: Reference(root).size]

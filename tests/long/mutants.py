@@ -43,8 +43,12 @@ PAGES = "system/test_pages.py"
 CREW = "unit/play/test_read_strategy.py"
 STREAM = "unit/play/test_playback.py"
 SEALS = "unit/verify/test_seal.py"
+VERIFIED_BLOCKS = "unit/play/test_verified_blocks.py"
+SEALED_READER = "unit/index/test_sealed_reader.py"
+HASH_TREE = "unit/archive/test_hash_tree.py"
 SEALED_MOUNT = "system/test_sealed_mount.py"
 EXTRACTED = "unit/verify/test_extracted.py"
+RESTORE = "unit/verify/test_restore.py"
 OUTPUTS = "system/test_outputs.py"
 BEHIND = "unit/source/test_behind.py"
 HOLES = "system/test_holes.py"
@@ -407,106 +411,108 @@ MUTANTS = [
         "play/verified_blocks.py",
         "if self._hash(part) != self._tape.block_digests(member, 0, 1):",
         "if False:",
-        SEALS + " -k every_byte",
+        VERIFIED_BLOCKS + " -k every_byte",
     ),
     Mutant(
         "a whole block has its digest",
         "play/verified_blocks.py",
         "if self._hash(view) != digest:",
         "if False:",
-        SEALS + " -k random_flips",
+        VERIFIED_BLOCKS + " -k random_flips",
     ),
     Mutant(
         "a block that is kept has its digest",
         "play/verified_blocks.py",
         "if hash_(data) != digest:",
         "if False:",
-        SEALS + " -k random_flips",
+        VERIFIED_BLOCKS + " -k random_flips",
     ),
     Mutant(
         "what is kept is of the file as it is",
         "play/verified_blocks.py",
         "block.stamps != stamps:\n                if position",
         "False:\n                if position",
-        SEALS + " -k block_is_kept",
+        VERIFIED_BLOCKS + " -k block_is_kept",
     ),
     Mutant(
         "folders are judged by their times",
         "play/assemble.py",
         " or member.is_directory or",
         " or",
-        SEALS + " -k has_more",
+        VERIFIED_BLOCKS + " -k has_more",
     ),
     Mutant(
         "contents mend nothing but stamps",
         "play/assemble.py",
         " or not only_stamps(found)):",
         "):",
-        SEALS + " -k cannot_mend",
+        VERIFIED_BLOCKS + " -k cannot_mend",
     ),
     Mutant(
         "strict is strict",
         "play/assemble.py",
         "self._stamps_count = strict or",
         "self._stamps_count =",
-        SEALS + " -k touched",
+        VERIFIED_BLOCKS + " -k touched",
     ),
     Mutant(
         "a leaf belongs to the seal",
         "index/reader.py",
         "or not checker.belongs(",
         "or None is (",
-        SEALS + " -k another_digest",
+        SEALED_READER + " -k another_digest",
     ),
-    Mutant("a leaf has no digests too many", "index/reader.py", "or at != len(digests)", "", SEALS + " -k too_many"),
+    Mutant(
+        "a leaf has no digests too many", "index/reader.py", "or at != len(digests)", "", SEALED_READER + " -k too_many"
+    ),
     Mutant(
         "a piece belongs to the seal",
         "index/reader.py",
         "if not self._checker.belongs(",
         "if None is (",
-        SEALS + " -k another_digest",
+        SEALED_READER + " -k another_digest",
     ),
     Mutant(
         "a child is among its parent's",
         "archive/hash_tree.py",
         "if not _is_among(child, children):",
         "if False:",
-        SEALS + " -k another_digest",
+        SEALED_READER + " -k another_digest",
     ),
     Mutant(
         "the way up ends at the seal",
         "archive/hash_tree.py",
         "child) != self._seal:",
         "child) is None:",
-        SEALS + " -k facts_of_a_seal",
+        SEALED_READER + " -k facts_of_a_seal",
     ),
     Mutant(
         "a hash is no part of two others",
         "archive/hash_tree.py",
         "while at % SIZE and at >= 0:",
         "while False:",
-        SEALS + " -k across",
+        HASH_TREE + " -k across",
     ),
     Mutant(
         "verify counts digests",
         "index/reader.py",
         "return counted == [pieces, nodes]",
         "return True",
-        SEALS + " -k no_sense",
+        SEALED_READER + " -k no_sense",
     ),
     Mutant(
         "the seal is the expected one",
         "index/recording.py",
         "if value == self.seal:",
         "if value:",
-        SEALS + " -k forger",
+        SEALED_READER + " -k forger",
     ),
     Mutant(
         "headers have the fingerprint",
         "play/engine.py",
         "                check_headers(self.tape, throttle)\n",
         "",
-        SEALS + " -k first_fingerprint",
+        SEALED_READER + " -k first_fingerprint",
     ),
     Mutant(
         "the helper is held to contents",
@@ -555,17 +561,17 @@ MUTANTS = [
         "verify/restore.py",
         "if self._hash(block) != self",
         "if b'' == self",
-        EXTRACTED,
+        RESTORE,
     ),
-    Mutant("and its header", "verify/restore.py", "if header != member.header():", "if False:", EXTRACTED),
+    Mutant("and its header", "verify/restore.py", "if header != member.header():", "if False:", RESTORE),
     Mutant(
         "its folder is nobody else's meanwhile",
         "verify/restore.py",
         "os.mkdir(part, stat.S_IRWXU,",
         "os.mkdir(part, 0o755,",
-        EXTRACTED,
+        RESTORE,
     ),
-    Mutant("and so is the file", "verify/restore.py", "mode=stat.S_IRUSR | stat.S_IWUSR", "mode=0o644", EXTRACTED),
+    Mutant("and so is the file", "verify/restore.py", "mode=stat.S_IRUSR | stat.S_IWUSR", "mode=0o644", RESTORE),
     Mutant(
         "extracted contents are compared",
         "verify/extracted.py",

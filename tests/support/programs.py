@@ -52,3 +52,12 @@ def umount(place: str | Path) -> None:
     tests that run at the same time make such namespaces.
     """
     wait_until(lambda: subprocess.run(["umount", place], capture_output=True).returncode == 0, 60)
+
+
+def with_programs(tmp_path: Path) -> dict[str, str]:
+    """An environment in which a shell finds `tartapefs`, and `aws` as its package installs it."""
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "tartapefs"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m tartapefs "$@"\n')
+    program.chmod(0o755)
+    return os.environ | {"PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"}

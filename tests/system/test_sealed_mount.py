@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support.daemon import daemon_of, helper_of
 from support.programs import run, wait_until
-from unit.verify.test_seal import BLOCK, flip, index_of, make, sealed, whole
+from support.seals import BLOCK, flip, index_of, make, sealed, whole
 
 Mount = Callable[..., Path]
 pytestmark = pytest.mark.fuse

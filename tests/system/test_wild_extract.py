@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.filesystems import mounted
 from support.programs import run, wait_until
-from unit.verify.test_seal import MIXED, flip, index_of, make, sealed, whole
+from support.seals import MIXED, flip, index_of, make, sealed, whole
 
 pytestmark = [pytest.mark.wild, pytest.mark.fuse, pytest.mark.root, pytest.mark.needs("mkfs.exfat", "mount.exfat-fuse")]
 

@@ -12,13 +12,13 @@ import pytest
 from support.behind import bound, shown, warm
 from support.programs import run
 from support.reference import Reference
+from support.seals import flip
 
 from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder
 from tartapefs.play import inspection
 from tartapefs.play.audit import verify
 from tartapefs.source.folder import Folder, Source
 from tartapefs.verify.seal import seal
-from unit.verify.test_seal import flip
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root, pytest.mark.needs("bindfs")]
 SIZE = 300_000

@@ -1,63 +1,27 @@
 """Runs a function in a forked process, to use a second core in spite of the GIL.
 
-Rule: it is forked only where nothing can go wrong by that: from a process of a single thread, so that no lock is held
-by one that the copy does not have. It ends before the call returns, whatever happens, and with its parent at the
-latest: it then finds no more items, and no end of them either.
+Rule: only a process with a single thread is forked; else another thread, which the child lacks, could hold a lock. The
+child ends before the call returns, whatever happens. If its parent dies, the child ends, too: its items stop without
+the message that ends them.
 """
 
 import errno
 import os
 import pickle
-import select
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
 from typing import Any, NoReturn, TypeVar
 
-from tartapefs.base import signals
+from tartapefs.base import processes, signals
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-MANY = 2048  # members, from which on a second process is worth the fork
+MIN_ITEMS = 2048  # from which on a second process is worth the fork
 _BATCH = 256  # items in a message
-_MOST = 1 << 18  # bytes of a message; the kernel takes 208 KiB
-
-
-def fork() -> int:
-    """`os.fork`, undisturbed: what a handler raises within Python's own hooks at a fork would be lost."""
-    with signals.undisturbed():
-        return os.fork()
-
-
-def thread(target: Callable[..., object], *arguments: object, name: str | None = None) -> threading.Thread:
-    """A thread that has begun, and ends with the process at the latest.
-
-    Raises OSError where there may be no more: a limit on processes counts threads, one on memory their stacks.
-    """
-    begun = threading.Thread(target=target, args=arguments, name=name, daemon=True)
-    try:
-        begun.start()
-    except RuntimeError:
-        raise OSError(errno.EAGAIN, "no thread can be started, for a limit on processes or memory") from None
-    return begun
-
-
-def close_all_but(*kept: int) -> None:
-    """Closes every descriptor of this process but these."""
-    for name in os.listdir("/proc/self/fd"):  # not by the limit, which may be a billion or none
-        if int(name) not in kept:
-            with suppress(OSError):  # the one that this list was read from
-                os.close(int(name))
-
-
-def await_end(process: int, seconds: float) -> bool:
-    """Until the process of this descriptor, of `os.pidfd_open`, has ended, or for so long; whether it has."""
-    ended = select.poll()  # `select.select` takes no descriptor above 1023
-    ended.register(process, select.POLLIN)
-    return bool(ended.poll(1000 * seconds))
+_MAX_MESSAGE = 1 << 18  # bytes; the kernel takes 208 KiB
 
 
 def is_possible() -> bool:
@@ -68,17 +32,17 @@ def is_possible() -> bool:
         return False
 
 
-def apart(work: Callable[[Iterator[_Item]], _Result], items: Iterator[_Item]) -> _Result:
-    """What `work(items)` returns or raises, done by another process. 256 items are to be at most 200 KiB, pickled.
+def run(work: Callable[[Iterator[_Item]], _Result], items: Iterator[_Item]) -> _Result:
+    """Calls `work(items)` in a forked process; returns or raises what that does.
 
-    Where there may be no other process, this one does it. Raises what `items` raises, and OSError if the other process
-    was killed.
+    256 items must be at most 200 KiB when pickled. If no process can be forked, this one calls `work`. Raises what
+    `items` raises, and OSError if the child was killed.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
         with theirs:
             try:
-                pid = fork()
+                pid = processes.fork()
             except OSError:
                 return work(items)
             if pid == 0:
@@ -86,11 +50,11 @@ def apart(work: Callable[[Iterator[_Item]], _Result], items: Iterator[_Item]) ->
                 _serve(work, theirs)
         try:
             while batch := list(islice(items, _BATCH)):
-                if not _send(ours, batch):  # it has failed, and says why
+                if not _send(ours, batch):  # the child failed; its answer says why
                     break
             else:
                 _send(ours, [])
-            answer = ours.recv(_MOST)
+            answer = ours.recv(_MAX_MESSAGE)
         finally:
             ours.close()
             with suppress(ChildProcessError):
@@ -104,7 +68,7 @@ def apart(work: Callable[[Iterator[_Item]], _Result], items: Iterator[_Item]) ->
 
 
 def _send(channel: socket.socket, message: Any) -> bool:
-    """Returns whether anybody is there to get it."""
+    """Returns whether the other end is still open."""
     try:
         channel.send(pickle.dumps(message, 5), socket.MSG_NOSIGNAL)
     except (BrokenPipeError, ConnectionResetError):
@@ -113,7 +77,7 @@ def _send(channel: socket.socket, message: Any) -> bool:
 
 
 def _received(channel: socket.socket) -> Iterator[Any]:
-    while message := channel.recv(_MOST):
+    while message := channel.recv(_MAX_MESSAGE):
         batch = pickle.loads(message)
         if not batch:
             return

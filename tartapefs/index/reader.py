@@ -207,10 +207,10 @@ class IndexWriter:
         there are many, and that is possible, a second process writes what this one takes from `members`.
         """
         members = iter(members)
-        some = list(islice(members, forked_work.MANY))
-        is_apart = len(some) == forked_work.MANY and forked_work.is_possible()
+        some = list(islice(members, forked_work.MIN_ITEMS))
+        is_forked = len(some) == forked_work.MIN_ITEMS and forked_work.is_possible()
         members = chain(some, members)
-        self._rows_digest, fingerprint = forked_work.apart(self._add, members) if is_apart else self._add(members)
+        self._rows_digest, fingerprint = forked_work.run(self._add, members) if is_forked else self._add(members)
         return fingerprint
 
     def _add(self, members: Iterator[ustar.Facts]) -> tuple[str, str]:

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from tartapefs.base import forked_work, outputs, signals
+from tartapefs.base import outputs, processes, signals
 from tartapefs.base.errors import MountError
 from tartapefs.base.tape_files import refuse_part
 from tartapefs.base.text import printable
@@ -44,7 +44,7 @@ def close_inherited() -> None:
 
     Call it before anything else is opened.
     """
-    forked_work.close_all_but(0, 1, 2)
+    processes.close_all_but(0, 1, 2)
 
 
 def mount(player: TapePlayer, mountpoint: str, options: MountOptions, foreground: bool, log_file: str | None) -> int:
@@ -75,7 +75,7 @@ def _mount(player: TapePlayer, mountpoint: str, options: MountOptions, foregroun
     if foreground:
         return _serve(player, where, options, lambda: sd_notify.send("READY=1"))
     result_in, result_out = os.pipe()
-    child = forked_work.fork()
+    child = processes.fork()
     if child == 0:
         os.close(result_in)
         _run_daemon(player, where, options, result_out)
@@ -189,23 +189,23 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
                 hook = Hook(options.on_drift_run, player, where, archive.reading_processes)
             for at in range(0, len(memory), MEMORY):
                 part = memoryview(memory)[at : at + MEMORY]
-                threads.append(forked_work.thread(_loop, session, part, wakeup_out, failures))
+                threads.append(processes.start_thread(_loop, session, part, wakeup_out, failures))
             _check_readable(os.path.join(where, options.name))
             server = _status_server(
                 entries, lambda: reports.document(player, options.name, archive.statistics, archive.hold)
             )
-            forked_work.thread(background.audit, player, archive, options, ended, audited)
-            forked_work.thread(background.drop_pages, player, session, ended)
+            processes.start_thread(background.audit, player, archive, options, ended, audited)
+            processes.start_thread(background.drop_pages, player, session, ended)
             if archive.hold is not None:
                 devices = {entry.device for entry in entries}
-                forked_work.thread(
+                processes.start_thread(
                     archive.hold.watch, lambda: any(entry.device in devices for entry in mounts()), ended
                 )
             if options.scrub_share:
-                forked_work.thread(background.scrub, player, archive, options.scrub_share, ended)
+                processes.start_thread(background.scrub, player, archive, options.scrub_share, ended)
             if sd_notify.is_enabled():
-                forked_work.thread(background.report_state, player, archive, ended)
-                forked_work.thread(background.feed_watchdog, where, ended)
+                processes.start_thread(background.report_state, player, archive, ended)
+                processes.start_thread(background.feed_watchdog, where, ended)
             audited.wait(_FIRST_AUDIT)
             audited.set()
             if player.drift is not None:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import BinaryIO
 
-from tartapefs.base import forked_work
+from tartapefs.base import processes
 from tartapefs.base.text import printable
 from tartapefs.mount import sd_notify
 from tartapefs.play.engine import TapePlayer
@@ -31,7 +31,7 @@ class Hook:
         self._mountpoint = mountpoint
         self._readers = readers
         self._has_begun = threading.Event()
-        forked_work.thread(self._run, name="hook")
+        processes.start_thread(self._run, name="hook")
 
     def await_begin(self, seconds: float) -> None:
         """If there was drift, waits until the program runs, at most `seconds`: for a process that is about to end."""

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 from typing import Any, NamedTuple
 
-from tartapefs.base import forked_work, processes
+from tartapefs.base import processes
 from tartapefs.base.errors import MountError
 from tartapefs.base.text import printable
 from tartapefs.mount import status as reports
@@ -108,10 +108,10 @@ def unmount(mountpoint: str, lazy: bool = False) -> None:
                 daemon = os.pidfd_open(pid)
                 stack.callback(os.close, daemon)
         _unmount(entry, lazy)
-        if daemon is None or forked_work.await_end(daemon, _ENDS_SOON):
+        if daemon is None or processes.await_end(daemon, _ENDS_SOON):
             return
         elsewhere = _mounted_elsewhere(entry.device)
-        if elsewhere is None and forked_work.await_end(daemon, _ENDS_WITHIN - _ENDS_SOON):
+        if elsewhere is None and processes.await_end(daemon, _ENDS_WITHIN - _ENDS_SOON):
             return
     why = f"it is still mounted {elsewhere}" if elsewhere else "it takes longer than usual"
     log.warning(

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tartapefs.base import forked_work
+from tartapefs.base import processes
 from tartapefs.base.errors import TapeError
 from tartapefs.base.processes import command_of
 from tartapefs.base.text import moment, printable
@@ -207,7 +207,7 @@ class Server:
             self._listening.close()
             raise
         try:
-            self._thread = forked_work.thread(self._serve, name="status")
+            self._thread = processes.start_thread(self._serve, name="status")
         except BaseException:
             self._remove()
             raise

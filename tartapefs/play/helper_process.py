@@ -24,7 +24,7 @@ from typing import NoReturn, TypeVar
 
 from tartapefs.archive.layout import BLOCK, MAX_OFFSET
 from tartapefs.archive.member import Headed, Member
-from tartapefs.base import forked_work, signals
+from tartapefs.base import processes, signals
 from tartapefs.base.errors import TapeError
 from tartapefs.index.recording import Recording
 from tartapefs.play.assemble import Filler
@@ -63,7 +63,7 @@ class HelperProcess:
         self._ours, theirs = socket.socketpair()
         with theirs:
             try:
-                self._pid = forked_work.fork()
+                self._pid = processes.fork()
             except OSError:
                 self._ours.close()
                 raise
@@ -115,7 +115,7 @@ class HelperProcess:
         with contextlib.suppress(OSError):  # it has ended
             process = os.pidfd_open(self._pid)
             try:
-                forked_work.await_end(process, _CLOSE_TIMEOUT)
+                processes.await_end(process, _CLOSE_TIMEOUT)
             finally:
                 os.close(process)
         self._ours.close()
@@ -180,7 +180,7 @@ def _serve(filler: Filler, channel: int, memory: memoryview, claims: _Claims) ->
     try:
         signals.ignore()
         os.chdir("/")
-        forked_work.close_all_but(channel, filler.source.descriptor)
+        processes.close_all_but(channel, filler.source.descriptor)
         tape = Recording.from_index(filler.tape.index_path)
         if tape.is_same(filler.tape):
             own = Filler(tape, filler.source, filler.at_home, strict=filler.strict)

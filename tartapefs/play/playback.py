@@ -17,7 +17,7 @@ from stat import S_ISREG
 
 from tartapefs.archive.layout import BLOCK, span
 from tartapefs.archive.member import Member
-from tartapefs.base import forked_work
+from tartapefs.base import forked_work, processes
 from tartapefs.base.buffers import aligned
 from tartapefs.index.recording import Recording
 from tartapefs.play import events
@@ -39,7 +39,9 @@ def play(
     `readinto` must fill buffers by `strategy`.
     """
     capacity = min(chunk_size, CHUNK)
-    has_own_helper = tape.member_count >= forked_work.MANY and not strategy.has_helper and forked_work.is_possible()
+    has_own_helper = (
+        tape.member_count >= forked_work.MIN_ITEMS and not strategy.has_helper and forked_work.is_possible()
+    )
     if has_own_helper:
         memory = mmap.mmap(-1, 2 * (CHUNK + _SUMS))
         strategy.fork_helper(memory)
@@ -142,7 +144,7 @@ class _ThreadedMD5:
     def __init__(self) -> None:
         self._md5 = hashlib.md5(usedforsecurity=False)
         self._pieces: queue.Queue[memoryview] = queue.Queue(1)
-        self._thread = forked_work.thread(self._hash)
+        self._thread = processes.start_thread(self._hash)
 
     def _hash(self) -> None:
         while piece := self._pieces.get():

@@ -25,7 +25,7 @@ from queue import SimpleQueue
 
 from tartapefs.archive.layout import BLOCK, MAX_OFFSET
 from tartapefs.archive.member import Headed, Member
-from tartapefs.base import forked_work
+from tartapefs.base import processes
 from tartapefs.base.errors import TapeError
 from tartapefs.play.assemble import Filler
 from tartapefs.play.helper_process import HelperProcess
@@ -289,7 +289,7 @@ class _Threads:
         """Has a thread call `function`, which must raise nothing, in its turn."""
         with contextlib.suppress(OSError):
             while self._started < self._count:
-                forked_work.thread(self._serve)
+                processes.start_thread(self._serve)
                 self._started += 1
         if self._started:
             self._work.put(function)

@@ -16,7 +16,6 @@ from support.daemon import daemon_of, descriptors, foreground, is_gone
 from support.programs import run, wait_until
 from support.reference import Reference
 
-from tartapefs.base import processes
 from tartapefs.base.errors import MountError
 from tartapefs.mount import mount_table as mounting
 from tartapefs.mount.hold import Hold
@@ -278,17 +277,6 @@ def test_an_interrupt_that_comes_before_the_read_is_held() -> None:
     hold.add(12, 0, 0, 1)
     assert answers[2:] == [(10, errno.EIO), (12, errno.EIO)]
     assert hold.reads() == []
-
-
-def test_a_process_that_ends() -> None:
-    assert not processes.is_ending(0)
-    assert not processes.is_ending(os.getpid())
-    with subprocess.Popen(["sleep", "60"]) as process:
-        assert not processes.is_ending(process.pid)
-        process.kill()
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert processes.is_ending(process.pid)  # not waited for yet
-    assert processes.is_ending(process.pid)
 
 
 def test_readers_of_which_nothing_is_known_are_held_until_the_end() -> None:

@@ -16,7 +16,7 @@ import pytest
 from support.reference import Reference
 
 from tartapefs import Tape, TapeRecorder
-from tartapefs.base import forked_work as apart
+from tartapefs.base import forked_work
 
 FILES = 6000
 
@@ -40,13 +40,13 @@ def program(text: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     start = """
         import os, sys
         from tartapefs import TapeRecorder
-        from tartapefs.base import forked_work as apart
+        from tartapefs.base import forked_work
         from tartapefs.index import reader as index
-        parts, forked = [], apart.apart
+        parts, run = [], forked_work.run
         def counted(work, items):
             parts.append(1)
-            return forked(work, items)
-        apart.apart = counted
+            return run(work, items)
+        forked_work.run = counted
         def children():
             with open(f"/proc/self/task/{os.getpid()}/children") as file:
                 return file.read().split()
@@ -69,11 +69,11 @@ def test_the_same_index_as_of_one_process(
     text = f"""
         print(TapeRecorder(root, to, anonymize={owners}).commit(), len(parts), children())
     """
-    result = program(text, many, tmp_path / "apart.db")
-    monkeypatch.setattr(apart, "is_possible", lambda: False)
+    result = program(text, many, tmp_path / "forked.db")
+    monkeypatch.setattr(forked_work, "is_possible", lambda: False)
     fingerprint = TapeRecorder(many, tmp_path / "alone.db", anonymize=owners).commit()
     assert (result.returncode, result.stdout, result.stderr) == (0, f"{fingerprint} 1 []\n", "")
-    with Tape.from_index(tmp_path / "apart.db") as tape, Tape.from_index(tmp_path / "alone.db") as alone:
+    with Tape.from_index(tmp_path / "forked.db") as tape, Tape.from_index(tmp_path / "alone.db") as alone:
         assert tape.rows_are_sound()
         assert tape.rows_digest == alone.rows_digest
         assert list(tape.members()) == list(alone.members())
@@ -185,21 +185,3 @@ def test_a_first_process_that_is_killed(many: Path, tmp_path: Path) -> None:
     TapeRecorder(many, index).commit()
     with Tape.from_index(index) as tape:
         assert tape.rows_are_sound()
-
-
-@pytest.mark.parametrize("hook", ["before", "after_in_parent"])
-def test_a_signal_during_a_fork_is_not_lost(hook: str) -> None:
-    """Python ignores what is raised in its hooks at a fork, the exception that a signal's handler raises included."""
-    text = f"""
-        import os, signal, sys
-        from tartapefs.base import forked_work as apart
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
-        os.register_at_fork({hook}=lambda: os.kill(os.getpid(), signal.SIGTERM))
-        try:
-            if apart.fork() == 0:
-                os._exit(0)
-        finally:
-            assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    """
-    result = subprocess.run([sys.executable, "-c", textwrap.dedent(text)], capture_output=True, text=True, timeout=60)
-    assert (result.returncode, result.stderr) == (7, "")

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, overload
 
 from tartapefs.base.buffers import aligned
+from tartapefs.base.naming import ARCHIVE_NAME
 from tartapefs.play.engine import TapePlayer
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
-
-ARCHIVE = "archive.tar"
 
 
 class Window(io.RawIOBase):
@@ -120,9 +119,9 @@ class Parts(Sequence[Window]):
         start, count = at * self._size, len(self)
         stop = min(start + self._size, self._player.tape.total_size)
         digits = max(5, len(str(count)))
-        return Window(self._player, start, stop, f"{ARCHIVE}.part-{at + 1:0{digits}}-of-{count:0{digits}}")
+        return Window(self._player, start, stop, f"{ARCHIVE_NAME}.part-{at + 1:0{digits}}-of-{count:0{digits}}")
 
 
 def archive(player: TapePlayer) -> Window:
     """The whole archive, as one window."""
-    return Window(player, 0, player.tape.total_size, ARCHIVE)
+    return Window(player, 0, player.tape.total_size, ARCHIVE_NAME)

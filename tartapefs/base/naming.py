@@ -1,10 +1,11 @@
-"""File names that hold what is known of a recording, so that each recording gets one of its own."""
+"""Names of the archive: the usual one, and names that contain facts of a recording, so that each has its own."""
 
 import os
 import re
 
 from tartapefs.base.text import printable
 
+ARCHIVE_NAME = "archive.tar"  # unless the user names another
 _LONGEST = 255  # bytes
 
 

@@ -23,10 +23,9 @@ from tartapefs.mount import sd_notify
 from tartapefs.play.audit import files_of
 from tartapefs.play.engine import TapePlayer
 from tartapefs.source.folder import Source
+from tartapefs.transfer.s3_limits import MOST_PARTS
 
 DRIFT, USAGE, NO_TAPE, REFUSED, NO_MOUNT, INTERRUPTED = 1, 2, 3, 4, 5, 130
-
-MOST_PARTS = 10_000  # of an S3 multipart upload
 
 _UNITS = {unit: 1 << 10 * power for power, unit in enumerate(("", "K", "M", "G", "T", "P"))}
 

@@ -11,6 +11,7 @@ import click
 
 from tartapefs.api.tape import Tape
 from tartapefs.base import outputs
+from tartapefs.base.naming import ARCHIVE_NAME
 from tartapefs.base.text import printable
 from tartapefs.cli.common import (
     byte_count,
@@ -56,7 +57,7 @@ from tartapefs.transfer.range_digests import ALGORITHMS, Algorithm
 @click.option("--force", is_flag=True, help="Replace an existing FILE of --sums, once the new one is complete.")
 @click.option(
     "--name",
-    default="archive.tar",
+    default=ARCHIVE_NAME,
     show_default=True,
     help="The name to print with each digest; it may have the placeholders of mount --name.",
 )

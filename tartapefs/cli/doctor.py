@@ -26,6 +26,7 @@ import click
 
 from tartapefs.api.tape import Tape
 from tartapefs.base.errors import TapeError
+from tartapefs.base.naming import ARCHIVE_NAME
 from tartapefs.base.text import printable
 from tartapefs.cli.common import DRIFT, json_option, path, print_json, progress
 from tartapefs.mount import libfuse
@@ -257,7 +258,7 @@ def _self_test(directory: str) -> Iterator[Finding]:
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="tartapefs-doctor-"))
         index, mountpoint = os.path.join(scratch, "index.db"), os.path.join(scratch, "mnt")
-        archive = os.path.join(mountpoint, "archive.tar")
+        archive = os.path.join(mountpoint, ARCHIVE_NAME)
         os.mkdir(mountpoint)
 
         def record() -> str:

@@ -12,6 +12,7 @@ import click
 
 from tartapefs.api.tape import Tape
 from tartapefs.base.errors import MountError, TapeNotFoundError
+from tartapefs.base.naming import ARCHIVE_NAME
 from tartapefs.cli.common import (
     Number,
     check_expected,
@@ -60,7 +61,7 @@ def _id_of(find: Callable[[str], int]) -> Callable[[str], int]:
     "--name",
     type=name_template,
     metavar="NAME",
-    default="archive.tar",
+    default=ARCHIVE_NAME,
     show_default=True,
     help="Name of the archive file; {fingerprint}, {seal} and {root} stand for those of the recording.",
 )

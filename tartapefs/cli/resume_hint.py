@@ -7,8 +7,8 @@ import click
 
 from tartapefs.api.tape import Tape
 from tartapefs.base.errors import OffsetError
+from tartapefs.base.naming import ARCHIVE_NAME
 from tartapefs.cli.common import (
-    MOST_PARTS,
     byte_count,
     expand_name,
     folder_argument,
@@ -19,8 +19,7 @@ from tartapefs.cli.common import (
     say,
     say_if_too_many_parts,
 )
-
-_SMALLEST_PART = 64 << 20
+from tartapefs.transfer.s3_limits import part_size_for
 
 
 @click.command("resume-hint")
@@ -30,7 +29,7 @@ _SMALLEST_PART = 64 << 20
 )
 @click.option(
     "--archive",
-    default="/mnt/tape/archive.tar",
+    default=f"/mnt/tape/{ARCHIVE_NAME}",
     show_default=True,
     type=path,
     help="Path of the mounted archive; its name may have the placeholders of mount --name.",
@@ -73,7 +72,7 @@ def resume_hint(
         raise OffsetError(have, total)
     if part_size == 0:
         raise click.BadParameter("a part has at least one byte", param_hint="--part-size")
-    size = part_size or max(_SMALLEST_PART, -(-total // MOST_PARTS >> 20) << 20)
+    size = part_size or part_size_for(total)
     first, last = have // size + 1, -(-total // size)
     source, target = shlex.quote(_not_an_option(os.path.abspath(archive))), shlex.quote(_not_an_option(copy))
     address = shlex.quote(url or "file://" + _url_path(os.path.abspath(archive)))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from tartapefs.archive import layout
 from tartapefs.base.errors import TapeError
+from tartapefs.base.naming import ARCHIVE_NAME
 from tartapefs.base.processes import process_of
 from tartapefs.base.text import printable
 from tartapefs.mount.hold import Hold
@@ -36,7 +37,7 @@ XATTRS = "user.tartape."
 class MountOptions:
     """How the archive is shown. `name`: the file's name. `mode`: its permission bits, of which only r counts."""
 
-    name: str = "archive.tar"
+    name: str = ARCHIVE_NAME
     mode: int = 0o400
     cached: bool = False  # the kernel's page cache and read-ahead, for programs that need mmap
     allow_other: bool = False

@@ -1,13 +1,13 @@
 """Copies of an archive: how far one agrees with the tape, and completing it.
 
-Rule: a copy is good up to its first wrong byte, and that is where a transfer goes on. `compare` reads every byte of the
-copy and of the tape. `sample` looks at places: every header, which follows from the index alone; in bodies a block
-at each stride; holes of the file; and the whole end. Where one is wrong it halves its way back to the last place that
-agrees, which finds the first wrong byte if everything behind that is wrong, as after a transfer that broke off. It
-misses a wrong stretch that lies between the places.
+Rule: a copy is good up to its first wrong byte, and a transfer continues from there. `compare` reads every byte of the
+copy and of the tape. `sample` compares samples: every header, which follows from the index alone; a block at each
+stride of a body; the holes of the file; and the whole end. At the first sample that differs it searches, by halves,
+from the last one that agrees. That finds the first wrong byte if everything behind it is wrong, as after a transfer
+that broke off. Damage that lies between two samples is missed.
 
-The end that is compared as a whole is as long as what `extend` may lose when the power fails: it has everything written
-to the disk each time that it has added as much.
+The end that is compared as a whole is as long as what `extend` may lose in a power failure: it syncs each time it has
+added as much.
 """
 
 import errno
@@ -31,24 +31,30 @@ from tartapefs.transfer.index_diff import first_difference
 
 Progress = Callable[[int, int], None]  # (position in the archive, bytes of it passed so far)
 
-STRIDE = 64 << 20  # bytes between two places that are looked at in one body
-TAIL = 64 << 20  # bytes at a copy's end that are compared as a whole, and the most that `extend` leaves unwritten
-_PLACE = 4096  # bytes that are looked at in one place
-_STRETCHES = 1000  # of zeros, at most, that are told
-_SHORTEST = BLOCK  # a run of zeros that is worth telling
+STRIDE = 64 << 20  # bytes between two samples of one body
+TAIL = 64 << 20  # bytes at a copy's end that are compared as a whole, and the most that `extend` leaves unsynced
+_SAMPLE = 4096  # bytes
+_MOST_RUNS = 1000  # of zeros, in a report
+_SHORTEST_RUN = BLOCK  # bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far a copy agrees with the tape; all in bytes."""
+    """How far a copy agrees with the tape.
 
-    size: int  # of the copy
-    total_size: int  # of the archive
-    good: int  # the copy's longest prefix that agrees: the number to go on from
-    wrong: int | None  # the first wrong byte that was seen; at or after `good`
-    zeros: tuple[tuple[int, int], ...]  # stretches `[start, stop)` of zeros where the tape has something else
-    exact: bool  # every byte was compared, at least up to the first wrong one
-    compared: int  # the bytes that were
+    Attributes, in bytes: `size` of the copy; `total_size` of the archive; `good`, the length of the longest prefix that
+    agrees, to continue from; `wrong`, the offset of the first wrong byte that was seen, at or after `good`, or None;
+    `zeros`, runs `[start, stop)` of zeros where the tape has something else, which `compare` alone looks for; `exact`:
+    every byte was compared, at least up to the first wrong one; `compared`, how many bytes were.
+    """
+
+    size: int
+    total_size: int
+    good: int
+    wrong: int | None
+    zeros: tuple[tuple[int, int], ...]
+    exact: bool
+    compared: int
 
     @property
     def is_complete(self) -> bool:
@@ -56,20 +62,22 @@ class Agreement:
 
     @property
     def is_copy(self) -> bool:
-        """Whether it begins with the name that this archive begins with: what does not is some other file."""
+        """Whether it begins with the name that this archive begins with. If not, it is some other file."""
         return self.good >= min(self.size, ustar.LONGEST_UNSPLIT)
 
     @property
     def beyond(self) -> int:
-        """The bytes of the copy beyond the archive's end."""
+        """How many bytes the copy has beyond the archive's end."""
         return max(0, self.size - self.total_size)
 
 
 class Copy:
-    """The copy at `path`, or on the descriptor `path`. What cannot be sought in is read once, in order.
+    """The copy at `path`, or on the descriptor `path`. A stream is read once, in order.
 
-    `writable`: it must be a regular file, and is locked; OutputBusyError if another holds that lock. `create`: it is
-    made if it is not there. Raises OSError as the system does.
+    `writable`: requires a regular file, and locks it; raises OutputBusyError if another program holds the lock.
+    `create`: creates it if it does not exist. Raises OSError as the system does.
+
+    Attributes: `is_stream`, whether it has no offsets.
     """
 
     def __init__(self, path: str | int, writable: bool = False, create: bool = False) -> None:
@@ -102,12 +110,12 @@ class Copy:
 
     @property
     def size(self) -> int:
-        """The size now, in bytes; of a stream nobody knows it."""
+        """The size now, in bytes. A stream has none."""
         return os.lseek(self._fd, 0, os.SEEK_END)
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Names the copy in the errors of the system calls in the block, which know its descriptor alone."""
+        """Puts the copy's name into errors of the system calls in the block, which have only its descriptor."""
         try:
             yield
         except OSError as error:
@@ -115,7 +123,7 @@ class Copy:
             raise
 
     def read(self, offset: int, size: int) -> bytes:
-        """The bytes `[offset, offset + size)`, fewer only at the end; of a stream the next ones, wherever they lie."""
+        """Reads the bytes `[offset, offset + size)`, fewer only at the end; of a stream, the next ones."""
         parts, missing = [], size
         with self._named():
             while missing:
@@ -127,7 +135,7 @@ class Copy:
         return b"".join(parts)
 
     def holes(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """The holes of the file in `[start, stop)`: never written, or given back. None where that cannot be told."""
+        """Yields the file's holes in `[start, stop)`; none if the file system does not report them."""
         while start < stop:
             try:
                 hole = os.lseek(self._fd, start, os.SEEK_HOLE)
@@ -142,16 +150,16 @@ class Copy:
             yield hole, min(start, stop)
 
     def truncate(self, size: int) -> None:
-        """Cuts it to `size` bytes, on the disk."""
+        """Cuts it to `size` bytes, and syncs."""
         with self._named():
             os.ftruncate(self._fd, size)
             os.fsync(self._fd)
 
     def extend(self, player: TapePlayer, on_progress: Progress) -> None:
-        """Appends what is missing, and has it written to the disk.
+        """Appends what is missing, and syncs.
 
-        May be interrupted at any moment, by a power failure too: what is there then is good but for at most the last
-        `TAIL` bytes. Raises what `TapePlayer.readinto` raises, and OSError (ENOSPC and the like).
+        After an interruption, also by a power failure, all but the last `TAIL` bytes of the copy are good. Raises what
+        `TapePlayer.readinto` raises, and OSError (ENOSPC and the like).
         """
         buffer = aligned(CHUNK)
         begun = position = self.size
@@ -175,17 +183,14 @@ def _nothing(position: int, done: int) -> None:
     pass
 
 
-def compare(
-    player: TapePlayer, copy: Copy, start: int = 0, to_the_end: bool = True, on_progress: Progress = _nothing
-) -> Agreement:
-    """Compares every byte of `copy` from `start` on. `to_the_end`: goes on after a wrong one, to find all zeros.
+def compare(player: TapePlayer, copy: Copy, start: int = 0, on_progress: Progress = _nothing) -> Agreement:
+    """Compares every byte of `copy` from `start` on, and finds all runs of zeros.
 
-    Of a stream, no more than `TAIL` bytes beyond the archive's end are read, and counted.
-    Raises what `TapePlayer.read` raises.
+    Of a stream, reads and counts at most `TAIL` bytes beyond the archive's end. Raises what `TapePlayer.read` raises.
     """
     total, position, wrong = player.tape.total_size, start, None
-    zeros = _Zeros()
-    while position < total and (wrong is None or to_the_end):
+    zeros = _ZeroRuns()
+    while position < total:
         found = copy.read(position, min(CHUNK, total - position))
         if not found:
             break
@@ -193,7 +198,7 @@ def compare(
         if found != wanted:
             if wrong is None:
                 wrong = position + first_difference(found, wanted)
-            zeros.look(position, found, wanted)
+            zeros.find(position, found, wanted)
         position += len(found)
         on_progress(position, position - start)
     size = position
@@ -203,48 +208,47 @@ def compare(
         while size < total + TAIL and (more := copy.read(size, CHUNK)):  # it may have no end
             size += len(more)
     good = position if wrong is None else wrong
-    return Agreement(size, total, good, wrong, zeros.stretches(), True, position - start)
+    return Agreement(size, total, good, wrong, zeros.runs(), True, position - start)
 
 
-class _Zeros:
+class _ZeroRuns:
     """Collects runs of zeros in a copy where the tape has something else."""
 
     def __init__(self) -> None:
         self._runs: list[tuple[int, int]] = []
 
-    def look(self, offset: int, found: bytes, wanted: bytes) -> None:
+    def find(self, offset: int, found: bytes, wanted: bytes) -> None:
         # Runs at an edge may be a part of a longer one.
-        for match in re.finditer(rb"\A\0+|\0{%d,}|\0+\Z" % _SHORTEST, found):
+        for match in re.finditer(rb"\A\0+|\0{%d,}|\0+\Z" % _SHORTEST_RUN, found):
             low, high = match.span()
             if wanted.count(0, low, high) < high - low:
-                self.add(offset + low, offset + high)
+                self._add(offset + low, offset + high)
 
-    def add(self, start: int, stop: int) -> None:
+    def _add(self, start: int, stop: int) -> None:
         if self._runs and self._runs[-1][1] >= start:
             self._runs[-1] = self._runs[-1][0], stop
-        elif len(self._runs) < 2 * _STRETCHES:
+        elif len(self._runs) < 2 * _MOST_RUNS:
             self._runs.append((start, stop))
 
-    def stretches(self) -> tuple[tuple[int, int], ...]:
-        return tuple((start, stop) for start, stop in self._runs if stop - start >= _SHORTEST)[:_STRETCHES]
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        return tuple((start, stop) for start, stop in self._runs if stop - start >= _SHORTEST_RUN)[:_MOST_RUNS]
 
 
 def sample(
     tape: Tape, player: TapePlayer | None, copy: Copy, start: int = 0, on_progress: Progress = _nothing
 ) -> Agreement:
-    """Looks at `copy` in places, from `start` on, as the module says. Without a `player`, at its headers alone.
+    """Compares samples of `copy` from `start` on, as the module says. Without a `player`, headers and footer alone.
 
-    Raises what `TapePlayer.read` raises, and TapeFormatError for a damaged index.
+    A copy that ends at most `TAIL` bytes after `start` is compared as a whole. Raises what `TapePlayer.read` raises,
+    and TapeFormatError for a damaged index.
     """
     if player is not None and min(copy.size, tape.total_size) - start <= TAIL:
-        return compare(player, copy, start, on_progress=on_progress)
-    return _Sampling(tape, player, copy, start, on_progress).run()
+        return compare(player, copy, start, on_progress)
+    return _SampledComparison(tape, player, copy, start, on_progress).run()
 
 
-class _Sampling:
-    def __init__(
-        self, tape: Tape, player: TapePlayer | None, copy: Copy, start: int, on_progress: Progress = _nothing
-    ) -> None:
+class _SampledComparison:
+    def __init__(self, tape: Tape, player: TapePlayer | None, copy: Copy, start: int, on_progress: Progress) -> None:
         self._tape, self._player, self._copy = tape, player, copy
         self._start, self._on_progress = start, on_progress
         self._size = copy.size
@@ -252,53 +256,44 @@ class _Sampling:
         self._compared = 0
 
     def run(self) -> Agreement:
-        agreed = passed = self._start  # up to where bytes agree that are not all zeros, and up to where any agree
+        agreed = not_zero = self._start  # where samples agree up to, and where those do that are not all zeros
         good, wrong = self._limit, None
-        zeros = _Zeros()
-        zeros_from = -1
-        for start, stop, header in self._places():
-            found = self._copy.read(start, stop - start)
-            wanted = self._wanted(start, stop) if header is None else header[: stop - start]
-            self._compared += len(wanted)
+        for start, stop, header in self._samples():
             self._on_progress(start, start - self._start)
-            if found == wanted:
-                passed = stop
-                if any(wanted):
-                    if zeros_from >= 0:
-                        zeros.add(zeros_from, self._end_of_zeros(zeros_from, start))
-                        zeros_from = -1
-                    agreed = stop
-                continue
-            at = start + first_difference(found, wanted)
-            filled = not any(found[at - start :])  # with zeros: then it says nothing that zeros agree
-            if wrong is None:
-                good, wrong = self._first_wrong(min(agreed if filled else passed, at), at, filled)
-            if any(found) and zeros_from >= 0:
-                zeros.add(zeros_from, self._end_of_zeros(zeros_from, start))
-                zeros_from = -1
-            if not filled:
+            wanted = self._wanted(start, stop) if header is None else header[: stop - start]
+            at = self._difference(start, wanted)
+            if at is None:
                 agreed = stop
-            elif zeros_from < 0:
-                zeros_from = self._start_of_zeros(min(agreed, at), at)
-        if zeros_from >= 0:
-            zeros.add(zeros_from, self._end_of_zeros(zeros_from, self._limit))
-        return Agreement(self._size, self._tape.total_size, good, wrong, zeros.stretches(), False, self._compared)
+                if any(wanted):
+                    not_zero = stop
+                continue
+            is_zero = not any(self._copy.read(at, stop - at))
+            good, wrong = self._first_wrong(min(not_zero if is_zero else agreed, at), at, is_zero)
+            break
+        return Agreement(self._size, self._tape.total_size, good, wrong, (), False, self._compared)
 
     def _wanted(self, start: int, stop: int) -> bytes:
-        assert self._player is not None  # or there is no place in a body
+        assert self._player is not None  # without one there are no samples of bodies
         return self._player.read(start, stop - start)
 
-    def _places(self) -> Iterator[tuple[int, int, bytes | None]]:
-        """Where to look, in order, each with the header that lies there or None for what the player has to say."""
+    def _difference(self, start: int, wanted: bytes) -> int | None:
+        """The offset of the first byte from `start` on that is not as `wanted`, or None."""
+        found = self._copy.read(start, len(wanted))
+        self._compared += len(wanted)
+        return None if found == wanted else start + first_difference(found, wanted)
+
+    def _samples(self) -> Iterator[tuple[int, int, bytes | None]]:
+        """Yields `(start, stop, header)` in order; the header is None if the player has to read the recorded bytes."""
         if self._player is None:
-            yield from self._headers(self._limit)
+            yield from self._in_members(self._limit)
             return
         tail = self._limit - TAIL
-        yield from heapq.merge(self._headers(tail), self._in_holes(tail), key=lambda place: place[0])
+        yield from heapq.merge(self._in_members(tail), self._in_holes(tail), key=lambda found: found[0])
         for start in range(tail, self._limit, CHUNK):
             yield start, min(start + CHUNK, self._limit), None
 
-    def _headers(self, limit: int) -> Iterator[tuple[int, int, bytes | None]]:
+    def _in_members(self, limit: int) -> Iterator[tuple[int, int, bytes | None]]:
+        """Every header and, with a player, a block at each stride of a body; without one, the footer."""
         for member in self._tape.members(self._start, limit):
             if member.start >= self._start:
                 yield member.start, min(member.start + BLOCK, self._limit), member.header()
@@ -306,60 +301,34 @@ class _Sampling:
                 body = member.start + BLOCK
                 first = body + (max(0, self._start - body) // STRIDE + 1) * STRIDE
                 for start in range(first, min(body + member.size, limit), STRIDE):
-                    yield start, min(start + _PLACE, self._limit), None
+                    yield start, min(start + _SAMPLE, self._limit), None
         if self._player is None and limit > self._tape.total_size - 2 * BLOCK:
             yield max(self._start, self._tape.total_size - 2 * BLOCK), limit, bytes(2 * BLOCK)
 
     def _in_holes(self, limit: int) -> Iterator[tuple[int, int, bytes | None]]:
         """The start, the middle and the end of each hole."""
         for low, high in self._copy.holes(self._start, limit):
-            middle, last = (low + high) // 2, max(low, high - _PLACE)
+            middle, last = (low + high) // 2, max(low, high - _SAMPLE)
             for start in sorted({low, middle, last}):
-                yield start, min(start + _PLACE, high), None
+                yield start, min(start + _SAMPLE, high), None
 
-    def _agrees(self, start: int, stop: int) -> int | None:
-        """Whether the copy agrees in `[start, stop)`: the offset of the first wrong byte, or None."""
-        found, wanted = self._copy.read(start, stop - start), self._wanted(start, stop)
-        self._compared += len(wanted)
-        return None if found == wanted else start + first_difference(found, wanted)
+    def _first_wrong(self, low: int, wrong: int, is_zero: bool) -> tuple[int, int]:
+        """The good prefix's length and the first wrong byte; bytes agree below `low`, and the one at `wrong` does not.
 
-    def _first_wrong(self, low: int, wrong: int, filled: bool) -> tuple[int, int]:
-        """The good prefix's length and the first wrong byte, between what agrees below `low` and a byte that is wrong.
-
-        `filled`: with zeros. Then nothing is learnt where both have zeros, and the good prefix is taken to end before.
+        `is_zero`: the copy has zeros there. Then samples where both have zeros tell nothing, and the good prefix is
+        taken to end before them.
         """
         if self._player is None:
             return low, wrong
         high = wrong
         while high - low > CHUNK:
             middle = (low + high) // 2
-            at = self._agrees(middle, middle + _PLACE)
+            at = self._difference(middle, self._wanted(middle, middle + _SAMPLE))
             if at is not None:
                 high = wrong = at
-            elif filled and not any(self._copy.read(middle, _PLACE)):
+            elif is_zero and not any(self._copy.read(middle, _SAMPLE)):
                 high = middle
             else:
-                low = middle + _PLACE
-        at = self._agrees(low, high) if low < high else None
+                low = middle + _SAMPLE
+        at = self._difference(low, self._wanted(low, high)) if low < high else None
         return (high, wrong) if at is None else (at, at)
-
-    def _start_of_zeros(self, low: int, high: int) -> int:
-        """Where the zeros begin that reach up to `high`: not below `low`."""
-        while high - low > CHUNK:
-            middle = (low + high) // 2
-            if any(self._copy.read(middle, _PLACE)):
-                low = middle
-            else:
-                high = middle
-        return low + len(self._copy.read(low, high - low).rstrip(b"\0"))
-
-    def _end_of_zeros(self, low: int, high: int) -> int:
-        """Where the zeros end that begin at `low`: not above `high`."""
-        while high - low > CHUNK:
-            middle = (low + high) // 2
-            if any(self._copy.read(middle, _PLACE)):
-                high = middle + _PLACE
-            else:
-                low = middle
-        data = self._copy.read(low, high - low)
-        return low + len(data) - len(data.lstrip(b"\0"))

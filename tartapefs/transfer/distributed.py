@@ -26,12 +26,12 @@ from tartapefs.base.errors import Difference, Fact, TapeError, TapeIntegrityErro
 from tartapefs.play.engine import Check, TapePlayer
 from tartapefs.play.playback import CHUNK
 from tartapefs.transfer.range_digests import etag
-from tartapefs.transfer.upload_targets import MOST_PARTS, HashedPart, UploadTarget, target_for
+from tartapefs.transfer.s3_limits import part_size_for
+from tartapefs.transfer.upload_targets import HashedPart, UploadTarget, target_for
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-_USUAL_PART = 64 << 20
 _Item = TypeVar("_Item")
 
 
@@ -72,7 +72,7 @@ def upload(
     """
     path = os.path.realpath(directory)
     with Tape.discover(path, index) as tape, closing(TapePlayer(tape, check=check)) as player:
-        size = part_size or max(_USUAL_PART, -(-tape.total_size // MOST_PARTS // CHUNK) * CHUNK)
+        size = part_size or part_size_for(tape.total_size)
         parts = Parts(player, size)
         target = target_for(url, storage_options or {}, parts, size)
         there = target.there(parts)

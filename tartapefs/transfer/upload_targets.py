@@ -14,19 +14,17 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tartapefs.api.archive_file import ARCHIVE, Parts, Window
+from tartapefs.api.archive_file import Parts, Window
 from tartapefs.base.errors import OutputError, TapeError
+from tartapefs.base.naming import ARCHIVE_NAME
 from tartapefs.play.playback import CHUNK
+from tartapefs.transfer.s3_limits import LARGEST_PART, MOST_PARTS, SMALLEST_PART
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-# Of S3: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
-MOST_PARTS = 10_000
-SMALLEST_PART = 5 << 20  # bytes; the last one may be smaller
-LARGEST_PART = 5 << 30
 _SUMS = "MD5SUMS"
-_PART = re.compile(rf"{re.escape(ARCHIVE)}\.part-[0-9]+-of-[0-9]+")
+_PART = re.compile(rf"{re.escape(ARCHIVE_NAME)}\.part-[0-9]+-of-[0-9]+")
 _UNDER_WAY = "unfinished."  # what a part's name begins with while there is a complete set
 _session_lock = threading.Lock()
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
-from tartapefs.api.archive_file import ARCHIVE
 from tartapefs.api.tape import Tape
+from tartapefs.base.naming import ARCHIVE_NAME
 from tartapefs.play.engine import Check, TapePlayer
 
 
@@ -43,7 +43,7 @@ class TapeFileSystem(AbstractFileSystem):
         """
         path = self._strip_protocol(path)
         folder, name = os.path.split(path)
-        if name != ARCHIVE:
+        if name != ARCHIVE_NAME:
             with Tape.discover(path, self.index):
                 return {"name": path, "type": "directory", "size": 0}
         with Tape.discover(folder, self.index) as tape:
@@ -58,7 +58,7 @@ class TapeFileSystem(AbstractFileSystem):
     def ls(self, path: str, detail: bool = True, **options: Any) -> list[Any]:
         found = self.info(path)
         if found["type"] == "directory":
-            found = self.info(os.path.join(found["name"], ARCHIVE))
+            found = self.info(os.path.join(found["name"], ARCHIVE_NAME))
         return [found if detail else found["name"]]
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
@@ -77,7 +77,7 @@ class TapeFile(AbstractBufferedFile):
 
     def __init__(self, fs: TapeFileSystem, path: str, mode: str, **options: Any) -> None:
         folder, name = os.path.split(path)
-        if name != ARCHIVE:
+        if name != ARCHIVE_NAME:
             fs.info(path)
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         self._tape = Tape.discover(folder, fs.index)

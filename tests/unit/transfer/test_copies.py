@@ -77,28 +77,32 @@ def test_first_wrong_byte(
     (tmp_path / "copy").write_bytes(copy)
     wrong = first_wrong(copy, archive)
     good = min(len(copy), len(archive)) if wrong is None else wrong
-    for found in both(player, tmp_path / "copy"):
+    whole, sampled = both(player, tmp_path / "copy")
+    for found in whole, sampled:
         assert (found.size, found.total_size, found.good, found.wrong) == (len(copy), len(archive), good, wrong)
         assert found.is_complete == (copy == archive)
         assert found.beyond == max(0, len(copy) - len(archive))
-        assert all(not any(copy[start:stop]) and copy[start:stop] != archive[start:stop] for start, stop in found.zeros)
-        assert bool(found.zeros) == ("zeros" in damage)
-        if found.zeros:
-            assert found.zeros[0][0] <= good and found.zeros[-1][1] == len(copy)
+    assert all(not any(copy[start:stop]) and copy[start:stop] != archive[start:stop] for start, stop in whole.zeros)
+    assert bool(whole.zeros) == ("zeros" in damage)
+    if whole.zeros:
+        assert whole.zeros[0][0] <= good and whole.zeros[-1][1] == len(copy)
+    assert sampled.zeros == (whole.zeros if sampled.exact else ())
 
 
 def test_zeros_in_the_middle(player: TapePlayer, archive: bytes, tmp_path: Path, in_small_steps: None) -> None:
-    """What rsync leaves after a read that failed and then went well: each stretch, to the byte."""
+    """What rsync leaves after a read that failed and then went well: each run, to the byte, where all is compared."""
     copy = bytearray(archive)
-    stretches = [(262_144, 524_288), (1_000_000, 1_300_000), (5_200_000, 5_600_000)]
-    for start, stop in stretches:
+    runs = [(262_144, 524_288), (1_000_000, 1_300_000), (5_200_000, 5_600_000)]
+    for start, stop in runs:
         copy[start:stop] = bytes(stop - start)
     (tmp_path / "copy").write_bytes(copy)
-    for found in both(player, tmp_path / "copy"):
+    whole, sampled = both(player, tmp_path / "copy")
+    for found in whole, sampled:
         assert found.good == found.wrong == first_wrong(copy, archive)
-        assert len(found.zeros) == 3
-        for (start, stop), (low, high) in zip(found.zeros, stretches, strict=True):
-            assert not any(copy[start:stop]) and start <= low + 3 and stop >= high
+    assert len(whole.zeros) == 3
+    for (start, stop), (low, high) in zip(whole.zeros, runs, strict=True):
+        assert not any(copy[start:stop]) and start <= low + 3 and stop >= high
+    assert sampled.zeros == () and not sampled.exact
 
 
 def test_a_hole_that_no_stride_meets(player: TapePlayer, archive: bytes, tmp_path: Path, in_small_steps: None) -> None:

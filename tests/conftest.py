@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 from support.copies import ROOT
+from support.machine import machine as machine
 from support.programs import our_mounts, run, wait_until
 from support.reference import Reference, gnu_tar
+from support.users import user as user
 
 from tartapefs import TapeRecorder
 

@@ -3,6 +3,7 @@
 Nothing of the real machine is touched: what the tests install is seen in the namespace alone.
 """
 
+import os
 import re
 import shlex
 import subprocess
@@ -10,11 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from system import test_mount
-from system.test_mount import User
 
 from support.daemon import daemons_of
 from support.reference import Reference
+from support.users import User
 
 _PROJECT = (Path(__file__).parents[2] / "pyproject.toml").read_text()
 # The programs that are installed, and the functions that they call.
@@ -32,11 +32,9 @@ cp bin/mount.tartapefs /sbin/
 mount --bind fstab /etc/fstab
 """
 
-user = test_mount.user  # a fixture
-
 
 class Machine:
-    """What `user`, of test_mount, has, and `mount` finds tartapefs as after an installation. `data` is recorded."""
+    """What `user` has, and `mount` finds tartapefs as after an installation. `data` is recorded."""
 
     def __init__(self, user: User) -> None:
         self.user = user
@@ -80,3 +78,29 @@ class Machine:
 @pytest.fixture
 def machine(user: User) -> Machine:
     return Machine(user)
+
+
+def root_folder(machine: Machine) -> Path:
+    """A root folder of its own with the machine's programs in it, and with /dev empty but for the least."""
+    root = machine.folder / "container"
+    root.mkdir()
+    prefix = os.path.dirname(os.path.dirname(machine.user.interpreter))
+    script = f"""
+        set -e
+        mount -t tmpfs tmpfs {root}
+        cd {root}
+        mkdir -p dev proc tmp
+        for name in bin sbin lib lib64; do
+            if [ -L /$name ]; then cp -P /$name .
+            elif [ -d /$name ]; then mkdir $name; mount --bind /$name $name; fi
+        done
+        for place in /usr /usr/local/bin {prefix if not prefix.startswith("/usr") else ""} {machine.folder}; do
+            mkdir -p .$place; mount --bind $place .$place
+        done
+        mkdir etc; cp /etc/passwd /etc/group /etc/ld.so.cache etc/
+        chmod 1777 tmp
+        for name in null zero urandom; do touch dev/$name; mount --bind /dev/$name dev/$name; done
+    """
+    result = machine.root("sh", "-c", script)
+    assert result.returncode == 0, result.stderr
+    return root

@@ -61,3 +61,27 @@ def with_programs(tmp_path: Path) -> dict[str, str]:
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m tartapefs "$@"\n')
     program.chmod(0o755)
     return os.environ | {"PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+FORGING = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069\udc80-\udcff]")
+
+
+def quiet(result: subprocess.CompletedProcess[str]) -> None:
+    """No traceback, and nothing on either stream that could forge a line or drive a terminal."""
+    for text in (result.stdout or "", result.stderr or ""):
+        assert "Traceback" not in text and "Exception ignored" not in text, text
+        assert not FORGING.search(text), ascii(text)
+
+
+def refused(result: subprocess.CompletedProcess[str], code: int) -> None:
+    """Ended with this exit code and a reason, and gave no data."""
+    quiet(result)
+    assert result.returncode == code, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.strip()
+
+
+def done(result: subprocess.CompletedProcess[str]) -> str:
+    quiet(result)
+    assert result.returncode == 0, result.stderr
+    return result.stdout

@@ -220,3 +220,21 @@ def _remove_cgroup(place: Path) -> None:
             return place.rmdir()
         time.sleep(0.01)
     return place.rmdir()
+
+
+ODD = [
+    "two\nlines",
+    "a b",
+    " lead and trail ",
+    "tab\t",
+    "50%i%%f",
+    "$HOME ${HOME} $$",
+    "q\"uo'te",
+    "back\\slash\\x41\\",
+    "-dash",
+    ".hidden",
+    "a,b=c:d;e",
+    "#comment",
+    "caf\u00e9",
+    "\x1b[31m",
+]

@@ -2,9 +2,18 @@
 
 import os
 import pickle
-from collections.abc import Callable
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+NOBODY = 65534
 
 
 def as_nobody(function: Callable[[], Any]) -> Any:
@@ -17,8 +26,8 @@ def as_nobody(function: Callable[[], Any]) -> Any:
         code = 1
         try:
             os.setgroups([])
-            os.setresgid(65534, 65534, 65534)
-            os.setresuid(65534, 65534, 65534)
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
             os.write(write, pickle.dumps(function()))
             code = 0
         except BaseException as error:
@@ -36,4 +45,111 @@ def as_nobody(function: Callable[[], Any]) -> Any:
 def give_to_nobody(root: Path) -> None:
     if os.geteuid() == 0:
         for path in [root, *root.rglob("*")]:
-            os.chown(path, 65534, 65534, follow_symlinks=False)
+            os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+
+
+def tartapefs_as_nobody(*command: object) -> subprocess.CompletedProcess[str]:
+    """`tartapefs` by a user without privileges, who need not be able to reach the interpreter."""
+    code = (
+        "import difflib, os, shutil, sys, rich.progress, rich.console, pathspec, tartapefs.cli;"
+        f" os.setgroups([]); os.setresgid(*[{NOBODY}] * 3); os.setresuid(*[{NOBODY}] * 3);"
+        " tartapefs.cli.main()"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(os.fspath, command)],  # type: ignore[call-overload]
+        text=True,
+        errors="surrogateescape",
+        capture_output=True,
+        timeout=120,
+    )
+
+
+class User:
+    """Someone without rights, in a mount namespace with a /dev/fuse that all may open.
+
+    `folder` is the user's own; what is mounted below it, nobody outside sees.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.packages = folder / "packages"
+        self._copy_packages()
+        (folder / "fuse").touch()
+        os.chown(folder, NOBODY, NOBODY)
+        self.holder = subprocess.Popen(
+            ["unshare", "-m", "sh", "-c", "echo; read end"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self.holder.stdout is not None
+        self.holder.stdout.readline()
+        script = 'rm "$1" && mknod -m 666 "$1" c 10 229 && mount --bind "$1" /dev/fuse && : > "$2"'
+        self.as_root("sh", "-c", script, "sh", folder / "fuse", folder / "fuse.conf").check_returncode()
+        self.interpreter = self._interpreter()
+
+    def _copy_packages(self) -> None:
+        """The program and what it needs at run time, where this user can read it."""
+        self.packages.mkdir()
+        for name in ("tartapefs", "click", "fuse", "mfusepy", "pathspec", "typing_extensions"):
+            found = find_spec(name)
+            if found is None or found.origin is None:
+                continue
+            origin = Path(found.origin)
+            if origin.name == "__init__.py":
+                shutil.copytree(origin.parent, self.packages / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(origin, self.packages)
+        subprocess.run(["chmod", "-R", "a+rX", self.packages], check=True)
+
+    def _interpreter(self) -> str:
+        check = "import sys; sys.exit(sys.version_info < (3, 11))"
+        for path in (os.path.realpath(sys.executable), "/usr/bin/python3"):
+            try:
+                if self("env", path, "-c", check).returncode == 0:
+                    return path
+            except OSError:
+                continue
+        pytest.skip("no Python 3.11 that another user may run")
+
+    def as_root(self, *command: object) -> subprocess.CompletedProcess[str]:
+        enter = ["nsenter", f"--mount=/proc/{self.holder.pid}/ns/mnt"]
+        options = {"text": True, "errors": "replace", "capture_output": True, "timeout": 30}
+        return subprocess.run([*enter, *map(os.fspath, command)], **options)
+
+    def __call__(self, *command: object) -> subprocess.CompletedProcess[str]:
+        user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+        return self.as_root(*user, *command)
+
+    def tartapefs(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        environment = ["env", f"PYTHONPATH={self.packages}", "PYTHONDONTWRITEBYTECODE=1"]
+        return self(*environment, self.interpreter, "-m", "tartapefs", *arguments)
+
+    def close(self) -> None:
+        assert self.holder.stdin is not None
+        assert self.holder.stdout is not None
+        for mountpoint in self.folder.glob("mnt*"):
+            self.as_root("umount", "-l", mountpoint)
+        self.holder.stdin.close()
+        self.holder.wait(60)
+        self.holder.stdout.close()
+
+
+@pytest.fixture
+def user() -> Iterator[User]:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        try:
+            probe = subprocess.run(["unshare", "-m", "true"], capture_output=True, text=True)
+        except FileNotFoundError:
+            pytest.skip("unshare is not installed")
+        if probe.returncode:
+            pytest.skip(f"no mount namespaces: {probe.stderr.strip()}")
+        user = User(Path(folder))
+        try:
+            user("cp", "-r", "/usr/share/doc/fuse3", user.folder / "data")
+            user("mkdir", "-p", user.folder / "data" / "more", user.folder / "mnt", user.folder / "mnt2")
+            user("cp", "/bin/true", user.folder / "data" / "more" / "program")
+            yield user
+        finally:
+            user.close()
+
+
+unprivileged = [pytest.mark.root, pytest.mark.needs("unshare", "nsenter", "setpriv", "fusermount3")]

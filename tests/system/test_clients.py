@@ -8,18 +8,17 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from support.programs import wait_until
 from support.reference import Reference
+from support.servers import http_server, rsync_daemon
 from support.trees import TREES, recorded, snapshot, write
 
 from tartapefs import TapeRecorder
@@ -184,30 +183,6 @@ def test_dd_skips_whole_blocks(library, mount, tmp_path, block, blocks):
 # rsync.
 
 
-@contextmanager
-def rsync_daemon(folder: Path, work: Path) -> Iterator[str]:
-    """An rsync daemon on loopback; gives the address of `folder`, which clients may also write."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    config = work / "rsyncd.conf"
-    as_root = "uid = 0\ngid = 0\n" if os.geteuid() == 0 else ""
-    config.write_text(f"use chroot = no\n{as_root}[module]\npath = {folder}\nread only = no\n")
-    command = ["rsync", "--daemon", "--no-detach", "--address=127.0.0.1", f"--port={port}", f"--config={config}"]
-    with subprocess.Popen([*command, f"--log-file={work}/rsyncd.log"], stdin=subprocess.DEVNULL) as daemon:
-        try:
-            wait_until(lambda: answers(port))
-            yield f"rsync://127.0.0.1:{port}/module"
-        finally:
-            daemon.terminate()
-            daemon.wait(60)
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
-
-
 def largest_file(folder: Path) -> int:
     """The size of the largest file, those with a temporary name included."""
     return max((entry.stat().st_size for entry in os.scandir(folder)), default=0)
@@ -286,22 +261,6 @@ def test_rclone_copies_in_streams(library, mount, tmp_path, rclone_environment):
         file.seek(-2000, os.SEEK_END)
         file.write(b"wrong")
     output("rclone", "check", "--download", folder, target, env=rclone_environment, exit_code=1)
-
-
-@contextmanager
-def http_server(command: list[str], **options: object) -> Iterator[str]:
-    """A server on loopback, its port put in place of PORT; gives its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-    with subprocess.Popen([part.replace("PORT", str(port)) for part in command], **quiet | options) as server:
-        try:
-            wait_until(lambda: answers(port))
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.terminate()
-            server.wait(60)
 
 
 SERVERS = {

@@ -1,16 +1,11 @@
 """Where namespaces and rights are the point: a namespace of a user's own, and a root folder as a container has it."""
 
-import os
 import shlex
 import subprocess
-from pathlib import Path
 
 import pytest
-from support import machine as machines
-from support.machine import Machine
+from support.machine import Machine, root_folder
 from support.programs import wait_until
-
-machine, user = machines.machine, machines.user  # fixtures
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root, pytest.mark.needs("unshare", "nsenter", "setpriv", "chroot")]
 # What a container's root has by default; CAP_SYS_ADMIN is not among it.
@@ -67,32 +62,6 @@ class TestUserNamespace:
         assert result.returncode == 5
         assert len(result.stderr.splitlines()) == 1
         assert machine.daemons() == []
-
-
-def root_folder(machine: Machine) -> Path:
-    """A root folder of its own with the machine's programs in it, and with /dev empty but for the least."""
-    root = machine.folder / "container"
-    root.mkdir()
-    prefix = os.path.dirname(os.path.dirname(machine.user.interpreter))
-    script = f"""
-        set -e
-        mount -t tmpfs tmpfs {root}
-        cd {root}
-        mkdir -p dev proc tmp
-        for name in bin sbin lib lib64; do
-            if [ -L /$name ]; then cp -P /$name .
-            elif [ -d /$name ]; then mkdir $name; mount --bind /$name $name; fi
-        done
-        for place in /usr /usr/local/bin {prefix if not prefix.startswith("/usr") else ""} {machine.folder}; do
-            mkdir -p .$place; mount --bind $place .$place
-        done
-        mkdir etc; cp /etc/passwd /etc/group /etc/ld.so.cache etc/
-        chmod 1777 tmp
-        for name in null zero urandom; do touch dev/$name; mount --bind /dev/$name dev/$name; done
-    """
-    result = machine.root("sh", "-c", script)
-    assert result.returncode == 0, result.stderr
-    return root
 
 
 class Container:

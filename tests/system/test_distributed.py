@@ -22,10 +22,11 @@ import pytest
 from botocore.config import Config
 from distributed import Client, get_worker
 from support.programs import run, wait_until
+from support.readme import Scratch
+from support.readme import scratch as scratch
 from support.reference import Reference
 from support.s3 import S3, environment, s3_server
 
-from system.test_readme import Scratch, scratch  # noqa: F401
 from tartapefs import OutputError, TapeError, TapeIntegrityError, TapeRecorder
 from tartapefs.distributed import upload
 from tartapefs.transfer import distributed as ours
@@ -396,7 +397,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("page", ["python.md", "distributed.md"])
-def test_the_pages(page: str, s3: S3, address: str, scratch: Scratch, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_the_pages(page: str, s3: S3, address: str, scratch: Scratch, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their examples, as they are printed, with this server and this cluster in the place of theirs."""
     for name, value in environment(s3).items():
         monkeypatch.setenv(name, value)

@@ -23,10 +23,10 @@ from pathlib import Path
 import pytest
 from long import soak
 from support.daemon import daemon_of, descriptors, helper_of, is_gone, is_mounted, resident
+from support.drifting import Mounted, failing, opened
 from support.programs import TARTAPEFS, run, umount, wait_until
 from support.reference import Reference, header
 
-from system.test_drift import Mounted, failing, opened
 from tartapefs.archive.layout import BLOCK, FOOTER, span
 from tartapefs.archive.member import Member
 from tartapefs.index.reader import IndexWriter

@@ -29,6 +29,7 @@ from support import packed
 from support.daemon import daemons_of
 from support.programs import run
 from support.reference import Reference
+from support.users import User, unprivileged
 from unit.index.test_reader import (
     PAGE,
     Damage,
@@ -43,8 +44,6 @@ from unit.index.test_reader import (
     sealed,
 )
 
-from system.test_mount import User, unprivileged
-from system.test_mount import user as user
 from tartapefs import TapeRecorder
 
 Mount = Callable[..., Path]

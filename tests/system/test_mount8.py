@@ -7,14 +7,11 @@ import stat
 
 import pytest
 from click import UsageError
-from support import machine as machines
 from support.machine import Machine
 from support.programs import wait_until
+from support.users import NOBODY
 
-from system.test_mount import NOBODY
 from tartapefs.cli.mount8 import arguments
-
-machine, user = machines.machine, machines.user  # fixtures
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root, pytest.mark.needs("mount.fuse3", "nsenter", "setpriv", "findmnt")]
 FORMS = ["tartapefs", "fuse.tartapefs", "fuse"]

@@ -11,14 +11,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support import machine as machines
-from support.machine import Machine
+from support.machine import Machine, root_folder
 from support.programs import wait_until
-
-from system.test_containers import root_folder
-from system.test_mount import NOBODY
-
-machine, user = machines.machine, machines.user  # fixtures
+from support.users import NOBODY
 
 pytestmark = [pytest.mark.podman, pytest.mark.fuse, pytest.mark.root, pytest.mark.needs("podman", "newuidmap")]
 DOCUMENTED = (Path(__file__).parents[2] / "docs" / "mounting.md").read_text()

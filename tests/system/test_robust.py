@@ -15,7 +15,6 @@ from pathlib import Path
 
 import click
 import pytest
-from support import machine as machines
 from support.daemon import daemons_of, force_unmount, helper_of, is_gone, is_mounted
 from support.machine import Machine
 from support.programs import TARTAPEFS, needs_two_cores, run, under_strace, wait_until
@@ -25,8 +24,6 @@ from tartapefs import MountError, Tape, TapeConstraintError, TapeRecorder
 from tartapefs.cli.mounts import mount as mount_command
 from tartapefs.mount import mount_table as mounting
 from tartapefs.play.audit import Throttle
-
-machine, user = machines.machine, machines.user  # fixtures
 
 PROGRAM = "from tartapefs.__main__ import main; main()"
 

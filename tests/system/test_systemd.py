@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from support.programs import run, wait_until
 from support.reference import Reference
-from support.systemd_lab import PROJECT, UID, USER, Lab, booted
-from unit.mount.test_units import ODD
+from support.systemd_lab import ODD, PROJECT, UID, USER, Lab, booted
 
 from tartapefs.mount import units
 

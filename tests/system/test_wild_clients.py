@@ -15,10 +15,7 @@ from pathlib import Path
 
 import pytest
 from support.programs import wait_until
-from support.sshd import Host, sshd
-
-from system.test_clients import answers
-from system.test_readers import (
+from support.readers import (
     RCLONE,
     Failing,
     Program,
@@ -29,6 +26,8 @@ from system.test_readers import (
     no_copy,
     shell,
 )
+from support.servers import answers
+from support.sshd import Host, sshd
 
 pytestmark = [pytest.mark.wild, pytest.mark.fuse, pytest.mark.root, pytest.mark.needs("sshfs")]
 

@@ -9,9 +9,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from support.cookbook import PAGES, Kitchen
+from support.cookbook import kitchen as kitchen
+from support.cookbook import link as link
 from support.programs import run
-
-from system.test_cookbook import PAGES, Kitchen, kitchen, link  # noqa: F401
 
 pytestmark = [pytest.mark.wild, pytest.mark.fuse, pytest.mark.needs("rsync", "rclone", "curl", "jq", "busybox", "aws")]
 # Writes its name to a list. Where that is the call that has to fail, it gives half of its output and exits with 1.
@@ -44,7 +45,7 @@ exit 1
 """
 
 
-def shim(kitchen: Kitchen) -> Path:  # noqa: F811
+def shim(kitchen: Kitchen) -> Path:
     """Puts the shims in the way of the page's programs; gives the file that names the call which is to fail."""
     folder = kitchen.folder / "shims"
     folder.mkdir()
@@ -57,7 +58,7 @@ def shim(kitchen: Kitchen) -> Path:  # noqa: F811
     return failing
 
 
-def right(kitchen: Kitchen, page: str) -> bool:  # noqa: F811
+def right(kitchen: Kitchen, page: str) -> bool:
     """Whether what the page is for is there, and right."""
     if page == "restore-one.md":
         one, other = (
@@ -69,7 +70,7 @@ def right(kitchen: Kitchen, page: str) -> bool:  # noqa: F811
     return kitchen.wrong_copies(kitchen.archive()) == []
 
 
-def run_page(kitchen: Kitchen, page: str, failing: str) -> bool:  # noqa: F811
+def run_page(kitchen: Kitchen, page: str, failing: str) -> bool:
     """Whether the page ends well when this call fails."""
     if page == "s3-in-parts.md":
         run("record", kitchen.data)
@@ -80,14 +81,14 @@ def run_page(kitchen: Kitchen, page: str, failing: str) -> bool:  # noqa: F811
 
 
 @pytest.mark.parametrize("page", CALLS)
-def test_without_a_failure(kitchen: Kitchen, page: str) -> None:  # noqa: F811
+def test_without_a_failure(kitchen: Kitchen, page: str) -> None:
     assert run_page(kitchen, page, "")
     assert right(kitchen, page)
     assert Counter((kitchen.folder / "calls").read_text().split()) == CALLS[page]
 
 
 @pytest.mark.parametrize(("page", "failing"), FAILING)
-def test_a_call_that_fails(kitchen: Kitchen, page: str, failing: str) -> None:  # noqa: F811
+def test_a_call_that_fails(kitchen: Kitchen, page: str, failing: str) -> None:
     archive = kitchen.archive()
     well = run_page(kitchen, page, failing)
     assert kitchen.wrong_objects(archive) == []

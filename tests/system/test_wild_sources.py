@@ -8,18 +8,18 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from support import behind
 from support.behind import NEVER, shown, warm
 from support.programs import run
 from support.reference import Reference
 from support.sshd import Host, sshd
-from unit.source import test_behind as behind_tests
 
 from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder
 from tartapefs.play.audit import verify
 from tartapefs.verify.seal import seal
 
 pytestmark = [pytest.mark.wild, pytest.mark.fuse, pytest.mark.root]
-real = behind_tests.real  # a fixture
+real = behind.real  # a fixture
 Change = Callable[[Path], None]
 Show = Callable[..., object]
 RCLONES = {  # Debian's, and the one of PyPI that is installed beside the tests
@@ -50,13 +50,13 @@ def show(host: Host, tmp_path: Path) -> Show:
     return show
 
 
-ON_OPENING = [behind_tests.rewritten, behind_tests.grown, behind_tests.removed]
+ON_OPENING = [behind.rewritten, behind.grown, behind.removed]
 ASKED = [
     *ON_OPENING,
-    behind_tests.mode_changed,
-    behind_tests.link_changed,
-    behind_tests.added,
-    behind_tests.folder_mode_changed,
+    behind.mode_changed,
+    behind.link_changed,
+    behind.added,
+    behind.folder_mode_changed,
 ]
 SEEN = [
     *((("sshfs", "ro"), change) for change in ON_OPENING),  # sshfs itself keeps the rest for 20 s
@@ -94,7 +94,7 @@ def test_a_change_on_the_server_is_seen(
     ],
     **NAMES,
 )
-@pytest.mark.parametrize("change", list(behind_tests.CHANGES)[:6], **NAMES)
+@pytest.mark.parametrize("change", list(behind.CHANGES)[:6], **NAMES)
 def test_a_sealed_tape_serves_what_was_recorded_or_nothing(
     show: Show, real: Path, tmp_path: Path, program: tuple[str, ...], change: Change
 ) -> None:
@@ -104,7 +104,7 @@ def test_a_sealed_tape_serves_what_was_recorded_or_nothing(
         before = player.read(0, tape.total_size)
         warm(place / "data")
         change(real)
-        for at in range(start, start + 512 + behind_tests.SIZE, 1 << 15):
+        for at in range(start, start + 512 + behind.SIZE, 1 << 15):
             try:
                 assert player.read(at, 1 << 15) == before[at : at + (1 << 15)]
             except OSError:

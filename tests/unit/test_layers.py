@@ -230,3 +230,18 @@ def test_no_module_is_long() -> None:
     """What has more lines does more than one thing. Those that still do are to be split, and then to leave the list."""
     long = {module for module, tree in MODULES.items() if tree.body and tree.body[-1].end_lineno > LONGEST}
     assert long == {"base.outputs", "index.reader", "source.folder"}
+
+
+# Those whose helpers are still to move to tests/support.
+IMPORTED_TESTS = {"unit.index.test_reader"}
+
+
+def test_no_test_imports_another() -> None:
+    """What tests share lies in tests/support."""
+    tests = PROJECT / "tests"
+    trees = {place: ast.parse(place.read_bytes()) for place in tests.rglob("*.py")}
+    modules = {".".join(place.relative_to(tests).with_suffix("").parts) for place in trees if place.name[:5] == "test_"}
+    found = {name for tree in trees.values() for name in imports(tree)}
+    found |= {f"{node.module}.{alias.name}" for tree in trees.values() for node in ast.walk(tree)
+              if isinstance(node, ast.ImportFrom) for alias in node.names}  # fmt: skip
+    assert found & modules <= IMPORTED_TESTS

@@ -10,21 +10,20 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.programs import TARTAPEFS, run, wait_until
+from support.programs import FORGING, TARTAPEFS, done, quiet, refused, run, wait_until
 from support.reference import Reference, header
+from support.users import give_to_nobody, tartapefs_as_nobody
 
 BLOCK = 512
 COMMANDS = ["record", "info", "ls", "locate", "verify", "play", "check", "resume", "resume-hint", "diff", "digest"]
 COMMANDS += ["mount", "unmount"]
 READERS = {"info": [], "ls": [], "locate": ["0"], "verify": [], "play": []}  # and the arguments after DIR
-FORGING = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069\udc80-\udcff]")
 
 ODD = {
     "newline": b"two\nlines",
@@ -36,27 +35,6 @@ ODD = {
     "markup": b"[red]{0}{task.fields[x]}%s[b]",
     "space": b" \t ",
 }
-
-
-def quiet(result: subprocess.CompletedProcess[str]) -> None:
-    """No traceback, and nothing on either stream that could forge a line or drive a terminal."""
-    for text in (result.stdout or "", result.stderr or ""):
-        assert "Traceback" not in text and "Exception ignored" not in text, text
-        assert not FORGING.search(text), ascii(text)
-
-
-def refused(result: subprocess.CompletedProcess[str], code: int) -> None:
-    """Ended with this exit code and a reason, and gave no data."""
-    quiet(result)
-    assert result.returncode == code, result.stderr
-    assert result.stdout == ""
-    assert result.stderr.strip()
-
-
-def done(result: subprocess.CompletedProcess[str]) -> str:
-    quiet(result)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 def grow(root: Path) -> Path:
@@ -461,55 +439,22 @@ def test_any_time_that_a_file_can_have_is_listed_whole(tmp_path: Path) -> None:
 # ---- another user
 
 
-NOBODY = 65534
-
-
-@pytest.fixture
-def public() -> Iterator[Path]:
-    """A folder that other users can reach; the usual ones are root's alone."""
-    folder = Path(tempfile.mkdtemp(prefix="tartapefs-test-"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
-
-
-def as_nobody(*command: object) -> subprocess.CompletedProcess[str]:
-    """`tartapefs` by a user without privileges, who need not be able to reach the interpreter."""
-    code = (
-        "import difflib, os, shutil, sys, rich.progress, rich.console, pathspec, tartapefs.cli;"
-        f" os.setgroups([]); os.setresgid(*[{NOBODY}] * 3); os.setresuid(*[{NOBODY}] * 3);"
-        " tartapefs.cli.main()"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(os.fspath, command)],  # type: ignore[call-overload]
-        text=True,
-        errors="surrogateescape",
-        capture_output=True,
-        timeout=120,
-    )
-
-
-def give_away(root: Path) -> None:
-    for path in (root, *root.rglob("*")):
-        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
-
-
 @pytest.mark.root
 def test_what_cannot_be_read_is_refused_or_left_out_by_name(small: Path, public: Path) -> None:
     root = Path(shutil.copytree(small, public / "root"))
     (root / "folder").mkdir()
     (root / "folder" / "below").touch()
     (root / "secret\n1").write_text("x")
-    give_away(root)
+    give_to_nobody(root)
     (root / "secret\n1").chmod(0)
     (root / "folder").chmod(0)
-    result = as_nobody("record", root)
+    result = tartapefs_as_nobody("record", root)
     refused(result, 4)
     *problems, summary = result.stderr.splitlines()
     assert problems == ["folder: Permission denied", "secret\\n1: Permission denied"]
     assert "nothing was written" in summary and not (root / ".tartape").exists()
 
-    result = as_nobody("record", root, "--skip-unreadable", "--json")
+    result = tartapefs_as_nobody("record", root, "--skip-unreadable", "--json")
     found = json.loads(done(result))
     assert found["skipped"] == [
         {"path": "folder", "reason": "Permission denied"},
@@ -527,7 +472,7 @@ def test_a_folder_of_another_user_is_refused(small: Path, public: Path, command:
     root = Path(shutil.copytree(small, public / "root"))
     done(run("record", root))
     root.chmod(0o700)
-    result = as_nobody(command, root, *READERS.get(command, ["--force"]))
+    result = tartapefs_as_nobody(command, root, *READERS.get(command, ["--force"]))
     quiet(result)
     assert result.returncode in (1, 3, 4) and result.stdout == ""
     assert "Permission denied" in result.stderr or "not permitted" in result.stderr
@@ -538,7 +483,7 @@ def test_a_folder_of_another_user_is_refused(small: Path, public: Path, command:
 def test_a_folder_that_may_not_be_written_is_refused_unchanged(small: Path, public: Path) -> None:
     root = Path(shutil.copytree(small, public / "root"))
     before = root.stat()
-    result = as_nobody("record", root)
+    result = tartapefs_as_nobody("record", root)
     refused(result, 4)
     assert str(root) in result.stderr
     assert os.listdir(root) == ["file"] and root.stat().st_mtime_ns == before.st_mtime_ns
@@ -551,7 +496,7 @@ def test_an_output_need_not_be_readable(small: Path, public: Path) -> None:
     done(run("record", root))
     (public / "out").touch()
     (public / "out").chmod(0o222)
-    done(as_nobody("play", root, "-o", public / "out"))
+    done(tartapefs_as_nobody("play", root, "-o", public / "out"))
     assert (public / "out").read_bytes() == Reference(root).read(0, 10**6)
 
 

@@ -9,16 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import machine as machines
 from support.machine import Machine
 from support.programs import run, wait_until
 from support.reference import Reference
-from system.test_mount import User
+from support.users import User
 
 from tartapefs import Tape, TapePlayer, TapeRecorder
 from tartapefs.cli.doctor import _read_with_tarfile
-
-machine, user = machines.machine, machines.user  # fixtures
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root, pytest.mark.needs("nsenter", "setpriv", "fusermount3", "tar")]
 SELF_TEST = ["record", "mount", "tarfile", "GNU tar", "unmount"]

@@ -10,12 +10,9 @@ from types import SimpleNamespace
 import pytest
 from support.programs import TARTAPEFS, run
 from support.reference import Reference
-from system import test_mount
-from system.test_mount import User
+from support.users import NOBODY, User
 
 from tartapefs.mount import libfuse as binding
-
-user = test_mount.user  # a fixture
 
 LIBRARIES = ("libfuse.so.2", "libfuse3.so.3", "libfuse3.so.4")
 
@@ -100,7 +97,7 @@ def test_libfuse_3_mounts_where_libfuse_2_is_refused(user: User) -> None:
     data, mountpoint, scratch = user.folder / "source", user.folder / "mnt-2", user.folder / "scratch"
     for folder in (data, mountpoint, scratch):
         folder.mkdir()
-        os.chown(folder, test_mount.NOBODY, test_mount.NOBODY)
+        os.chown(folder, NOBODY, NOBODY)
     (data / "a").write_bytes(b"content")
     user.as_root("sh", "-ec", REFUSING, "sh", scratch).check_returncode()
     result = user.tartapefs("mount", "--record", data, mountpoint)

@@ -6,27 +6,12 @@ from pathlib import Path
 
 import pytest
 from support.programs import run
+from support.systemd_lab import ODD
 
 from tartapefs.mount import units
 
 PROJECT = Path(__file__).parents[3]
 MNT = "/mnt/tape"
-ODD = [
-    "two\nlines",
-    "a b",
-    " lead and trail ",
-    "tab\t",
-    "50%i%%f",
-    "$HOME ${HOME} $$",
-    "q\"uo'te",
-    "back\\slash\\x41\\",
-    "-dash",
-    ".hidden",
-    "a,b=c:d;e",
-    "#comment",
-    "caf\u00e9",
-    "\x1b[31m",
-]
 
 
 def files(folder: Path) -> dict[str, str]:

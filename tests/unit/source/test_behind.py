@@ -1,7 +1,6 @@
 """Sources that somebody changes where this kernel does not see it: shown by bindfs, which it asks nothing twice."""
 
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -9,7 +8,18 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from support.behind import bound, shown, warm
+from support.behind import (
+    CHANGES,
+    SIZE,
+    added,
+    bound,
+    folder_mode_changed,
+    removed,
+    rewritten,
+    shown,
+    warm,
+)
+from support.behind import real as real
 from support.programs import run
 from support.reference import Reference
 from support.seals import flip
@@ -21,93 +31,11 @@ from tartapefs.source.folder import Folder, Source
 from tartapefs.verify.seal import seal
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root, pytest.mark.needs("bindfs")]
-SIZE = 300_000
-OLD, NEW = b"A" * SIZE, b"B" * SIZE
-YEARS_AGO = (10**18, 10**18)
-
-
-@pytest.fixture
-def real(tmp_path: Path) -> Path:
-    root = tmp_path / "real" / "data"
-    (root / "folder").mkdir(parents=True)
-    (root / "folder" / "file").write_bytes(OLD)
-    (root / "folder" / "link").symlink_to("here")
-    (root / "small").write_bytes(b"small")
-    (root / "z-folder").mkdir()
-    for path in (root / "folder" / "file", root / "folder", root / "z-folder", root):
-        os.utime(path, ns=YEARS_AGO)
-    return root
 
 
 def whole(root: Path) -> bytes:
     reference = Reference(root)
     return reference.read(0, reference.size)
-
-
-def rewritten(root: Path) -> None:
-    with (root / "folder" / "file").open("r+b") as file:
-        file.write(NEW)
-
-
-def rewritten_with_its_time(root: Path) -> None:
-    rewritten(root)
-    os.utime(root / "folder" / "file", ns=YEARS_AGO)
-
-
-def replaced(root: Path) -> None:
-    shutil.copytree(root / "folder", root.parent / "folder", symlinks=True)
-    rewritten_with_its_time(root.parent)
-    (root.parent / "folder" / "file").rename(root / "folder" / "file")
-    os.utime(root / "folder", ns=YEARS_AGO)
-
-
-def folder_replaced(root: Path) -> None:
-    shutil.copytree(root / "folder", root.parent / "folder", symlinks=True)
-    rewritten_with_its_time(root.parent)
-    (root / "folder").rename(root.parent / "folder before")
-    (root.parent / "folder").rename(root / "folder")
-    for path in (root / "folder", root):
-        os.utime(path, ns=YEARS_AGO)
-
-
-def grown(root: Path) -> None:
-    with (root / "folder" / "file").open("ab") as file:
-        file.write(b"more")
-
-
-def removed(root: Path) -> None:
-    (root / "folder" / "file").unlink()
-
-
-def mode_changed(root: Path) -> None:
-    (root / "folder" / "file").chmod(0o600)
-
-
-def link_changed(root: Path) -> None:
-    (root / "folder" / "link").unlink()
-    (root / "folder" / "link").symlink_to("away")
-
-
-def added(root: Path) -> None:
-    (root / "z-folder" / "new").write_bytes(b"new")
-
-
-def folder_mode_changed(root: Path) -> None:
-    (root / "z-folder").chmod(0o700)
-
-
-CHANGES = {
-    rewritten: "data/folder/file",
-    rewritten_with_its_time: "data/folder/file",
-    replaced: "data/folder/file",
-    folder_replaced: "data/folder/file",
-    grown: "data/folder/file",
-    removed: "data/folder/file",
-    mode_changed: "data/folder/file",
-    link_changed: "data/folder/link",
-    added: "data/z-folder",
-    folder_mode_changed: "data/z-folder",
-}
 
 
 @pytest.mark.parametrize("options", [("ro",), ()], ids=["read-only", "writable"])

@@ -12,11 +12,8 @@ from pathlib import Path
 
 import pytest
 from support.packed import edit
-from support.programs import run
-
-from unit.cli.test_cli import as_nobody, done, give_away, public, quiet, refused
-
-__all__ = ["public"]  # a fixture
+from support.programs import done, quiet, refused, run
+from support.users import give_to_nobody, tartapefs_as_nobody
 
 
 @pytest.fixture
@@ -229,12 +226,12 @@ def test_what_cannot_be_looked_at_does_not_end_the_list(root: Path, public: Path
     """Drift before and after a folder that this user may not enter any more is listed too."""
     copy = public / "data"
     shutil.copytree(root, copy, symlinks=True)
-    give_away(copy)
-    done(as_nobody("record", "--force", copy))
+    give_to_nobody(copy)
+    done(tartapefs_as_nobody("record", "--force", copy))
     (copy / "a").chmod(0o600)
     (copy / "folder").chmod(0)
     (copy / "link").unlink()
-    result = as_nobody("verify", copy)
+    result = tartapefs_as_nobody("verify", copy)
     quiet(result)
     assert result.returncode == 1
     named = [line.partition(": ")[0] for line in result.stdout.splitlines()]

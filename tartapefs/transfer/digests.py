@@ -26,7 +26,7 @@ from tartapefs.archive.member import Member
 from tartapefs.base import outputs
 from tartapefs.base.buffers import aligned
 from tartapefs.base.errors import OutputError
-from tartapefs.base.resumable_hash import savable
+from tartapefs.base.resumable_hash import is_resumable
 from tartapefs.base.text import printable
 from tartapefs.play.engine import TapePlayer
 from tartapefs.play.playback import CHUNK
@@ -48,8 +48,8 @@ def sums_line(digest: str, name: bytes) -> bytes:
 class Sums:
     """The SHA-256 of every file's content, written to `out` in the archive's order, as `sha256sum -c` reads it."""
 
-    def __init__(self, tape: Tape, out: BinaryIO, may_be_saved: bool = False) -> None:
-        self._tape, self._out, self._may_be_saved = tape, out, may_be_saved
+    def __init__(self, tape: Tape, out: BinaryIO, resumable: bool = False) -> None:
+        self._tape, self._out, self._resumable = tape, out, resumable
         self._written = 0  # bytes
         self._lines = hashlib.sha256()  # of what was written
         self._lock = threading.Lock()
@@ -63,7 +63,7 @@ class Sums:
         self._member: Member | None = next(self._files, None)
         if self._member is not None:
             body = self._member.start + BLOCK
-            self._range_digest = RangeDigest("sha256", body, body + self._member.size, self._may_be_saved)
+            self._range_digest = RangeDigest("sha256", body, body + self._member.size, self._resumable)
 
     def _advance(self) -> None:
         """Writes the line of each file that is complete, which an empty one is at once."""
@@ -224,7 +224,7 @@ class Digests:
     @property
     def not_kept(self) -> tuple[Algorithm, ...]:
         """The algorithms of the whole whose state cannot be saved here: they begin anew in each session."""
-        return tuple(name for name in self.whole if not savable(name))
+        return tuple(name for name in self.whole if not is_resumable(name))
 
     @property
     def read_again(self) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tartapefs.base.errors import TapeError
-from tartapefs.base.resumable_hash import SavableHash, savable
+from tartapefs.base.resumable_hash import ResumableHash, is_resumable
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -23,15 +23,15 @@ class _Hash(Protocol):
     def hexdigest(self) -> str: ...
 
 
-def _new_hash(algorithm: Algorithm, may_be_saved: bool) -> _Hash:
+def _new_hash(algorithm: Algorithm, resumable: bool) -> _Hash:
     if algorithm == "blake3":
         try:
             from blake3 import blake3
         except ImportError:
             raise TapeError('BLAKE3 needs the package blake3: pip install "tartapefs[blake3]"') from None
         return blake3()
-    if may_be_saved and savable(algorithm):
-        return SavableHash(algorithm)
+    if resumable and is_resumable(algorithm):
+        return ResumableHash(algorithm)
     return hashlib.new(algorithm, usedforsecurity=False)
 
 
@@ -50,10 +50,10 @@ def etag(md5s: Iterable[bytes]) -> str:
 class RangeDigest:
     """The digest of the bytes `[start, stop)` of the archive. `position`: the next byte that it needs."""
 
-    def __init__(self, algorithm: Algorithm, start: int, stop: int, may_be_saved: bool = False) -> None:
+    def __init__(self, algorithm: Algorithm, start: int, stop: int, resumable: bool = False) -> None:
         self.algorithm = algorithm
         self.start, self.stop, self.position = start, stop, start
-        self._hash: _Hash | None = _new_hash(algorithm, may_be_saved)
+        self._hash: _Hash | None = _new_hash(algorithm, resumable)
         self._result = ""
         self._lock = threading.Lock()
 
@@ -86,7 +86,7 @@ class RangeDigest:
         with self._lock:
             if self.is_complete:
                 return {"position": self.position, "result": self.hexdigest()}
-            if isinstance(self._hash, SavableHash):
+            if isinstance(self._hash, ResumableHash):
                 return {"position": self.position, "state": self._hash.save()}
             return None
 
@@ -96,10 +96,10 @@ class RangeDigest:
             raise ValueError("a position outside its range")
         if position == self.stop:
             self._hash, self._result = None, str(saved["result"])
-        elif not savable(self.algorithm):
+        elif not is_resumable(self.algorithm):
             return  # saved where it could be, and begun anew where it cannot
         else:
-            self._hash = SavableHash.restore(self.algorithm, saved["state"])
+            self._hash = ResumableHash.restore(self.algorithm, saved["state"])
         self.position = position
 
 
@@ -109,13 +109,13 @@ class PartDigests:
     Parts are numbered from 0 here and from 1 in S3. `md5s`: those that are complete.
     """
 
-    def __init__(self, size: int, total_size: int, may_be_saved: bool = False) -> None:
+    def __init__(self, size: int, total_size: int, resumable: bool = False) -> None:
         if size < 1:
             raise ValueError("a part has at least one byte")
         self.size, self.total_size = size, total_size
         self.count = -(-total_size // size)
         self.md5s: dict[int, bytes] = {}
-        self._may_be_saved = may_be_saved
+        self._resumable = resumable
         self._open: dict[int, RangeDigest] = {}
         self._lock = threading.Lock()
 
@@ -128,7 +128,7 @@ class PartDigests:
             if number in self.md5s:
                 return None
             if number not in self._open:
-                self._open[number] = RangeDigest("md5", *self.range(number), self._may_be_saved)
+                self._open[number] = RangeDigest("md5", *self.range(number), self._resumable)
             return self._open[number]
 
     def add(self, offset: int, data: "ReadableBuffer") -> None:

@@ -185,7 +185,7 @@ def test_sums_of_odd_names(tmp_path: Path) -> None:
 
 def test_without_openssl(recorded: Path, archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where its functions are not there, the whole begins anew, and the complete parts are kept."""
-    monkeypatch.setattr("tartapefs.transfer.range_digests.savable", lambda name: False)
+    monkeypatch.setattr("tartapefs.transfer.range_digests.is_resumable", lambda name: False)
     with Tape.discover(recorded) as tape:
         player = TapePlayer(tape)
         first = Digests(tape, ("md5",), (1 << 16,), state=tmp_path / "state")

@@ -229,6 +229,14 @@ def strict_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
+def additions_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--allow-additions",
+        is_flag=True,
+        help="Accept files that were added since the recording; they are not in the archive.",
+    )(function)
+
+
 def expect_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--expect",

@@ -12,6 +12,7 @@ from tartapefs.api.tape import Tape
 from tartapefs.base.text import printable
 from tartapefs.cli.common import (
     DRIFT,
+    additions_option,
     check_expected,
     check_option,
     expect_option,
@@ -91,6 +92,7 @@ def _refuse_other_files(copy: str, found: Agreement) -> None:
 @click.argument("copy", metavar="COPY", type=path)
 @index_option
 @check_option
+@additions_option
 @expect_option
 @click.option("--full", is_flag=True, help="Compare every byte, not only samples.")
 @click.option("--no-source", is_flag=True, help="Compare headers and footer only: needs the index, not DIR.")
@@ -102,6 +104,7 @@ def check(
     copy: str,
     index: str | None,
     check: Check,
+    allow_additions: bool,
     expect: str | None,
     full: bool,
     no_source: bool,
@@ -125,7 +128,7 @@ def check(
         raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard input")
     with Tape.discover(directory, index) as tape, ExitStack() as opened:
         check_expected(tape, expect, complete=True)
-        player = None if no_source else TapePlayer(tape, directory, check)
+        player = None if no_source else TapePlayer(tape, directory, check, allow_additions=allow_additions)
         if truncate:
             refuse_part(copy, tape, player, directory)
         file = opened.enter_context(Copy(sys.stdin.fileno() if copy == "-" else copy, writable=truncate))
@@ -154,16 +157,19 @@ def check(
 @click.argument("copy", metavar="COPY", type=path)
 @index_option
 @check_option
+@additions_option
 @click.option("--full", is_flag=True, help="Compare every byte, before and after, not only samples.")
 @json_option
-def resume(directory: str, copy: str, index: str | None, check: Check, full: bool, as_json: bool) -> None:
+def resume(
+    directory: str, copy: str, index: str | None, check: Check, allow_additions: bool, full: bool, as_json: bool
+) -> None:
     """Complete COPY, a local file.
 
     Checks it, cuts what is wrong, appends what is missing, and checks that. You can interrupt it at any time, in any
     way, and run it again. It creates COPY if it does not exist.
     """
     with Tape.discover(directory, index) as tape:
-        player = TapePlayer(tape, directory, check)
+        player = TapePlayer(tape, directory, check, allow_additions=allow_additions)
         refuse_part(copy, tape, player, directory)
         with Copy(copy, writable=True, create=True) as file:
             found = _examine(tape, player, file, copy, full)

@@ -14,6 +14,7 @@ from tartapefs.base import outputs
 from tartapefs.base.naming import ARCHIVE_NAME
 from tartapefs.base.text import printable
 from tartapefs.cli.common import (
+    additions_option,
     byte_count,
     check_option,
     expand_name,
@@ -36,6 +37,7 @@ from tartapefs.transfer.range_digests import ALGORITHMS, Algorithm
 @folder_argument
 @index_option
 @check_option
+@additions_option
 @click.option(
     "-a",
     "--algorithm",
@@ -66,6 +68,7 @@ def digest(
     directory: str,
     index: str | None,
     check: Check,
+    allow_additions: bool,
     algorithms: tuple[Algorithm, ...],
     part_sizes: tuple[int, ...],
     sums: str | None,
@@ -90,7 +93,7 @@ def digest(
         raise click.UsageError("sums and state are two files")
     with Tape.discover(directory, index) as tape, ExitStack() as opened:
         name = expand_name(tape, name, "--name")
-        player = TapePlayer(tape, directory, check)
+        player = TapePlayer(tape, directory, check, allow_additions=allow_additions)
         for output in (sums, state):
             if output is not None and output != "-":
                 refuse_part(output, tape, player, directory)

@@ -34,6 +34,7 @@ _OPTIONS = (
     "gid",
     "index",
     "check",
+    "allow_additions",
     "strict",
     "expect",
     "allow_other",
@@ -129,8 +130,8 @@ def command(
     """Mount the archive of SRC at MNT for mount(8); return once it can be read.
 
     The options are those of "tartapefs mount", except those for recording, with _ for -: name=, mode=, uid=, gid=,
-    index=, check=, strict, expect=, allow_other, cached, audit_interval=, audit_share=, scrub_share=, on_drift=,
-    on_drift_run=, log=. SRC must have been recorded.
+    index=, check=, allow_additions, strict, expect=, allow_other, cached, audit_interval=, audit_share=, scrub_share=,
+    on_drift=, on_drift_run=, log=. SRC must have been recorded.
 
     mount(8) asks for rw unless it is told ro. The archive is mounted read-only anyway, with a warning.
     """

@@ -15,6 +15,7 @@ from tartapefs.base.errors import MountError, TapeNotFoundError
 from tartapefs.base.naming import ARCHIVE_NAME
 from tartapefs.cli.common import (
     Number,
+    additions_option,
     check_expected,
     check_option,
     expand_name,
@@ -54,6 +55,7 @@ def _id_of(find: Callable[[str], int]) -> Callable[[str], int]:
 @click.argument("mountpoint", metavar="MNT", type=path)
 @index_option
 @check_option
+@additions_option
 @strict_option
 @expect_option
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground until it is unmounted.")
@@ -119,6 +121,7 @@ def mount(
     mountpoint: str,
     index: str | None,
     check: Check,
+    allow_additions: bool,
     strict: bool,
     expect: str | None,
     foreground: bool,
@@ -178,7 +181,14 @@ def mount(
             on_drift_run=on_drift_run,
         )
         log = os.path.abspath(log_file) if log_file else None
-        player = TapePlayer(tape, directory, check, strict=strict, expect=expect and expect.strip().lower())
+        player = TapePlayer(
+            tape,
+            directory,
+            check,
+            strict=strict,
+            expect=expect and expect.strip().lower(),
+            allow_additions=allow_additions,
+        )
         if not tape.seal:
             warn_of_late_changes(player.source)
         code = daemon.mount(player, mountpoint, options, foreground, log)

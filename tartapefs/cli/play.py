@@ -19,6 +19,7 @@ from tartapefs.base.text import printable
 from tartapefs.cli.common import (
     DRIFT,
     Update,
+    additions_option,
     byte_count,
     check_expected,
     check_option,
@@ -140,6 +141,7 @@ def _appending(fd: int) -> Iterator[BinaryIO]:
 @folder_argument
 @index_option
 @check_option
+@additions_option
 @strict_option
 @expect_option
 @click.option("--start", type=byte_count, metavar="BYTES", help="The first byte of the archive to play, 0 by default.")
@@ -152,6 +154,7 @@ def play(
     directory: str,
     index: str | None,
     check: Check,
+    allow_additions: bool,
     strict: bool,
     expect: str | None,
     start: int | None,
@@ -175,7 +178,7 @@ def play(
         if start is not None and start > tape.total_size:
             raise OffsetError(start, tape.total_size)
         check_expected(tape, expect, complete=True)
-        player = TapePlayer(tape, directory, check, strict=strict)
+        player = TapePlayer(tape, directory, check, strict=strict, allow_additions=allow_additions)
         if sys.stdout is None and (events or output is None):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
         if output is None and not events and sys.stdout.isatty():

@@ -86,6 +86,9 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
                     key,
                     f"at {value['position']} ({_percent(value['position'], size)}), {value['passes']} times to the end",
                 )
+            case "additions":
+                others = ", …" * (value["count"] > len(value["paths"]))
+                yield key, f"{value['count']}: {', '.join(map(_line, value['paths']))}{others}"
             case "rate":
                 yield key, f"{size_text(value)}/s"
             case "readers" if isinstance(value, list):

@@ -17,6 +17,7 @@ from tartapefs.base.errors import TapeFormatError, TapeIntegrityError
 from tartapefs.base.text import moment, printable
 from tartapefs.cli.common import (
     DRIFT,
+    additions_option,
     check_expected,
     check_option,
     expect_option,
@@ -189,6 +190,7 @@ def _parse_share(text: str) -> float:
 @folder_argument
 @index_option
 @check_option
+@additions_option
 @strict_option
 @expect_option
 @click.option("--deep", is_flag=True, help="Read all contents, and compare them with the digests.")
@@ -204,6 +206,7 @@ def verify(
     directory: str,
     index: str | None,
     check: Check,
+    allow_additions: bool,
     strict: bool,
     expect: str | None,
     deep: bool,
@@ -224,7 +227,7 @@ def verify(
         if (deep or sample is not None) and not tape.seal:
             raise click.UsageError('the tape has no digests of contents; run "tartapefs seal" first')
         check_expected(tape, expect, complete=True)
-        player = TapePlayer(tape, directory, check, strict=strict)
+        player = TapePlayer(tape, directory, check, strict=strict, allow_additions=allow_additions)
         if state is not None:
             refuse_part(state, tape, player, directory)
         if not tape.rows_are_sound():
@@ -233,15 +236,21 @@ def verify(
         if tape.seal:
             verifier = Verifier(tape, Filler(tape, player.source, player.at_home, contents=False, strict=strict))
             look_into = None if strict else verifier.member
-        found = []
+        found: list[TapeIntegrityError] = []
+        added: list[str] = []
 
         def note(error: TapeIntegrityError) -> None:
             found.append(error)
             if not as_json:
                 click.echo(str(error))
 
+        def note_addition(arc_path: str) -> None:
+            added.append(printable(arc_path))
+            if not as_json:
+                click.echo(f"{added[-1]}: added since the recording")
+
         with progress(f"verifying {directory}", tape.member_count, tape=tape) as update:
-            for error in find_drift(player.inspector, update, look_into):
+            for error in find_drift(player.inspector, update, look_into, note_addition):
                 note(error)
         if verifier is not None and (deep or sample is not None):
             known = {error.member for error in found}
@@ -252,10 +261,13 @@ def verify(
         if as_json:
             facts = {"blocks": blocks} if deep or sample is not None else {}
             drift = list(map(drift_facts, found))
-            print_json({"valid": not found, "members": tape.member_count, **facts, "drift": drift})
+            print_json({"valid": not found, "members": tape.member_count, **facts, "drift": drift, "additions": added})
         elif not found:
             contents = f", {blocks:,} blocks of contents" if deep or sample is not None else ""
-            say(f"{tape.member_count:,} members{contents} agree with the recording")
+            say(
+                f"{tape.member_count:,} members{contents} agree with the recording"
+                + (f"; {len(added):,} were added" * bool(added))
+            )
     if found:
         fail(f"{len(found):,} differences from the recording", DRIFT)
 

@@ -83,10 +83,16 @@ def document(player: TapePlayer, name: str, statistics: ReadStatistics, hold: Ho
         "position": _latest(readers).last.position if readers else None,
         "member": _member_at(tape, _latest(readers).last.position) if readers else None,
         "rate": round(sum(reader.rate(now) for reader in readers)),
+        **({"additions": _additions(player)} if player.inspector.additions.count else {}),
         **({"scrub": player.scrubbed._asdict()} if player.scrubbed != (0, 0) else {}),
         "readers": [_reader(reader, tape, now) for reader in readers[-_MAX_READERS:]],
         **({"held": [_held_read(read, tape, now) for read in hold.reads()[:_MAX_READERS]]} if hold else {}),
     }
+
+
+def _additions(player: TapePlayer) -> dict[str, Any]:
+    additions = player.inspector.additions
+    return {"count": additions.count, "paths": [printable(os.fsdecode(path)) for path in additions.paths]}
 
 
 def _latest(readers: list[ReaderProgress]) -> ReaderProgress:

@@ -57,6 +57,7 @@ class Filler:
     On a sealed tape a file or link of which only timestamps or inode differ is as recorded if its contents are;
     `strict`: it is drift. `contents`: whether to check bodies against their digests here; else the caller does.
     `keep_open`: large files that are read in parts stay open for the next part, until `rest` is called.
+    `allow_additions`: names that were not recorded are no drift.
     """
 
     def __init__(
@@ -67,12 +68,14 @@ class Filler:
         contents: bool = True,
         strict: bool = False,
         keep_open: bool = False,
+        allow_additions: bool = False,
     ) -> None:
         self.tape = tape
         self.source = source
         self.at_home = at_home
         self.strict = strict
-        self.inspector = Inspector(tape, source, at_home)
+        self.allow_additions = allow_additions
+        self.inspector = Inspector(tape, source, at_home, allow_additions)
         self._verified_blocks = VerifiedBlocks(tape) if contents and tape.seal else None
         self._stamps_count = strict or not tape.seal
         self._descriptors = DescriptorCache(source) if keep_open and self._verified_blocks is None else None

@@ -70,12 +70,14 @@ def verify(
     inspector: Inspector,
     on_progress: Callable[[int, int], None] = lambda members, position: None,
     look_into: Callable[[Member], Iterable[TapeIntegrityError]] | None = None,
+    on_addition: Callable[[str], None] = lambda arc_path: None,
 ) -> Iterator[TapeIntegrityError]:
     """Yields all drift of the source, in the archive's order. Raises TapeFormatError for a damaged index.
 
     For a file or link of which only timestamps or inode differ, it yields what `look_into` finds; without `look_into`
     these differences are drift. It lists only directories that differ, to name what was added. It calls `on_progress`
-    every 128 members with their number so far, and the start of the last one.
+    every 128 members with their number so far, and the start of the last one; `on_addition` with each addition that
+    the inspector allows.
     """
     for count, member in enumerate(inspector.tape.members(), 1):
         found = _differences(member, inspector)
@@ -85,6 +87,9 @@ def verify(
             yield drift(member, found)
             if member.is_directory and found[0].what not in (Fact.TYPE, Fact.ACCESS):
                 yield from _added(inspector.tape, inspector.source, member)
+        elif member.is_directory and inspector.has_additions(member):
+            for addition in _added(inspector.tape, inspector.source, member):
+                on_addition(addition.member)
         if count % _PROGRESS_EVERY == 0:
             on_progress(count, member.start)
 

@@ -53,6 +53,9 @@ class TapePlayer:
     `expect`: the fingerprint or the seal that the tape must have; raises UnexpectedTapeError. With a seal, every byte
     that is read is checked against it. With a fingerprint, the first audit, so before the footer, compares all headers.
 
+    `allow_additions`: a name that was not recorded is no drift, so a folder may grow while it is read. What was
+    recorded is checked as ever: a recorded name that is gone or is another is drift.
+
     Usable from many threads. Raises TapeError if no source is known, and OSError if it cannot be opened.
 
     Attributes: `tape`; `source`, its open folder; `at_home`, whether inode and change time are compared; `strict`;
@@ -68,6 +71,7 @@ class TapePlayer:
         *,
         strict: bool = False,
         expect: str | None = None,
+        allow_additions: bool = False,
     ) -> None:
         if check not in ("full", "mtime"):
             raise ValueError(f"{check!r} is no kind of check; there are 'full' and 'mtime'")
@@ -79,7 +83,9 @@ class TapePlayer:
         self.at_home = check == "full" and tape.is_at_home(self.source.ino)
         self.strict = strict
         self._headers_due = expect is not None and tape.expect(expect) == "fingerprint"
-        self._filler = Filler(tape, self.source, self.at_home, strict=strict, keep_open=True)
+        self._filler = Filler(
+            tape, self.source, self.at_home, strict=strict, keep_open=True, allow_additions=allow_additions
+        )
         self.inspector = self._filler.inspector
         self._strategy = ReadStrategy(self._filler)
         self.drift: TapeIntegrityError | None = None

@@ -183,7 +183,9 @@ def _serve(filler: Filler, channel: int, memory: memoryview, claims: _Claims) ->
         processes.close_all_but(channel, filler.source.descriptor)
         tape = Recording.from_index(filler.tape.index_path)
         if tape.is_same(filler.tape):
-            own = Filler(tape, filler.source, filler.at_home, strict=filler.strict)
+            own = Filler(
+                tape, filler.source, filler.at_home, strict=filler.strict, allow_additions=filler.allow_additions
+            )
             ranges, last_stop, last_step = 0, 0, -1
             while job := os.read(channel, _JOB.size):
                 offset, start, stop, in_blocks, sums = _JOB.unpack(job)

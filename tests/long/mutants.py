@@ -173,7 +173,12 @@ MUTANTS = [
             ("each is of its type", "if stat.S_IFMT(found.st_mode) != stat.S_IFMT(child.mode):", "if False:"),
             ("each has its inode", "if self.at_home and found.st_ino", "if False and found.st_ino"),
             ("no other is there that counts", "elif self._is_member(", "elif False and self._is_member("),
-            ("a function cannot be asked again", "self._is_excluded is None or", "self._is_excluded is not None and"),
+            (
+                "a function cannot be asked again",
+                "self._is_excluded or _excludes_nothing",
+                "self._is_excluded or (lambda *_: True)",
+            ),
+            ("an addition that nobody allowed is drift", "if not self._allow_additions:", "if False:"),
             ("what is fresh is looked at again", " and begun - max(stamps[:2]) > _TICK_NS", ""),
             ("what moved is looked at again", "if self._unchanged.get(member.start) == stamps:", "if self._unchanged:"),
             ("a look is at a folder at rest", "if _stamps(folder.stat()) != stamps:", "if False:"),

@@ -1,8 +1,8 @@
 """Runs a function in a forked process, to use a second core in spite of the GIL.
 
-Rule: only a process with a single thread is forked; else another thread, which the child lacks, could hold a lock. The
-child ends before the call returns, whatever happens. If its parent dies, the child ends, too: its items stop without
-the message that ends them.
+Rule: a library forks its caller's process only if the caller allows it (`processes=2`), and only if that process has a
+single thread; else another thread, which the child lacks, could hold a lock. The child ends before the call returns,
+whatever happens. If its parent dies, the child ends, too: its items stop without the message that ends them.
 """
 
 import errno
@@ -11,38 +11,61 @@ import pickle
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NoReturn, TypeVar
 
-from tartapefs.base import processes, signals
+from tartapefs.base import signals
+from tartapefs.base.processes import fork
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-MIN_ITEMS = 2048  # from which on a second process is worth the fork
+_MIN_ITEMS = 2048  # from which on a second process is worth the fork
 _BATCH = 256  # items in a message
 _MAX_MESSAGE = 1 << 18  # bytes; the kernel takes 208 KiB
 
 
-def is_possible() -> bool:
-    """Whether this process may be forked, and has a second core to gain by it."""
+
+
+def check_processes(processes: int) -> None:
+    """Raises ValueError unless the number of processes that a caller allows is 1 or 2."""
+    if processes not in (1, 2):
+        raise ValueError(f"processes is 1 or 2, not {processes!r}")
+
+
+def pays(processes: int, item_count: int) -> bool:
+    """Whether to fork a process for a part of the work: it is allowed, safe, and faster."""
+    return processes > 1 and item_count >= _MIN_ITEMS and _is_safe_and_faster()
+
+
+def _is_safe_and_faster() -> bool:
+    """Whether this process has a single thread, and a second core."""
     try:
         return len(os.listdir("/proc/self/task")) == 1 and len(os.sched_getaffinity(0)) > 1
     except OSError:
         return False
 
 
-def run(work: Callable[[Iterator[_Item]], _Result], items: Iterator[_Item]) -> _Result:
-    """Calls `work(items)` in a forked process; returns or raises what that does.
+def run(work: Callable[[Iterator[_Item]], _Result], items: Iterator[_Item], processes: int) -> _Result:
+    """Calls `work(items)`, in a forked process if that pays; returns or raises what that does.
 
     256 items must be at most 200 KiB when pickled. If no process can be forked, this one calls `work`. Raises what
     `items` raises, and OSError if the child was killed.
     """
+    if processes > 1:
+        first = list(islice(items, _MIN_ITEMS))
+        items = chain(first, items)
+        if pays(processes, len(first)):
+            return _run_forked(work, items)
+    return work(items)
+
+
+def _run_forked(work: Callable[[Iterator[_Item]], _Result], items: Iterator[_Item]) -> _Result:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
         with theirs:
             try:
-                pid = processes.fork()
+                pid = fork()
             except OSError:
                 return work(items)
             if pid == 0:

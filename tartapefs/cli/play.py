@@ -60,7 +60,7 @@ def _event_facts(event: Event, position: int) -> dict[str, Any]:
 
 def _play_events(player: TapePlayer, start: int, stop: int, out: BinaryIO | None, update: Update) -> None:
     position = start
-    for event in player.play(start):
+    for event in player.play(start, processes=2):
         if isinstance(event, FileData):
             data = event.data[: stop - position]
             if out is not None:

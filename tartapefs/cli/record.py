@@ -55,6 +55,7 @@ def record_folder(
                 skip_unreadable=skip_unreadable,
                 skip_busy=skip_busy,
                 digest=digest,
+                processes=2,
                 on_progress=lambda members, size: update(
                     members, note=f"{size_text(size)}  {printable(recorder.latest)}"
                 ),

@@ -59,6 +59,7 @@ def seal_folder(
                 block_size,
                 lambda position: update(position, position),
                 known,
+                processes=2,
             )
         say(f"sealed {tape.member_count:,} members, {size_text(tape.total_size)}, with {algorithm}")
     return sealed

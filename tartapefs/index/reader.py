@@ -144,9 +144,11 @@ class IndexWriter:
     (ENOSPC and the like) where the disk refuses.
     """
 
-    def __init__(self, path: str, block_size: int = 0) -> None:
+    def __init__(self, path: str, block_size: int = 0, processes: int = 1) -> None:
+        forked_work.check_processes(processes)
         self._path = path
         self._block_size = block_size
+        self._processes = processes
         self._rows_digest = hashlib.sha256().hexdigest()
         self._lock: outputs.State | None = None
         self._unfinished: outputs.Unfinished | None = None
@@ -203,14 +205,10 @@ class IndexWriter:
     def add(self, members: Iterable[ustar.Facts]) -> str:
         """Writes all members, in the order of the archive, from its first on.
 
-        Returns their fingerprint: SHA-256 over all headers, 64 hex digits. Names and targets are to fit into one. Where
-        there are many, and that is possible, a second process writes what this one takes from `members`.
+        Returns their fingerprint: SHA-256 over all headers, 64 hex digits. Names and targets are to fit into one. If
+        there are many, and two `processes` are allowed, a forked process writes what this one takes from `members`.
         """
-        members = iter(members)
-        some = list(islice(members, forked_work.MIN_ITEMS))
-        is_forked = len(some) == forked_work.MIN_ITEMS and forked_work.is_possible()
-        members = chain(some, members)
-        self._rows_digest, fingerprint = forked_work.run(self._add, members) if is_forked else self._add(members)
+        self._rows_digest, fingerprint = forked_work.run(self._add, iter(members), self._processes)
         return fingerprint
 
     def _add(self, members: Iterator[ustar.Facts]) -> tuple[str, str]:

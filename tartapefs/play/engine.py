@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tartapefs.archive.layout import FOOTER
+from tartapefs.base import forked_work
 from tartapefs.base.buffers import aligned
 from tartapefs.base.errors import OffsetError, TapeError, TapeIntegrityError
 from tartapefs.index.recording import Recording
@@ -221,14 +222,17 @@ class TapePlayer:
         """The offset in the archive, in bytes, of the member of this name. Raises KeyError."""
         return self.tape.find(arc_path).start
 
-    def play(self, start_offset: int = 0, chunk_size: int = CHUNK) -> Iterator[events.Event]:
+    def play(self, start_offset: int = 0, chunk_size: int = CHUNK, *, processes: int = 1) -> Iterator[events.Event]:
         """Yields the archive from `start_offset` (0 to its size) on, as events; `data` of at most `chunk_size` bytes.
 
-        Raises OffsetError and ValueError at once, and what `read` raises while iterating. If this process has a single
-        thread, and there are many members, a helper process reads ahead until the iterator ends or is closed.
+        `processes`: 1, or 2 to allow a helper process, which reads ahead until the iterator ends or is closed. It is
+        forked from this process if that has a single thread and a second core, and there are 2,048 members or more.
+
+        Raises OffsetError and ValueError at once, and what `read` raises while iterating.
         """
         if not 0 <= start_offset <= self.tape.total_size:
             raise OffsetError(start_offset, self.tape.total_size)
         if chunk_size < 1:
             raise ValueError(f"a chunk size of {chunk_size} bytes leads nowhere; it is at least 1")
-        return playback.play(self.tape, self._strategy, self.readinto, start_offset, chunk_size)
+        forked_work.check_processes(processes)
+        return playback.play(self.tape, self._strategy, self.readinto, start_offset, chunk_size, processes)

@@ -1,8 +1,8 @@
 """Playback: the archive in order, from any byte on, as events.
 
 Rule: the data of all events together is what `readinto` gives, in order. Members that fit into a chunk together are
-read in one request, and yielded one by one; others alone, piece by piece. If there are many members, and this process
-may fork, a helper begins with the next chunk, and takes the MD5 sums of its files, while this process yields the
+read in one request, and yielded one by one; others alone, piece by piece. If the caller allows a second process,
+and it pays, a helper begins with the next chunk, and takes the MD5 sums of its files, while this process yields the
 current one: every byte was read, and checked, at most a chunk before it is yielded.
 """
 
@@ -32,16 +32,14 @@ _ReadInto = Callable[[memoryview, int], int]
 
 
 def play(
-    tape: Recording, strategy: ReadStrategy, readinto: _ReadInto, position: int, chunk_size: int
+    tape: Recording, strategy: ReadStrategy, readinto: _ReadInto, position: int, chunk_size: int, processes: int
 ) -> Iterator[events.Event]:
     """Yields the archive from `position` on, `data` of at most `chunk_size` bytes; raises what `readinto` raises.
 
-    `readinto` must fill buffers by `strategy`.
+    `readinto` must fill buffers by `strategy`. With two `processes` it may fork a helper, which ends with the iterator.
     """
     capacity = min(chunk_size, CHUNK)
-    has_own_helper = (
-        tape.member_count >= forked_work.MIN_ITEMS and not strategy.has_helper and forked_work.is_possible()
-    )
+    has_own_helper = not strategy.has_helper and forked_work.pays(processes, tape.member_count)
     if has_own_helper:
         memory = mmap.mmap(-1, 2 * (CHUNK + _SUMS))
         strategy.fork_helper(memory)

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from tartapefs.archive import hash_tree, ustar
 from tartapefs.archive.layout import FOOTER, MAX_OFFSET, span
 from tartapefs.archive.member import Member, path_of
-from tartapefs.base import signals, tape_files
+from tartapefs.base import forked_work, signals, tape_files
 from tartapefs.base.errors import (
     OutputError,
     Problem,
@@ -65,12 +65,14 @@ class TapeRecorder:
     `exclude`, `anonymize` and `digest` what is None is then as in the recording that is replaced, so that `exclude=()`
     is needed to leave nothing out. `skip_unreadable`: what this user cannot read is left out, and then listed in
     `skipped`; `skip_busy`: so are files that changed within the last minute and that a program has open for writing, or
-    mapped so. `on_progress` is called now and then with members and archive bytes so far.
+    mapped so. `processes`: 1, or 2 to allow a second process, which writes the index. It is forked from this process if
+    that has a single thread and a second core, and there are 2,048 members or more; it ends before `commit` returns.
+    `on_progress` is called now and then with members and archive bytes so far.
 
     After `commit`, `excluded`, `owners_kept`, `due_algorithm` and `due_block_size` are what the index says; `replaced`
     is what the one before said, if there was one, and `not_taken_over` why it says nothing.
 
-    Raises ValueError for a malformed pattern, and for an unknown algorithm.
+    Raises ValueError for a malformed pattern, an unknown algorithm, and another number of processes.
     """
 
     def __init__(
@@ -85,7 +87,9 @@ class TapeRecorder:
         skip_busy: bool = False,
         digest: hash_tree.SealAlgorithm | Literal[""] | None = None,
         on_progress: Progress | None = None,
+        processes: int = 1,
     ) -> None:
+        forked_work.check_processes(processes)
         self.root = os.path.realpath(root)
         self.index_path = os.path.abspath(index_path) if index_path else default_index(self.root)
         self._own_folder = index_path is None
@@ -102,6 +106,7 @@ class TapeRecorder:
         self._overwrite = overwrite
         self._skip_unreadable = skip_unreadable
         self._skip_busy = skip_busy
+        self._processes = processes
         self._on_progress = on_progress or (lambda members, size: None)
         self._begin()
 
@@ -169,7 +174,7 @@ class TapeRecorder:
 
     def _record(self, source: Source) -> str:
         self._source = source
-        with IndexWriter(self.index_path) as writer:
+        with IndexWriter(self.index_path, processes=self._processes) as writer:
             if os.path.lexists(self.index_path) and not self._overwrite:  # now that no other recorder runs
                 raise TapeExistsError(self.index_path)
             self._decide(source)

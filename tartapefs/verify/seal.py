@@ -36,17 +36,19 @@ def seal(
     block_size: int = hash_tree.BLOCK_SIZE,
     on_progress: Progress = lambda position: None,
     known: Tape | None = None,
+    processes: int = 1,
 ) -> str:
     """Seals `tape`, and returns the seal, 64 hex digits. `tape` itself stays as it is: discover it anew.
 
     `known`: a sealed tape of the same folder. Where both are at home and have digests of one kind, those of members
     that are recorded there with the same facts are taken over, and what lies in such a file now is not read.
 
-    `on_progress` is called with how far in the archive contents have been read. Raises TapeSealedError if it has
-    digests already, TapeIntegrityError where the source is not as recorded, TapeBusyError while another program seals
-    or records it, OutputError where a file that is not ours has the name of the state, TapeFormatError for a damaged
-    index, and OSError where the source cannot be read or the disk is full. Then the index is untouched, and what was
-    read need not be read again.
+    `processes`: as of `TapeRecorder`. `on_progress` is called with how far in the archive contents have been read.
+
+    Raises TapeSealedError if it has digests already, TapeIntegrityError where the source is not as recorded,
+    TapeBusyError while another program seals or records it, OutputError where a file that is not ours has the name of
+    the state, TapeFormatError for a damaged index, and OSError where the source cannot be read or the disk is full.
+    Then the index is untouched, and what was read need not be read again.
     """
     if tape.seal:
         raise TapeSealedError(tape.index_path)
@@ -63,16 +65,21 @@ def seal(
         for (stretch, _), digests in in_order(before.digests, matched):
             state.add(stretch.stop, digests)
             on_progress(stretch.stop)
-        sealed = _write(tape, tape.is_at_home(source.ino), algorithm, block_size, state.digests())
+        sealed = _write(tape, tape.is_at_home(source.ino), algorithm, block_size, state.digests(), processes)
         state.remove()
     return sealed
 
 
 def _write(
-    tape: Tape, at_home: bool, algorithm: hash_tree.SealAlgorithm, block_size: int, digests: Callable[[int], bytes]
+    tape: Tape,
+    at_home: bool,
+    algorithm: hash_tree.SealAlgorithm,
+    block_size: int,
+    digests: Callable[[int], bytes],
+    processes: int,
 ) -> str:
     builder = hash_tree.Builder(algorithm, block_size)
-    with IndexWriter(tape.index_path, block_size) as writer:
+    with IndexWriter(tape.index_path, block_size, processes) as writer:
         with Tape.from_index(tape.index_path) as now:
             if not now.is_same(tape):  # recorded again meanwhile
                 raise TapeBusyError(tape.index_path)

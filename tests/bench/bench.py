@@ -84,7 +84,7 @@ def sealed_index_of(source: Path) -> Path:
 
 
 def record(source: Path) -> None:
-    TapeRecorder(source, index_of(source), overwrite=True).commit()
+    TapeRecorder(source, index_of(source), overwrite=True, processes=2).commit()
 
 
 def drop_caches() -> None:
@@ -191,7 +191,7 @@ class Bench:
     def _beside_sealed(self, source: Path) -> Iterator[tuple[Path, Path]]:
         shutil.copy(index_of(source), sealed_index_of(source))
         with Tape.discover(source, sealed_index_of(source)) as tape, closing(TapePlayer(tape, source)) as player:
-            seal(tape, player.source, player.at_home)
+            seal(tape, player.source, player.at_home, processes=2)
         with (
             mounted(source, self.mnt, sealed_index_of(source)) as sealed,
             mounted(source, self.data / "bare") as bare,
@@ -206,7 +206,7 @@ class Bench:
             [sys.executable, Path(__file__).with_name("slowfs.py"), self.data / "origin", mountpoint], mountpoint
         ):
             source = mountpoint / "slowed"
-            TapeRecorder(source, self.data / "slowed.db", overwrite=True).commit()
+            TapeRecorder(source, self.data / "slowed.db", overwrite=True, processes=2).commit()
             with mounted(source, self.mnt, self.data / "slowed.db") as archive:
                 taken = pairs(read(archive), tar(source), min(self.rounds, 5))
         yield speed("read 2,000 files, 1 ms per open and read", "tar", taken, 8)
@@ -330,7 +330,7 @@ def play(source: Path, target: Path) -> None:
         closing(TapePlayer(tape)) as player,
         target.open("wb", buffering=MIB) as file,
     ):
-        for event in player.play():
+        for event in player.play(processes=2):
             if event.type == "file_data":
                 file.write(event.data)
 

@@ -10,13 +10,13 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from support.reference import Reference
 
-from tartapefs import Tape, TapeRecorder
-from tartapefs.base import forked_work
+from tartapefs import Tape, TapePlayer, TapeRecorder
 
 FILES = 6000
 
@@ -41,12 +41,11 @@ def program(text: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         import os, sys
         from tartapefs import TapeRecorder
         from tartapefs.base import forked_work
-        from tartapefs.index import reader as index
-        parts, run = [], forked_work.run
+        parts, forked = [], forked_work._run_forked
         def counted(work, items):
             parts.append(1)
-            return run(work, items)
-        forked_work.run = counted
+            return forked(work, items)
+        forked_work._run_forked = counted
         def children():
             with open(f"/proc/self/task/{os.getpid()}/children") as file:
                 return file.read().split()
@@ -62,15 +61,12 @@ def passed(result: subprocess.CompletedProcess[str]) -> None:
 
 @TWO_CORES
 @pytest.mark.parametrize("owners", [True, False], ids=["anonymous", "owners"])
-def test_the_same_index_as_of_one_process(
-    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owners: bool
-) -> None:
+def test_the_same_index_as_of_one_process(many: Path, tmp_path: Path, owners: bool) -> None:
     """The headers are those of `tarfile`, the rows those that one process writes."""
     text = f"""
-        print(TapeRecorder(root, to, anonymize={owners}).commit(), len(parts), children())
+        print(TapeRecorder(root, to, anonymize={owners}, processes=2).commit(), len(parts), children())
     """
     result = program(text, many, tmp_path / "forked.db")
-    monkeypatch.setattr(forked_work, "is_possible", lambda: False)
     fingerprint = TapeRecorder(many, tmp_path / "alone.db", anonymize=owners).commit()
     assert (result.returncode, result.stdout, result.stderr) == (0, f"{fingerprint} 1 []\n", "")
     with Tape.from_index(tmp_path / "forked.db") as tape, Tape.from_index(tmp_path / "alone.db") as alone:
@@ -89,7 +85,86 @@ def test_a_few_members_fork_nothing(tmp_path: Path) -> None:
     root.mkdir()
     for number in range(100):
         (root / str(number)).touch()
-    passed(program("TapeRecorder(root, to).commit(); assert parts == []", root, tmp_path / "few.db"))
+    passed(program("TapeRecorder(root, to, processes=2).commit(); assert parts == []", root, tmp_path / "few.db"))
+
+
+CHILDREN = """
+import atexit, os, resource, sys
+
+def report():
+    \"\"\"Says whether this process had a child that it awaited, or has one, by the kernel's accounts.\"\"\"
+    try:
+        os.waitpid(-1, os.WNOHANG)
+        unwaited = True
+    except ChildProcessError:
+        unwaited = False
+    had_child = unwaited or resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss > 0
+    print("forked" if had_child else "not forked", *threads, file=sys.stderr)
+
+threads = []
+sys.addaudithook(lambda event, arguments: event.startswith("_thread.start") and threads.append(event))
+atexit.register(report)
+"""
+CALLS = {
+    "record": "TapeRecorder(root, to).commit()",
+    "play": "list(TapePlayer(Tape.discover(root, to)).play())",
+    "read": "TapePlayer(Tape.discover(root, to)).read(0, 1 << 20)",
+    "open": "Tape.discover(root, to).open().read()",
+    "parts": "[part.read() for part in Tape.discover(root, to).parts(1 << 20)]",
+}
+
+
+def forks(text: str, *arguments: object) -> str:
+    """What a program of a single thread says of its children and threads at its end."""
+    start = f"{CHILDREN}\nfrom tartapefs import Tape, TapePlayer, TapeRecorder\nroot, to = sys.argv[1:3]\n"
+    command = [sys.executable, "-W", "error", "-c", start + text, *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    return result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_library_call_forks_nothing(many: Path, tmp_path: Path, call: str) -> None:
+    """Nor does it start a thread, from a source that is fast and of small members."""
+    index = tmp_path / "index.db"
+    if call != "record":
+        TapeRecorder(many, index).commit()
+    assert forks(CALLS[call], many, index) == "not forked"
+
+
+@TWO_CORES
+@pytest.mark.parametrize("call", ["record", "play"])
+def test_a_library_call_forks_if_asked(many: Path, tmp_path: Path, call: str) -> None:
+    """The check on the test above."""
+    index = tmp_path / "index.db"
+    if call != "record":
+        TapeRecorder(many, index).commit()
+    asked = CALLS[call].replace("to).commit", "to, processes=2).commit").replace("play()", "play(processes=2)")
+    assert forks(asked, many, index) == "forked"
+
+
+@TWO_CORES
+@pytest.mark.parametrize("command", ["record", "play --events", "seal --digest sha256"])
+def test_a_command_forks(many: Path, tmp_path: Path, command: str) -> None:
+    index = tmp_path / "index.db"
+    if command != "record":
+        TapeRecorder(many, index).commit()
+    text = f"from tartapefs.cli import main\nsys.argv = ['tartapefs', *{command.split()}, '--index', to, root]\nmain()"
+    assert forks(text, many, index).startswith("forked")
+
+
+@pytest.mark.parametrize("processes", [0, 3, -1, None, "2"])
+def test_another_number_of_processes(many: Path, tmp_path: Path, processes: object) -> None:
+    message = f"^processes is 1 or 2, not {processes!r}$"
+    with pytest.raises(ValueError, match=message):
+        TapeRecorder(many, tmp_path / "index.db", processes=processes)  # type: ignore[arg-type]
+    TapeRecorder(many, tmp_path / "index.db").commit()
+    with (
+        Tape.discover(many, tmp_path / "index.db") as tape,
+        closing(TapePlayer(tape)) as player,
+        pytest.raises(ValueError, match=message),
+    ):
+        player.play(processes=processes)  # type: ignore[arg-type]
 
 
 @TWO_CORES
@@ -99,11 +174,11 @@ def test_a_process_with_threads_is_not_forked(many: Path, tmp_path: Path) -> Non
         ended = threading.Event()
         thread = threading.Thread(target=ended.wait)
         thread.start()
-        TapeRecorder(root, to).commit()
+        TapeRecorder(root, to, processes=2).commit()
         assert parts == []
         ended.set()
         thread.join()
-        TapeRecorder(root, to, overwrite=True).commit()
+        TapeRecorder(root, to, overwrite=True, processes=2).commit()
         assert parts == [1]
     """
     passed(program(text, many, tmp_path / "index.db"))
@@ -125,7 +200,7 @@ def test_a_disk_that_refuses(many: Path, tmp_path: Path) -> None:
     import errno, resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     try:
-        TapeRecorder(root, to).commit()
+        TapeRecorder(root, to, processes=2).commit()
     except OSError as error:
         assert error.errno in (errno.EIO, errno.ENOSPC) and error.filename == to, repr(error)
     """
@@ -141,7 +216,7 @@ def test_an_interrupt(many: Path, tmp_path: Path, raised: str) -> None:
         if members > 4000:
             raise {raised}
     try:
-        TapeRecorder(root, to, on_progress=stop).commit()
+        TapeRecorder(root, to, on_progress=stop, processes=2).commit()
     except {raised}:
         pass
     """
@@ -156,7 +231,7 @@ def test_a_second_process_that_is_killed(many: Path, tmp_path: Path) -> None:
         for child in children():
             os.kill(int(child), signal.SIGKILL)
     try:
-        TapeRecorder(root, to, on_progress=kill).commit()
+        TapeRecorder(root, to, on_progress=kill, processes=2).commit()
     except OSError as error:
         assert "was killed" in str(error)
     """
@@ -172,7 +247,7 @@ def test_a_first_process_that_is_killed(many: Path, tmp_path: Path) -> None:
             if children():
                 print(*children(), flush=True)
                 os.kill(os.getpid(), signal.SIGKILL)
-        TapeRecorder(root, to, on_progress=kill).commit()
+        TapeRecorder(root, to, on_progress=kill, processes=2).commit()
     """
     index = tmp_path / "index.db"
     result = program(text, many, index)

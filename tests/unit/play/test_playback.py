@@ -70,7 +70,7 @@ def passes(program: str, *arguments: Path) -> None:
 ALL = """
 def play(offset, chunk_size):
     position, helpers, sums = offset, set(), 0
-    for event in player.play(offset, chunk_size):
+    for event in player.play(offset, chunk_size, processes=2):
         helpers.add(helper_of(player))
         assert event.data == expected[position : position + len(event.data)], position
         assert len(event.data) <= chunk_size
@@ -119,7 +119,7 @@ def test_a_helper_takes_a_part(source: Path, expected: Path) -> None:
             summed[member.start >= first_summed] += 1
         return together(members, position, chunk, sums, first_summed)
     stream._play_group = counted
-    for event in player.play():
+    for event in player.play(processes=2):
         if event.type == "file_start" and event.entry.is_directory:
             time.sleep(0.02)
     assert sum(summed) == 3000 + 30 + 30 + 30 + 1, summed
@@ -131,13 +131,13 @@ def test_a_helper_takes_a_part(source: Path, expected: Path) -> None:
 def test_a_stream_that_nobody_finishes(source: Path, expected: Path) -> None:
     """The helper ends with it."""
     program = """
-    play = player.play()
+    play = player.play(processes=2)
     for _ in range(100):
         next(play)
     assert helper_of(player)
     play.close()
     assert helper_of(player) is None
-    for event in player.play():
+    for event in player.play(processes=2):
         if event.type == "file_end":
             break
     del play, event
@@ -149,7 +149,7 @@ def test_two_streams_and_reads_beside(source: Path, expected: Path) -> None:
     """The first one has the helper; none gets another's bytes."""
     program = """
     positions, some = [0, 0], 7
-    streams = [player.play(), player.play(0, 70_000)]
+    streams = [player.play(processes=2), player.play(0, 70_000, processes=2)]
     while True:
         for number, stream in enumerate(streams):
             for event in stream:
@@ -174,7 +174,7 @@ def test_a_helper_that_is_killed(source: Path, expected: Path) -> None:
     """Its part is done here."""
     program = """
     position = ended = 0
-    for event in player.play():
+    for event in player.play(processes=2):
         if position > 500_000 and not ended:
             ended = 1
             os.kill(helper_of(player), signal.SIGKILL)
@@ -200,7 +200,7 @@ def test_drift_in_the_next_chunk(tmp_path: Path) -> None:
     program = """
     changed = position = 0
     try:
-        for event in player.play():
+        for event in player.play(processes=2):
             assert event.data == expected[position : position + len(event.data)]
             position += len(event.data)
             if position > 2_000_000 and not changed:
@@ -212,7 +212,7 @@ def test_drift_in_the_next_chunk(tmp_path: Path) -> None:
     culprit = tape.find("data/1500")
     assert culprit.start - (1 << 20) < position <= culprit.start
     try:
-        next(player.play())
+        next(player.play(processes=2))
     except TapeIntegrityError:
         pass
     """
@@ -225,8 +225,8 @@ def test_a_process_with_threads_is_not_forked(source: Path, expected: Path) -> N
     event = threading.Event()
     thread = threading.Thread(target=event.wait)
     thread.start()
-    assert b"".join(event.data for event in player.play()) == expected
-    for _ in player.play():
+    assert b"".join(event.data for event in player.play(processes=2)) == expected
+    for _ in player.play(processes=2):
         assert helper_of(player) is None
     event.set()
     thread.join()

@@ -327,7 +327,7 @@ MUTANTS = [
     ),
     Mutant(
         "the witness is taken while nobody writes",
-        "record/recorder.py",
+        "record/settling.py",
         "return seen_of(settled)\n",
         "return seen\n",
         BUSY,
@@ -342,7 +342,7 @@ MUTANTS = [
     Mutant("without leases dirty pages are written first", "source/folder.py", "        _write_back(fd)\n", "", BUSY),
     Mutant(
         "what is fresh is not busy in the end",
-        "record/recorder.py",
+        "record/settling.py",
         "if settled is None:\n                    raise",
         "if False:\n                    raise",
         BUSY,
@@ -350,7 +350,7 @@ MUTANTS = [
     Mutant(
         "fresh members are looked at again",
         "record/recorder.py",
-        "            self._settle()\n            self._raise_problems",
+        "            settling.finish()\n            self._raise_problems",
         "            self._raise_problems",
         RECORDER,
     ),
@@ -535,13 +535,13 @@ MUTANTS = [
             ("of one kind", "verify/seal.py", "tape.algorithm == algorithm and tape.block_size == block_size", "True"),
             (
                 "a function is not taken for a pattern",
-                "record/recorder.py",
+                "record/options.py",
                 "if not is_function(excluded):",
                 "if True:",
             ),
             (
                 "due digests stay due",
-                "record/recorder.py",
+                "record/options.py",
                 "before.algorithm or before.due_algorithm",
                 "before.algorithm",
             ),

@@ -30,7 +30,7 @@ from support.reference import Reference
 from support.users import as_nobody
 
 from tartapefs import SourceBusyError, Tape, TapeIntegrityError, TapePlayer, TapeRecorder
-from tartapefs.record import recorder
+from tartapefs.record import settling
 from tartapefs.source import folder as source
 
 PAGE = mmap.PAGESIZE
@@ -61,7 +61,7 @@ def make_root(root: Path) -> Path:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder, "_PATIENCE", 0.1)
+    monkeypatch.setattr(settling, "_PATIENCE", 0.1)
 
 
 def played(root: Path, index: Path | None = None) -> bytes:
@@ -213,7 +213,7 @@ def test_lease_of_another_program_for_reading(root: Path) -> None:
 @pytest.mark.parametrize("returned", [False, True])
 def test_lease_of_another_program_for_writing(root: Path, monkeypatch: pytest.MonkeyPatch, returned: bool) -> None:
     """Who has one may hold changes back: the file is busy until it is returned."""
-    monkeypatch.setattr(recorder, "_PATIENCE", 2 if returned else 0.1)
+    monkeypatch.setattr(settling, "_PATIENCE", 2 if returned else 0.1)
     fd = os.open(root / "logs" / "app.log", os.O_RDWR)
     asked = []
     before = signal.signal(signal.SIGURG, lambda number, frame: asked.append(number))
@@ -277,11 +277,11 @@ def test_who_waits_for_the_lease_does_no_harm(tmp_path: Path) -> None:
 
 def test_only_what_changed_lately(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A log that is always open, and written now and then, is recorded once it has been at rest."""
-    monkeypatch.setattr(recorder, "_PATIENCE", 0)
+    monkeypatch.setattr(settling, "_PATIENCE", 0)
     root = make_root(tmp_path / "data")
     with (root / "logs" / "app.log").open("ab", buffering=0) as file:
         assert_refused(root)
-        monkeypatch.setattr(recorder, "_RECENT_NS", 300_000_000)
+        monkeypatch.setattr(settling, "_RECENT_NS", 300_000_000)
         time.sleep(0.5)
         TapeRecorder(root).commit()
         assert_recorded(root)

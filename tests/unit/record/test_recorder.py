@@ -93,7 +93,7 @@ def nothing_written(root: Path, mtime_ns: int) -> None:
 def age(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has been at rest for long takes a shorter way through the recorder than what changed lately."""
     if request.param == "at rest":
-        monkeypatch.setattr("tartapefs.record.recorder._RECENT_NS", -(10**18))
+        monkeypatch.setattr("tartapefs.record.settling._RECENT_NS", -(10**18))
 
 
 @pytest.mark.usefixtures("age")
@@ -542,7 +542,15 @@ def package_path() -> str:
 
 _INTERRUPTIBLE = tuple(
     module.__file__
-    for module in (tartapefs.record.recorder, tartapefs.index.reader, tartapefs.base.forked_work, contextlib)
+    for module in (
+        tartapefs.record.recorder,
+        tartapefs.record.options,
+        tartapefs.record.settling,
+        tartapefs.record.tape_folder,
+        tartapefs.index.reader,
+        tartapefs.base.forked_work,
+        contextlib,
+    )
 )
 
 
@@ -1007,7 +1015,7 @@ def test_change_of_what_was_scanned_just_now(
 ) -> None:
     """A fresh file is looked at again at the end, so a change after the scan passed it is drift as well."""
     # On a busy machine it is fresh no more after a clock's own tick.
-    monkeypatch.setattr("tartapefs.record.recorder._TICK_NS", 10**9)
+    monkeypatch.setattr("tartapefs.record.settling._TICK_NS", 10**9)
     inside = at_rest / "m" / "a"
     inside.write_bytes(b"written a moment ago")
     error = changed_while_recorded(at_rest, trigger, lambda: change(at_rest / victim))

@@ -1,0 +1,94 @@
+"""The options of a recording: those that the caller gives, else those of the recording it replaces, else defaults."""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal
+
+from tartapefs.archive import hash_tree
+from tartapefs.base.errors import Problem, TapeConstraintError, TapeFormatError, TapeNotFoundError
+from tartapefs.base.text import printable
+from tartapefs.index.reader import Index, TapeFacts
+from tartapefs.source.exclusion import Exclude, IsLeftOut, exclusion, is_function
+from tartapefs.source.folder import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options that hold for a recording; all but `is_left_out` are written to its index.
+
+    Attributes: `is_left_out`, the test whether to leave out a path; `excluded`, its patterns; `owners_kept`, whether
+    headers name the real owners; `due_algorithm` and `due_block_size` (bytes), of the digests that the tape is to have.
+    """
+
+    is_left_out: IsLeftOut | None = None
+    excluded: Sequence[str] = ()
+    owners_kept: bool = False
+    due_algorithm: str = ""
+    due_block_size: int = 0
+
+
+class Asked:
+    """The options that the caller of the recorder gives; None stands for those of the recording that is replaced.
+
+    Raises ValueError for a malformed pattern, and for an unknown algorithm.
+    """
+
+    def __init__(
+        self,
+        exclude: Exclude | None,
+        anonymize: bool | None,
+        digest: hash_tree.SealAlgorithm | Literal[""] | None,
+    ) -> None:
+        if digest not in (None, "", *hash_tree.ALGORITHMS):
+            raise ValueError(f"{digest!r} is no algorithm; there are {', '.join(hash_tree.ALGORITHMS)}")
+        self._exclusion = exclusion(exclude) if exclude is not None else None
+        self._anonymize = anonymize
+        self._digest = digest
+
+    def completed(self, before: TapeFacts | None, index_path: str) -> Options:
+        """These options, completed by those of the recording that is replaced.
+
+        Raises TapeConstraintError if what that recording excluded is needed, and cannot be told from its index.
+        """
+        is_left_out, excluded = self._exclusion or _exclusion_of(before.excluded if before else (), index_path)
+        owners_kept = bool(before and before.owners_kept) if self._anonymize is None else not self._anonymize
+        algorithm, block_size = "", 0
+        if self._digest is not None:
+            algorithm, block_size = self._digest, bool(self._digest) * hash_tree.BLOCK_SIZE
+        elif before:
+            algorithm = before.algorithm or before.due_algorithm
+            block_size = before.block_size or before.due_block_size
+        return Options(is_left_out, excluded, owners_kept, algorithm, block_size)
+
+
+def _exclusion_of(excluded: tuple[str, ...], index_path: str) -> tuple[IsLeftOut | None, Sequence[str]]:
+    if not excluded:
+        return None, ()
+    if not is_function(excluded):
+        with suppress(ValueError):
+            return exclusion(excluded)
+    reason = f"what it excluded cannot be taken over ({excluded[0]}): say anew what to exclude, or that nothing is"
+    raise TapeConstraintError([Problem(index_path, reason)])
+
+
+def replaced_facts(index_path: str, source: Source, in_source: bool) -> tuple[TapeFacts | None, str]:
+    """What the index says that a recording of `source` replaces, if there is one; else why it says nothing, if known.
+
+    Call it while no other recorder can replace that index. `in_source`: it lies in the recorded folder.
+    """
+    try:
+        index = Index(index_path)
+    except TapeNotFoundError:
+        return None, ""
+    except TapeFormatError as error:
+        return None, error.reason
+    except OSError as error:
+        return None, error.strerror or str(error)
+    index.close()
+    facts = index.facts
+    is_its_name = facts.root_name == os.fsencode(os.path.basename(source.root))
+    if in_source or facts.root_ino == source.ino or is_its_name:
+        return facts, ""
+    return None, f"it is of another folder, {printable(facts.root_name)}"

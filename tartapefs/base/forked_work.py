@@ -25,8 +25,6 @@ _BATCH = 256  # items in a message
 _MAX_MESSAGE = 1 << 18  # bytes; the kernel takes 208 KiB
 
 
-
-
 def check_processes(processes: int) -> None:
     """Raises ValueError unless the number of processes that a caller allows is 1 or 2."""
     if processes not in (1, 2):

@@ -157,6 +157,22 @@ def test_write_that_ends_soon(root: Path) -> None:
     assert_recorded(root)
 
 
+def test_what_is_written_while_the_recorder_waits(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recorded as it is once nobody writes it any more, and not as it was at the first look."""
+    file, sleep = (root / "logs" / "app.log").open("ab", buffering=0), time.sleep
+
+    def pause(seconds: float) -> None:
+        if not file.closed:
+            file.write(b"more")
+            file.close()
+        sleep(seconds)
+
+    monkeypatch.setattr(settling.time, "sleep", pause)
+    TapeRecorder(root).commit()
+    assert file.closed
+    assert_recorded(root)
+
+
 def test_dirty_mapping(root: Path, impatient: None) -> None:
     """Refused while it lasts, also with no descriptor open; what is stored after the recording shows."""
     path = root / "logs" / "app.log"

@@ -32,7 +32,7 @@ from tartapefs.cli.common import DRIFT, json_option, path, print_json, progress
 from tartapefs.mount import libfuse
 from tartapefs.play.engine import TapePlayer
 from tartapefs.play.playback import CHUNK
-from tartapefs.source.folder import has_openat2
+from tartapefs.source.system_calls import has_openat2
 
 # What mount.fuse3 and libmount search, whatever the caller's PATH.
 _PATH_OF_MOUNT = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

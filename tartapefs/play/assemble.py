@@ -21,7 +21,7 @@ from tartapefs.index.recording import Recording
 from tartapefs.play.descriptor_cache import LARGE, DescriptorCache
 from tartapefs.play.inspection import Inspector
 from tartapefs.play.verified_blocks import VerifiedBlocks, read_all, with_differences
-from tartapefs.source.drift import agrees, check_place, differences, drift, only_stamps
+from tartapefs.source.drift import agrees, check_root, differences, drift, only_stamps
 from tartapefs.source.folder import Source
 
 _ZEROS = [bytes(size) for size in range(BLOCK)]  # paddings
@@ -101,7 +101,7 @@ class Filler:
         in smaller functions it took 15 instead of 13 microseconds a member, most of which are system calls.
         """
         source, at_home, verified = self.source, self.at_home, self._verified_blocks
-        open_in, preadv, fstat, close, plain = source.open_in, os.preadv, os.fstat, os.close, source.plain
+        open_in, preadv, fstat, close, plain_device = source.open_in, os.preadv, os.fstat, os.close, source.plain_device
         count, is_root_checked = 0, False
         # Of the last file: its folder, and that folder's descriptor, opened for its second file, closed at the end.
         last_folder, folder_fd = None, -1
@@ -128,7 +128,7 @@ class Filler:
                 ):
                     continue
                 if not is_root_checked:
-                    check_place(source, self.tape.root_name)
+                    check_root(source, self.tape.root_name)
                     is_root_checked = True
                 if low < high:
                     part, position = view[low - start : high - start], low - body
@@ -142,7 +142,7 @@ class Filler:
                             fd = source.open(name.partition(b"/")[2])
                         else:
                             if folder_fd < 0:
-                                folder_fd = source.place(folder.partition(b"/")[2])
+                                folder_fd = source.folder_descriptor(folder.partition(b"/")[2])
                             fd = open_in(folder_fd, last)
                     except OSError as error:
                         error.filename = member.arc_path
@@ -161,7 +161,7 @@ class Filler:
                         except TapeIntegrityError as error:
                             failure = error
                         found = fstat(fd)
-                        if found.st_dev != plain:
+                        if found.st_dev != plain_device:
                             found = source.fstat(fd)
                         seen = found.st_mode, found.st_size, found.st_mtime_ns, found.st_ino, found.st_ctime_ns
                         if seen != member[2:7] and not agrees(member, found, at_home):
@@ -182,7 +182,7 @@ class Filler:
         low = max(start, self._end)
         if low < stop:
             if not is_root_checked:
-                check_place(source, self.tape.root_name)
+                check_root(source, self.tape.root_name)
             view[low - start : stop - start] = bytes(stop - low)
         return count
 

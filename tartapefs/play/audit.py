@@ -17,8 +17,8 @@ from tartapefs.base.tape_files import TapeFiles
 from tartapefs.base.text import file_type
 from tartapefs.index.recording import Recording
 from tartapefs.play.inspection import Inspector
-from tartapefs.source.drift import check_place, drift, only_stamps, unreadable
-from tartapefs.source.exclusion import has_a_place, recorded_exclusion
+from tartapefs.source.drift import check_root, drift, only_stamps, unreadable
+from tartapefs.source.exclusion import is_recordable, recorded_exclusion
 from tartapefs.source.folder import Source
 
 _PROGRESS_EVERY = 128  # members: on a network file system each may take milliseconds
@@ -32,7 +32,7 @@ def audit(inspector: Inspector, throttle: Callable[[], None]) -> None:
     It calls `throttle()` after each. Raises OSError if the source cannot be read, and TapeFormatError for a damaged
     index.
     """
-    check_place(inspector.source, inspector.tape.root_name)
+    check_root(inspector.source, inspector.tape.root_name)
     for folder in inspector.tape.folders():
         found = inspector.inspect(folder)
         if found:
@@ -130,7 +130,7 @@ def _added(tape: Recording, source: Source, directory: Member) -> Iterator[TapeI
             except OSError:
                 continue  # gone again, or in a folder that may be listed but not entered
             path = directory.path + b"/" + name if directory.path else name
-            if not has_a_place(path, mode, is_left_out):
+            if not is_recordable(path, mode, is_left_out):
                 continue
             try:
                 tape.find(directory.name + name)

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from tartapefs.archive.member import Member
 from tartapefs.source.drift import agrees
-from tartapefs.source.folder import Source, Way
+from tartapefs.source.folder import ResolvedPath, Source
 
 LARGE = 1 << 20  # bytes: no reader reads so much in one request
 _CAPACITY = 4  # the number of readers that a mount serves at once
@@ -23,19 +23,19 @@ class DescriptorCache:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._files: dict[int, tuple[int, Way]] = {}  # descriptors and their paths; each change is atomic
+        self._files: dict[int, tuple[int, ResolvedPath]] = {}  # descriptors and their paths; each change is atomic
 
     def read(self, member: Member, part: memoryview, position: int, at_home: bool) -> bool:
         """Fills `part` from `position` of the member's body on; False if its file is not cached or not as recorded."""
         file = self._files.pop(member.start, None)
         if file is None:
             return False
-        fd, way = file
+        fd, resolved = file
         is_right = False
         try:
             if os.preadv(fd, (part,), position) == len(part):
-                self._source.wait_for_holes(fd, way[-1][1])
-                found = self._source.end_of(way)
+                self._source.wait_for_holes(fd, resolved[-1][1])
+                found = self._source.lstat_resolved(resolved)
                 is_right = found is not None and agrees(member, found, at_home)
         except OSError:
             pass
@@ -48,17 +48,17 @@ class DescriptorCache:
 
     def keep(self, member: Member, fd: int, found: os.stat_result) -> None:
         """Takes over the descriptor `fd` of the member's file, whose `fstat` is `found`: caches or closes it."""
-        way: Way = []
+        resolved: ResolvedPath = []
         path = member.path
         if path.count(b"/") <= _MAX_DEPTH:
             with suppress(OSError):
-                way = self._source.way_to(path)
-        if way and way[-1][1:] == (found.st_dev, found.st_ino):
-            self._keep(member.start, (fd, way))
+                resolved = self._source.resolve(path)
+        if resolved and resolved[-1][1:] == (found.st_dev, found.st_ino):
+            self._keep(member.start, (fd, resolved))
         else:
             os.close(fd)
 
-    def _keep(self, start: int, file: tuple[int, Way]) -> None:
+    def _keep(self, start: int, file: tuple[int, ResolvedPath]) -> None:
         if self._files.setdefault(start, file) is not file:  # another thread has cached one
             os.close(file[0])
         elif len(self._files) > _CAPACITY:

@@ -19,7 +19,7 @@ from tartapefs.archive.member import Member
 from tartapefs.base.errors import Difference
 from tartapefs.index.recording import Recording
 from tartapefs.source.drift import differences, inspect, only_times
-from tartapefs.source.exclusion import has_a_place, recorded_exclusion
+from tartapefs.source.exclusion import is_recordable, recorded_exclusion
 from tartapefs.source.folder import Folder, Source
 
 _ATTEMPTS = 3  # to list a folder that changes meanwhile
@@ -128,7 +128,7 @@ class Inspector:
 
     def _is_member(self, path: bytes, mode: int) -> bool:
         """Whether a name that was not recorded would be a member of a new recording, as far as can be told."""
-        return has_a_place(path, mode, self._is_excluded or _excludes_nothing)
+        return is_recordable(path, mode, self._is_excluded or _excludes_nothing)
 
 
 def _excludes_nothing(path: bytes, is_directory: bool) -> bool:

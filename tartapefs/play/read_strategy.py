@@ -191,7 +191,7 @@ class ReadStrategy:
         for member in files:
             body = member.start + BLOCK
             first = max(0, start - body)
-            self._filler.source.load(member.path, first, min(member.size, stop - body) - first)
+            self._filler.source.prefetch(member.path, first, min(member.size, stop - body) - first)
 
     def _share_members(self, helper: HelperProcess, offset: int, view: memoryview, start: int, stop: int) -> None:
         """Fills `view` together with the helper, member by member."""

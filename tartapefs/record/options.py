@@ -10,7 +10,7 @@ from tartapefs.archive import hash_tree
 from tartapefs.base.errors import Problem, TapeConstraintError, TapeFormatError, TapeNotFoundError
 from tartapefs.base.text import printable
 from tartapefs.index.reader import Index, TapeFacts
-from tartapefs.source.exclusion import Exclude, IsLeftOut, exclusion, is_function
+from tartapefs.source.exclusion import Exclude, IsExcluded, exclusion, is_function
 from tartapefs.source.folder import Source
 
 
@@ -22,7 +22,7 @@ class Options:
     headers name the real owners; `due_algorithm` and `due_block_size` (bytes), of the digests that the tape is to have.
     """
 
-    is_left_out: IsLeftOut | None = None
+    is_left_out: IsExcluded | None = None
     excluded: Sequence[str] = ()
     owners_kept: bool = False
     due_algorithm: str = ""
@@ -63,7 +63,7 @@ class Asked:
         return Options(is_left_out, excluded, owners_kept, algorithm, block_size)
 
 
-def _exclusion_of(excluded: tuple[str, ...], index_path: str) -> tuple[IsLeftOut | None, Sequence[str]]:
+def _exclusion_of(excluded: tuple[str, ...], index_path: str) -> tuple[IsExcluded | None, Sequence[str]]:
     if not excluded:
         return None, ()
     if not is_function(excluded):

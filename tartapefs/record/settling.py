@@ -3,7 +3,7 @@
 Rule: a change could hide in two ways, and both are closed here. A change within the granularity of the timestamp that
 it moves leaves the same stamp: a member that fresh is compared again once the clock has moved on. A `write` moves the
 stamp when it begins, a mapping at the first store to a page, and neither by what follows: a file that changed within
-the last minute is recorded by a `stat` taken while the kernel grants that no program writes it (`Folder.settled`).
+the last minute is recorded by a `stat` taken while the kernel grants that no program writes it (`source.leases`).
 """
 
 import os
@@ -44,7 +44,7 @@ class Settling:
         """The `stat` to record of a file that changed lately, taken while no program writes it; None if one does."""
         if not seen[3]:  # whatever is written to an empty file moves its size
             return seen
-        settled = self._retry(lambda: folder.settled(name))
+        settled = self._retry(lambda: folder.stat_without_writers(name))
         if settled is None:
             self.busy.append(_busy(path))
             return None
@@ -73,7 +73,7 @@ class Settling:
             self._check_unchanged(member)
             if member.is_file and member.size:  # a write may have begun since then, with the same stamp
                 try:
-                    settled = self._retry(partial(self._source.settled, member.path))
+                    settled = self._retry(partial(self._source.stat_without_writers, member.path))
                 finally:
                     self._check_unchanged(member)
                 if settled is None:

@@ -17,8 +17,9 @@ from tartapefs.archive.member import path_of
 from tartapefs.base.errors import Difference, Fact, Problem, SourceUnreadableError, TapeIntegrityError
 from tartapefs.base.tape_files import TAPE_FOLDER
 from tartapefs.base.text import file_type, moment
-from tartapefs.source.exclusion import IsLeftOut
-from tartapefs.source.folder import NO_SUBVOLUME, Folder, Source
+from tartapefs.source.exclusion import IsExcluded
+from tartapefs.source.file_systems import NO_SUBVOLUME
+from tartapefs.source.folder import Folder, Source
 
 _KIND = 0o170000  # of the mode: what `stat.S_IFMT` gives, without a call
 _READABLE_FILE = stat.S_IFREG | stat.S_IRUSR
@@ -54,7 +55,7 @@ class Scan:
         self,
         source: Source,
         root: bytes,
-        exclude: IsLeftOut | None,
+        exclude: IsExcluded | None,
         owner_of: OwnerOf | None,
         on_file: OnFile,
         since: int,
@@ -127,7 +128,7 @@ class Scan:
         try:
             found = folder.stat()  # before its names, so that what is added meanwhile shows
             mode, uid, gid, _, mtime_ns, ino, ctime_ns = seen_of(found)
-            if (found.st_dev != self._device or ino == NO_SUBVOLUME) and (why := folder.why_never_at_rest()):
+            if (found.st_dev != self._device or ino == NO_SUBVOLUME) and (why := folder.why_unstable()):
                 path = os.fsdecode(path_of(name)) or "."
                 self.restless.append(Problem(path, f"{why}; leave it out (--exclude)"))
                 folder.close()

@@ -82,9 +82,9 @@ def only_times(found: tuple[Difference, ...]) -> bool:
     return all(difference.what in (Fact.MTIME, Fact.CTIME) for difference in found)
 
 
-def check_place(source: Source, root_name: str) -> None:
+def check_root(source: Source, root_name: str) -> None:
     """Raises TapeIntegrityError if the path of the source folder leads elsewhere by now."""
-    if not source.is_in_place():
+    if not source.is_at_its_path():
         raise TapeIntegrityError(root_name, [Difference(Fact.SOURCE, source.root, "moved or gone")])
 
 

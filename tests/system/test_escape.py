@@ -22,7 +22,8 @@ import pytest
 from support.reference import Reference
 
 from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder
-from tartapefs.source.folder import Source, has_openat2
+from tartapefs.source.folder import Source
+from tartapefs.source.system_calls import has_openat2
 
 READS = int(os.environ.get("TARTAPEFS_RACING_READS", 20_000))
 SIZE = 3000
@@ -135,7 +136,7 @@ def check(counts: Counter[str], at_least: int) -> None:
 def source(scene: Scene, request: pytest.FixtureRequest) -> Iterator[Source]:
     if WAYS[request.param] and not has_openat2():
         pytest.skip("this kernel has no openat2")
-    with Source(os.fspath(scene.root), openat2=WAYS[request.param]) as source:
+    with Source(os.fspath(scene.root), use_openat2=WAYS[request.param]) as source:
         yield source
 
 
@@ -165,21 +166,21 @@ def test_an_open_that_looks_at_the_last_part_alone_gets_outside(scene: Scene) ->
 
 @pytest.mark.parametrize("swap", SWAPS)
 def test_no_read_of_the_source_gets_outside(scene: Scene, source: Source, swap: str) -> None:
-    """Neither by the path, nor through the folder as a place, nor through fresh players."""
+    """Neither by the path, nor through the folder's descriptor, nor through fresh players."""
     counts: Counter[str] = Counter()
 
-    def through_place(name: bytes) -> bytes:
-        place = source.place(b"first/last")
+    def through_folder(name: bytes) -> bytes:
+        folder = source.folder_descriptor(b"first/last")
         try:
-            return content(source.open_in(place, name))
+            return content(source.open_in(folder, name))
         finally:
-            os.close(place)
+            os.close(folder)
 
     with swapping(scene, swap):
         while not enough(counts, READS // 4 * 4):
             for name in NAMES:
                 counts[outcome(lambda name=name: content(source.open(b"first/last/" + name)))] += 1  # type: ignore[misc]
-                counts[outcome(lambda name=name: through_place(name))] += 1  # type: ignore[misc]
+                counts[outcome(lambda name=name: through_folder(name))] += 1  # type: ignore[misc]
     check(counts, READS // 4 * 4)
 
 

@@ -1062,11 +1062,11 @@ def test_no_way_leads_by_a_link(deep: Path) -> None:
     """Not even to the very file: nothing is kept that was opened in the instant in which a folder became a link."""
     with closing(source.Source(str(deep))) as folder:
         way = [os.fsencode(deep / below) for below in ("", "a", "a/b", "a/b/file")]
-        assert [place for place, _, _ in folder.way_to(b"a/b/file")] == (way if is_on_a_local_disk(deep) else [])
+        assert [place for place, _, _ in folder.resolve(b"a/b/file")] == (way if is_on_a_local_disk(deep) else [])
         (deep / "a").rename(deep / "moved")
         (deep / "a").symlink_to("moved")
         with pytest.raises(NotADirectoryError):
-            folder.way_to(b"a/b/file")
+            folder.resolve(b"a/b/file")
 
 
 @pytest.mark.parametrize("way", [replace, exchange_with_equal], ids=lambda way: way.__name__)

@@ -31,7 +31,7 @@ from support.users import as_nobody
 
 from tartapefs import SourceBusyError, Tape, TapeIntegrityError, TapePlayer, TapeRecorder
 from tartapefs.record import settling
-from tartapefs.source import folder as source
+from tartapefs.source import file_systems
 
 PAGE = mmap.PAGESIZE
 SIZE = 8 * PAGE
@@ -338,7 +338,7 @@ def test_opened_for_writing_after_the_first_look(tmp_path: Path, impatient: None
 
 def test_where_a_lease_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client of NFS has no lease to give without a delegation, which says nothing of writers."""
-    monkeypatch.setattr(source, "_file_system", lambda fd: 0x6969)
+    monkeypatch.setattr(file_systems, "magic_of", lambda fd: 0x6969)
     root = make_root(tmp_path / "data")
     with (root / "logs" / "app.log").open("ab"):
         TapeRecorder(root).commit()

@@ -206,21 +206,21 @@ def sealed(root: Path, index: Path, known: Path | None = None) -> tuple[str, set
     """Records and seals; returns the seal, and what of the source was opened to be read meanwhile."""
     TapeRecorder(root, index, overwrite=True).commit()
     opened: set[bytes] = set()
-    open_, folder = Source.open, {}
+    open_, folders = Source.open, {}
 
     class Watched(Source):
         def open(self, path: bytes) -> int:
             opened.add(path)
             return open_(self, path)
 
-        def place(self, path: bytes) -> int:
-            place = super().place(path)
-            folder[place] = path + b"/" if path else b""
-            return place
+        def folder_descriptor(self, path: bytes) -> int:
+            fd = super().folder_descriptor(path)
+            folders[fd] = path + b"/" if path else b""
+            return fd
 
-        def open_in(self, place: int, name: bytes) -> int:  # type: ignore[override]
-            opened.add(folder[place] + name)
-            return Source.open_in(place, name)
+        def open_in(self, folder: int, name: bytes) -> int:  # type: ignore[override]
+            opened.add(folders[folder] + name)
+            return Source.open_in(folder, name)
 
     before = Tape.from_index(known) if known else None
     with Tape.discover(root, index) as tape, Watched(os.fspath(root)) as source:

@@ -83,8 +83,8 @@ def read_for(seconds: float, archive: Path, expected: bytes, soak: Soak, seed: i
 
 
 def descriptors_at_rest(pid: int, known: int) -> int:
-    """The least number within a second, or `known` as soon as it is reached: an audit or a `release` may be at work."""
-    least, end = len(descriptors(pid)), time.monotonic() + 1
+    """The least number within ten seconds, or `known` as soon as it is reached: an audit or a `release` may be at work."""
+    least, end = len(descriptors(pid)), time.monotonic() + 10
     while least > known and time.monotonic() < end:
         time.sleep(0.02)
         least = min(least, len(descriptors(pid)))

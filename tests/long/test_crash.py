@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from support.daemon import daemon_of, force_unmount, is_gone, is_mounted
+from support.daemon import daemon_of, force_unmount, is_gone, is_mounted, is_reading
 from support.programs import TARTAPEFS, our_mounts, run, umount, under_strace, wait_until
 from support.reference import Reference
 
@@ -280,11 +280,12 @@ def test_recorders_that_race_at_the_worst_moment(tmp_path: Path, slow: str) -> N
     root = tmp_path / "data"
     make_tree(root)
     inject = ["-e", f"trace={slow}", "-e", f"inject={slow}:delay_enter=1500000"]
+    log = tmp_path / "calls.log"
     process = subprocess.Popen(
-        [*under_strace(*inject), "record", root],
+        [*under_strace(*inject, log=log), "record", root],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    time.sleep(0.8)
+    wait_until(lambda: log.exists() and slow in log.read_text())  # the call is written before it is slowed
     other = run("record", root)
     _, said = process.communicate(timeout=60)
     ended = [(process.returncode, said), (other.returncode, other.stderr)]
@@ -441,8 +442,7 @@ def test_a_stopped_daemon_and_the_way_out(tmp_path: Path, mountpoint: Path, way_
         wait_until(lambda: "\nState:\tT" in Path(f"/proc/{pid}/status").read_text())
         reader.stdin.write(b"\n")
         reader.stdin.flush()
-        time.sleep(0.3)
-        assert reader.poll() is None
+        wait_until(lambda: is_reading(reader.pid, archive))
         match way_out:
             case "abort":
                 with control() as connections:

@@ -66,6 +66,15 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+def is_reading(pid: int, archive: Path) -> bool:
+    """Whether the process has the archive open, and waits in the kernel for an answer of a FUSE file system."""
+    try:
+        waits_in = Path(f"/proc/{pid}/wchan").read_text()
+        return ("fuse" in waits_in or waits_in == "request_wait_answer") and os.fspath(archive) in descriptors(pid)
+    except OSError:
+        return False
+
+
 def is_mounted(mountpoint: Path) -> bool:
     return os.fspath(mountpoint) in our_mounts()
 

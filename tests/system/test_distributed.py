@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -151,7 +150,7 @@ def test_a_worker_is_killed_on_the_way(data: Path, s3: S3, client: Client) -> No
         if number == 3 and not killed.is_set():
             killed.set()
             os.kill(victim, signal.SIGKILL)
-            time.sleep(0.2)
+            wait_until(lambda: is_gone(victim))
 
     s3.on_part = kill
     done = upload(data, "s3://tapes/a.tar", client, part_size=PART, storage_options=s3.options)

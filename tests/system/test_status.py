@@ -261,7 +261,7 @@ def test_without_the_socket_the_attributes_tell(archive: Path) -> None:
 
 
 def test_a_daemon_that_hangs_is_told_of(archive: Path) -> None:
-    """In seconds, and without a look at the mount, which would hang too."""
+    """Without a look at the mount, which would hang too."""
     pid = daemon_of(archive.parent)
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -322,17 +322,19 @@ def place_of(device: str) -> Path:
     return found
 
 
-def test_a_slow_client_costs_a_second(served: Callable[[object], str]) -> None:
-    """One that takes what it gets, far larger than any buffer, byte by byte: it is given up, and the next is served."""
+def test_a_slow_client_is_given_up(served: Callable[[object], str]) -> None:
+    """A client that does not take its answer, which no buffer holds: the server hangs up on it, and serves the next."""
     device = served({"format": 1, "text": "x" * 5_000_000})
-    begun = time.monotonic()
     with socket.socket(socket.AF_UNIX) as slow:
         slow.connect(str(place_of(device)))
         assert slow.recv(1)
         found = ask(device)
         assert found is not None
         assert len(found["text"]) == 5_000_000
-    assert time.monotonic() - begun < 20  # a machine may stand still for seconds; without a limit it is for ever
+        left = 0
+        while data := slow.recv(1 << 20):
+            left += len(data)
+        assert left < 5_000_000
 
 
 @pytest.mark.root

@@ -200,7 +200,7 @@ def served(folder: Path, scratch: Path) -> Iterator[str]:
             wait_until(lambda: nginx.poll() is not None or _listens(port))
             yield f"http://127.0.0.1:{port}"
         finally:
-            nginx.terminate()
+            nginx.kill()  # SIGTERM is lost if it comes just before a single nginx process waits for events
 
 
 def _listens(port: int) -> bool:
@@ -211,7 +211,7 @@ def _listens(port: int) -> bool:
 CLIENTS = {
     "curl": ["curl", "-sSf", "-C", "-", "-O"],
     "wget": ["wget", "-q", "-c"],
-    "aria2c": ["aria2c", "-q", "-c", "--auto-file-renaming=false", "--file-allocation=none"],
+    "aria2c": ["aria2c", "-q", "-c", "--auto-file-renaming=false", "--file-allocation=none", "--timeout=20"],
 }
 
 
@@ -239,7 +239,7 @@ def test_a_client_that_goes_on_by_name_alone(
                 old = expected
                 (copies / archive.name).write_bytes(expected[: 6 * MEGABYTE])  # broken off
             else:
-                subprocess.run([*CLIENTS[client], f"{address}/{archive.name}"], cwd=copies, check=True)
+                subprocess.run([*CLIENTS[client], f"{address}/{archive.name}"], cwd=copies, check=True, timeout=120)
                 copy = (copies / archive.name).read_bytes()
         assert run("unmount", folder).returncode == 0
     assert len(old) == len(expected) == len(copy)

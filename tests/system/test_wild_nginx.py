@@ -61,7 +61,7 @@ def server(tmp_path: Path) -> Iterator[Path]:
         wait_until((tmp_path / "socket").exists)
         yield tmp_path / "socket"
     finally:
-        process.terminate()
+        process.kill()
         process.wait(30)
 
 

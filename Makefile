@@ -9,7 +9,7 @@ SECONDS ?= 3600
 SUITES ?= bookworm trixie sid
 PYTHONS ?= $(foreach minor,11 12 13 14,$(firstword $(wildcard \
 	$(HOME)/.pyenv/versions/3.$(minor).*/bin/python /usr/local/bin/python3.$(minor) /usr/bin/python3.$(minor))))
-# One more than cores, for tests that wait; whoever is done takes from the others what is left.
+# One more than cores, for tests that wait; a worker that is done takes tests from the others.
 WORKERS := -n 3 --dist worksteal
 # What the other versions of Python and libfuse 3 could change.
 MOUNT_TESTS := tests/unit/mount/test_operations.py tests/system/test_hold.py tests/system/test_mount.py tests/system/test_mounted.py
@@ -25,13 +25,15 @@ WILD_PACKAGES := $(TEST_PACKAGES) apache2-bin aria2 debootstrap duplicity exfat-
 	liburing-dev netcat-openbsd nginx-light nodejs openssh-client openssh-server perl pv rdiff-backup sshfs wget
 PODMAN_PACKAGES := $(TEST_PACKAGES) crun podman uidmap
 
-.PHONY: help demo test lint check package man bench fuzz soak mutants pythons podman clients wild debians clean
+.PHONY: help demo for-test test test-long test-all lint check package man bench fuzz soak mutants pythons podman clients wild debians clean
 
 help:
 	@echo "make demo [DIR=folder]   record and mount a folder, read it back with GNU tar, compare"
-	@echo "make test                all tests"
+	@echo "make test                tests of every kind, in four minutes on two cores"
+	@echo "make test-long           the other tests: more cases, real trees, installations, crashes; libfuse 3 throughout"
+	@echo "make test-all            both"
 	@echo "make lint                format, lint, types, layers"
-	@echo "make check               lint and test"
+	@echo "make check               lint and all tests"
 	@echo "make package             wheel and sdist, in dist/"
 	@echo "make man                 manual pages and completions, below build/share"
 	@echo "make bench [BENCH=rows]  speed against tar, find, bindfs, in one run; with BENCH=--help, what else it can"
@@ -71,13 +73,20 @@ demo:
 	@$(MAKE) -s $(VENV)/for-demo
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh tests/system/demo.sh "$(DIR)"
 
-test:
+for-test:
 	$(call install,$(TEST_PACKAGES))
 	@$(MAKE) -s $(VENV)/for-test
 	@# Where PYTHONDONTWRITEBYTECODE is set, each of the thousands of processes would compile them.
 	@$(BIN)/python -m compileall -q tartapefs
-	$(BIN)/python -m pytest $(WORKERS)
+
+test: for-test
+	$(BIN)/python -m pytest $(WORKERS) -m 'not long and not podman and not wild'
+
+test-long: for-test
+	$(BIN)/python -m pytest $(WORKERS) -m 'long and not podman and not wild'
 	TARTAPEFS_BINDING=mfusepy $(BIN)/python -m pytest $(WORKERS) $(MOUNT_TESTS)
+
+test-all: test test-long
 
 lint:
 	$(call install,python3 python3-venv)
@@ -87,7 +96,7 @@ lint:
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint test
+check: lint test-all
 
 package:
 	@$(MAKE) -s $(VENV)/for-test

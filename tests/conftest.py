@@ -1,10 +1,12 @@
 """Fixtures for tests on real mounts, and the rule that no test leaves a mount, process or descriptor behind."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +24,7 @@ collect_ignore = ["bench", "long/fuzz_index.py", "long/mutants.py", "long/soak.p
 # Large, or not to be had beside what the other tests need: `make clients` runs them in an environment of their own.
 collect_ignore += [f"system/test_{library}.py" for library in ("ray", "s3fs") if find_spec(library) is None]
 
+LONG = Path(__file__).parent / "long"
 FUSE = os.path.exists("/dev/fuse") and os.access("/dev/fuse", os.R_OK | os.W_OK)
 
 
@@ -31,6 +34,12 @@ MARK = f"TARTAPEFS_TESTS={os.getpid()}".encode()  # in the environment of all th
 def pytest_configure(config: pytest.Config) -> None:
     os.environ["TARTAPEFS_TESTS"] = str(os.getpid())
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has what it starts ignore it
+    config.addinivalue_line(
+        "markers",
+        "long(but): not run by `make test`, as all of tests/long; of a parametrised test `but` stays there: its first"
+        " cases, if it is a number, or those whose names this expression finds",
+    )
     config.addinivalue_line("markers", "fuse: needs /dev/fuse")
     config.addinivalue_line("markers", "needs(*programs): needs these programs on PATH")
     config.addinivalue_line("markers", "root: needs to run as root")
@@ -38,8 +47,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "wild: needs what nobody here wrote, and is run by `make wild`")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    cases: Counter[str] = Counter()
     for item in items:
+        if item.path.is_relative_to(LONG):
+            item.add_marker("long")
+        elif (mark := item.get_closest_marker("long")) and "but" in mark.kwargs:
+            test, but = item.nodeid.partition("[")[0], mark.kwargs["but"]
+            cases[test] += 1
+            if cases[test] <= but if isinstance(but, int) else re.search(but, item.name):
+                item.own_markers.remove(mark)
         if not FUSE and (item.get_closest_marker("fuse") or "mount" in getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.skip(reason="no usable /dev/fuse"))
         if os.geteuid() and item.get_closest_marker("root"):
@@ -60,8 +78,15 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         session.exitstatus = 1
 
 
+_looked: tuple[str, list[str]] = ("", [])  # the newest process of the machine at the last look, and what was found
+
+
 def our_processes() -> list[str]:
     """Live processes of tartapefs that these tests started; one that ended and waits for init counts as gone."""
+    global _looked
+    newest = Path("/proc/loadavg").read_text().split()[-1]
+    if _looked == (newest, []):
+        return []  # none, and nothing was started since
     found = []
     for name in os.listdir("/proc"):  # plainly, since it is looked twice for each test
         if name.isdigit() and int(name) != os.getpid():
@@ -76,6 +101,7 @@ def our_processes() -> list[str]:
                 continue
             if MARK in environment:
                 found.append(f"{name}: {line.decode(errors='replace')}")
+    _looked = newest, found
     return found
 
 

@@ -83,7 +83,7 @@ def read_for(seconds: float, archive: Path, expected: bytes, soak: Soak, seed: i
 
 
 def descriptors_at_rest(pid: int, known: int) -> int:
-    """The least number within ten seconds, or `known` as soon as it is reached: an audit or a `release` may be at work."""
+    """The least number within ten seconds, or `known` as soon as it is reached: an audit may be at work."""
     least, end = len(descriptors(pid)), time.monotonic() + 10
     while least > known and time.monotonic() < end:
         time.sleep(0.02)

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from support.daemon import daemon_of, force_unmount, is_gone, is_mounted, is_reading
+from support.daemon import daemon_of, force_unmount, is_gone, is_mounted, waits_for_fuse
 from support.programs import TARTAPEFS, our_mounts, run, umount, under_strace, wait_until
 from support.reference import Reference
 
@@ -442,7 +442,7 @@ def test_a_stopped_daemon_and_the_way_out(tmp_path: Path, mountpoint: Path, way_
         wait_until(lambda: "\nState:\tT" in Path(f"/proc/{pid}/status").read_text())
         reader.stdin.write(b"\n")
         reader.stdin.flush()
-        wait_until(lambda: is_reading(reader.pid, archive))
+        wait_until(lambda: waits_for_fuse(reader.pid))
         match way_out:
             case "abort":
                 with control() as connections:

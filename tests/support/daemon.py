@@ -66,13 +66,13 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def is_reading(pid: int, archive: Path) -> bool:
-    """Whether the process has the archive open, and waits in the kernel for an answer of a FUSE file system."""
+def waits_for_fuse(pid: int) -> bool:
+    """Whether the process waits in the kernel for an answer of a FUSE file system."""
     try:
-        waits_in = Path(f"/proc/{pid}/wchan").read_text()
-        return ("fuse" in waits_in or waits_in == "request_wait_answer") and os.fspath(archive) in descriptors(pid)
+        function = Path(f"/proc/{pid}/wchan").read_text()
     except OSError:
         return False
+    return "fuse" in function or function == "request_wait_answer"
 
 
 def is_mounted(mountpoint: Path) -> bool:

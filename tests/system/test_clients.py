@@ -167,6 +167,7 @@ def test_dd_resumes_anywhere(library, mount, tmp_path):
         assert equal(copy, library), cut
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize(("block", "blocks"), [(512, 40_001), (513, 33_333), (1, 12345), (MIB, 20), (999_983, 7)])
 def test_dd_skips_whole_blocks(library, mount, tmp_path, block, blocks):
     """`dd bs= skip=`, in blocks, gives the rest of the archive."""
@@ -269,6 +270,7 @@ SERVERS = {
 }
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("server", [pytest.param(name, marks=pytest.mark.needs("curl", name)) for name in SERVERS])
 def test_curl_fetches_ranges(library, mount, tmp_path, server, rclone_environment):
     """Ranges, several at once, and a resumed download through a plain web server over the mount are right."""
@@ -404,6 +406,7 @@ def by_preadv(path: Path, expected: bytes, copy: Path) -> None:
             done += count
 
 
+@pytest.mark.long(but=4)
 @pytest.mark.parametrize("option", [None, "--cached"])
 @pytest.mark.parametrize(
     "way", [by_seek, by_lines, unbuffered, by_copyfile, by_sendfile, by_copy_file_range, by_splice, by_preadv]
@@ -460,6 +463,7 @@ def random_reads(expected: Recorded, seed: int, count: int) -> list[tuple[int, i
     return reads
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("shared", [True, False], ids=["one descriptor", "a descriptor each"])
 def test_random_reads(library, mount, shared):
     """Of 100,000 random reads from 8 threads, half with one descriptor and half with one each, none is wrong."""

@@ -181,6 +181,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str, int, str, str, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.long(but=5)
 @pytest.mark.parametrize("change", CHANGES.values(), ids=list(CHANGES))
 def test_a_change_under_the_mount(
     mounted: Mounted, change: tuple[Callable[[Path], object], str, int, str, str, str]
@@ -200,6 +201,7 @@ def test_a_change_under_the_mount(
     mounted.check_invalid_for_good(culprit)
 
 
+@pytest.mark.long(but=2)
 @pytest.mark.parametrize("name", ["overwritten", "shrunk", "deleted", "swapped for a link", "the source moved away"])
 @pytest.mark.parametrize("mounted", [None, "--cached"], indirect=True, ids=["direct", "cached"])
 def test_reading_on_gives_recorded_bytes_until_it_fails(mounted: Mounted, name: str) -> None:
@@ -213,6 +215,7 @@ def test_reading_on_gives_recorded_bytes_until_it_fails(mounted: Mounted, name: 
     assert mounted.state().startswith("invalid: ")
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("name", ["overwritten", "shrunk", "deleted", "replaced"])
 def test_a_reader_in_the_middle_of_a_body(mounted: Mounted, name: str) -> None:
     """Half of the file was read; the other half is an error, not another file's."""
@@ -262,6 +265,7 @@ def test_a_new_recording_while_mounted_changes_no_byte(mounted: Mounted) -> None
     assert mounted.expected.startswith(mounted.read_all())
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize(
     ("name", "shown"), [(b"two\nlines", r"two\nlines"), (b"\xff\x1b[31m", r"\xff\x1b[31m"), ("ä".encode(), "ä")]
 )
@@ -349,6 +353,7 @@ READ = ["-e", "trace=pread64,preadv,preadv2"]
 OPEN = ["-e", "trace=openat,openat2"]
 
 
+@pytest.mark.long(but=2)
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize(
     ("calls", "number", "on_the_file"),

@@ -164,6 +164,7 @@ def test_an_open_that_looks_at_the_last_part_alone_gets_outside(scene: Scene) ->
     assert counts["OUTSIDE"] > 0
 
 
+@pytest.mark.long(but=2)
 @pytest.mark.parametrize("swap", SWAPS)
 def test_no_read_of_the_source_gets_outside(scene: Scene, source: Source, swap: str) -> None:
     """Neither by the path, nor through the folder's descriptor, nor through fresh players."""
@@ -184,6 +185,7 @@ def test_no_read_of_the_source_gets_outside(scene: Scene, source: Source, swap: 
     check(counts, READS // 4 * 4)
 
 
+@pytest.mark.long(but=2)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("swap", SWAPS)
 def test_no_player_gets_outside(scene: Scene, swap: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 from long import soak
-from support.daemon import daemon_of, descriptors, helper_of, is_gone, is_mounted, is_reading, resident
+from support.daemon import daemon_of, descriptors, helper_of, is_gone, is_mounted, resident, waits_for_fuse
 from support.drifting import Mounted, failing, opened
 from support.programs import TARTAPEFS, run, umount, wait_until
 from support.reference import Reference, header
@@ -91,6 +91,7 @@ FAILING_CALLS = {
 }
 
 
+@pytest.mark.long(but=2)
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize(("call", "error"), [(c, e) for c, (_, errors) in FAILING_CALLS.items() for e in errors])
 def test_system_calls_that_fail_now_and_then(mounted: Mounted, call: str, error: str) -> None:
@@ -128,6 +129,7 @@ def test_each_system_call_of_one_read_fails_in_turn(mounted: Mounted) -> None:
     print(f"failed calls: {failed}")
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("threads", [1, 8])
 def test_few_descriptors(mounted: Mounted, threads: int) -> None:
     """Whatever cannot be opened is EIO; with enough descriptors again all is well."""
@@ -310,6 +312,7 @@ def flaky(tmp_path: Path, mount: Mount) -> Iterator[Flaky]:
         server.wait(60)
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.root
 @pytest.mark.parametrize("mode", ["short", "tiny"])
 def test_a_source_that_gives_little_at_a_time(flaky: Flaky, mode: str) -> None:
@@ -319,6 +322,7 @@ def test_a_source_that_gives_little_at_a_time(flaky: Flaky, mode: str) -> None:
     assert flaky.mounted.read_all(100_000) == flaky.mounted.expected
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.root
 @pytest.mark.parametrize("every", [1, 2, 3, 7, 20])
 def test_a_source_that_fails_now_and_then(flaky: Flaky, every: int) -> None:
@@ -343,6 +347,7 @@ def reader(archive: Path, at: int, size: int) -> subprocess.Popen[bytes]:
     )  # fmt: skip
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.root
 @pytest.mark.parametrize("hanging", [1, 3])
 def test_a_file_whose_reads_hang(flaky: Flaky, hanging: int) -> None:
@@ -377,7 +382,7 @@ def test_sigterm_while_reads_hang(flaky: Flaky) -> None:
     at = mounted.starts[b"data/second/deep/4.bin"] + BLOCK
     stuck = [reader(mounted.archive, at, 1000) for _ in range(5)]  # more than there are threads
     try:
-        wait_until(lambda: flaky.hung and all(is_reading(process.pid, mounted.archive) for process in stuck))
+        wait_until(lambda: flaky.hung and all(waits_for_fuse(process.pid) for process in stuck))
         os.kill(pid, signal.SIGTERM)
         wait_until(lambda: not is_mounted(mounted.archive.parent))
         flaky.set("ok")
@@ -399,7 +404,8 @@ def test_sigterm_while_slow_reads_are_under_way(mounted: Mounted) -> None:
     at = mounted.starts[b"data/third/4.bin"] + BLOCK
     with failing(pid, "-e", "trace=preadv,preadv2", "-e", "inject=preadv,preadv2:delay_enter=60000000"):
         stuck = reader(mounted.archive, at, 1000)
-        wait_until(lambda: is_reading(stuck.pid, mounted.archive))
+        archive = os.fspath(mounted.archive)
+        wait_until(lambda: archive in descriptors(stuck.pid) and waits_for_fuse(stuck.pid))
         os.kill(pid, signal.SIGTERM)
         wait_until(lambda: not is_mounted(mounted.archive.parent))
         wait_until(lambda: is_gone(pid))
@@ -411,6 +417,7 @@ def test_sigterm_while_slow_reads_are_under_way(mounted: Mounted) -> None:
 # Memory
 
 
+@pytest.mark.long
 def test_memory_and_descriptors_are_constant(tmp_path: Path, mount: Mount) -> None:
     """The short run of soak.py."""
     root = tmp_path / "data"
@@ -530,6 +537,7 @@ def memory_group(limit: int) -> Iterator[tuple[Path, Callable[[], int]]]:
                 time.sleep(0.05)
 
 
+@pytest.mark.long
 @pytest.mark.root
 def test_a_large_tape_in_little_memory(tmp_path: Path) -> None:
     """A daemon that may use 128 MiB serves a tape of a million members; every read is right."""

@@ -164,6 +164,7 @@ def end_by_signal(mountpoint: Path) -> None:
     os.kill(daemon_of(mountpoint), signal.SIGTERM)
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("end", [end_lazily, end_by_another_program, end_by_signal])
 def test_the_end_of_the_mount_ends_it(archive: Path, tree: Path, end: Callable[[Path], None]) -> None:
     """With an error, which each further read gets at once."""
@@ -190,6 +191,7 @@ def test_unmount_says_that_somebody_is_held(archive: Path, tree: Path) -> None:
         assert "--lazy" in result.stderr
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("how", ["mapping", "sendfile"])
 def test_what_reads_by_the_page_cache_fails(archive: Path, tree: Path, how: str) -> None:
     """No signal that it handles could end its wait for a page: it gets the error that it would get without hold."""

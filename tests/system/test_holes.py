@@ -53,6 +53,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
+@pytest.mark.long(but=3)
 @pytest.mark.parametrize("root", ON_TMPFS, indirect=True)
 @pytest.mark.parametrize("size", [4096, 1 << 17], ids=["in small parts", "in large parts"])
 @pytest.mark.parametrize("puncher", PUNCHERS)

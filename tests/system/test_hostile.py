@@ -250,6 +250,7 @@ def wide(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.long(but=4)
 @pytest.mark.parametrize("damage", HUGE)
 def test_no_index_takes_time_or_memory_without_end(wide: Path, damage: str) -> None:
     """Each door is shut, or gives an answer, within seconds and 256 MB; and what reads all is shut."""
@@ -338,6 +339,7 @@ def test_random_bit_flips_in_one_process(tmp_path: Path) -> None:
 # Fuzzing
 
 
+@pytest.mark.long
 @pytest.mark.skipif(find_spec("atheris") is None, reason="atheris is not installed")
 def test_a_short_run_of_the_fuzzer(tmp_path: Path) -> None:
     """1,000 inputs that break nothing: see fuzz/fuzz_index.py."""
@@ -412,6 +414,7 @@ def test_hostile_names_that_do_not_fit_are_one_line_each(tmp_path: Path) -> None
     plain_lines(recorded.stderr)
 
 
+@pytest.mark.long(but=2)
 @pytest.mark.parametrize("kind", NAMES)
 def test_a_mount_names_hostile_drift_in_one_line(hostile: Path, tmp_path: Path, mount: Mount, kind: str) -> None:
     """In its log, its extended attributes and its status, as text and as JSON."""

@@ -61,9 +61,9 @@ def gone(mountpoint: Path) -> bool:
 
 
 def test_the_archive_can_be_read_once_mount_returns(tape: tuple[Path, bytes], mountpoint: Path) -> None:
-    """Twenty times, without any waiting."""
+    """Five times, without any waiting."""
     root, expected = tape
-    for _ in range(20):
+    for _ in range(5):
         result = run("mount", root, mountpoint)
         assert (mountpoint / "archive.tar").read_bytes() == expected
         assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
@@ -128,19 +128,20 @@ def test_relative_paths(tape: tuple[Path, bytes], mountpoint: Path, tmp_path: Pa
 
 
 NAMES = {
+    "newline": b"two\nlines",
+    "invalid UTF-8": b"\xff\xfe",
     "space": b"two words",
     "comma": b"a,suid,allow_other,b",
     "backslash": b"back\\slash",
     "octal escape": b"a\\040b",
-    "newline": b"two\nlines",
     "tab": b"a\tb",
     "carriage return": b"a\rb",
     "non-ASCII": "dätä \u65e5\u672c".encode(),
-    "invalid UTF-8": b"\xff\xfe",
     "dash": b"-f",
 }
 
 
+@pytest.mark.long(but=2)
 @pytest.mark.parametrize("name", NAMES.values(), ids=list(NAMES))
 def test_any_name_of_source_and_mount_point(tmp_path: Path, name: bytes) -> None:
     """Mounts, reads, refuses a second mount in words, unmounts."""
@@ -203,6 +204,7 @@ def test_a_folder_without_a_tape(tree: Path, mountpoint: Path) -> None:
     assert gone(mountpoint)
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("damage", ["empty", "garbage", "cut", "overwritten"])
 def test_a_damaged_index(tape: tuple[Path, bytes], mountpoint: Path, damage: str) -> None:
     """Exit 3, and the path of the index."""
@@ -220,6 +222,7 @@ def test_a_damaged_index(tape: tuple[Path, bytes], mountpoint: Path, damage: str
     assert gone(mountpoint)
 
 
+@pytest.mark.long(but=2)
 @pytest.mark.parametrize(
     "place", ["missing", "a file", "not empty", "the source", "inside the source", "a link into the source"]
 )
@@ -710,6 +713,7 @@ class TestUnprivileged:
         assert (result.returncode, result.stderr) == (0, "")
         wait_until(lambda: not daemons_of(mountpoint))
 
+    @pytest.mark.long(but=1)
     @pytest.mark.parametrize("allowed", [False, True])
     def test_allow_other_is_for_the_administrator_to_allow(self, user: User, allowed: bool) -> None:
         """Without `user_allow_other` in fuse.conf: exit 5, and one line that names it."""

@@ -86,6 +86,7 @@ class TestByRoot:
         assert machine.mounted() == []
         wait_until(lambda: not machine.daemons())
 
+    @pytest.mark.long(but=4)
     @pytest.mark.parametrize("form", FORMS)
     @pytest.mark.parametrize("options", ["rw", "defaults", "ro,rw", "defaults,nofail,user", None])
     def test_who_asks_to_write_is_told(self, machine: Machine, form: str, options: str | None) -> None:
@@ -102,6 +103,7 @@ class TestByRoot:
         assert (result.returncode, result.stderr.count("\n")) == (0, 1) and "mounted read-only" in result.stderr
         assert machine.root("mount", "-a").stderr == "" and machine.is_served(machine.root)
 
+    @pytest.mark.long(but=3)
     @pytest.mark.parametrize(
         "option", ["private", "X-mount.mkdir", "sync", "nosymfollow", "lazytime", "group", "silent", "noiversion"]
     )
@@ -125,6 +127,7 @@ class TestByRoot:
         other = ("setpriv", "--reuid=4243", "--regid=4243", "--clear-groups", "cat", machine.mountpoint / "x.tar")
         assert "Permission denied" in machine.root(*other).stderr
 
+    @pytest.mark.long(but=1)
     @pytest.mark.parametrize("form", FORMS)
     def test_bad_options(self, machine: Machine, form: str) -> None:
         """One line that names the option, and the exit code for an incorrect invocation."""
@@ -141,6 +144,7 @@ class TestByRoot:
             assert re.fullmatch(f"tartapefs: {reason}", line)
             assert machine.mounted() == []
 
+    @pytest.mark.long(but=1)
     @pytest.mark.parametrize("form", FORMS)
     def test_what_cannot_be_mounted(self, machine: Machine, form: str) -> None:
         """No tape, a damaged one, no mount point: one line with the reason, and the exit code for a failed mount."""
@@ -189,6 +193,7 @@ class TestByRoot:
         assert "data: mtime changed" in status.stdout
         assert machine.mounted() != []
 
+    @pytest.mark.long(but=1)
     @pytest.mark.parametrize("form", FORMS)
     @pytest.mark.parametrize("name", ["a b,c", '\\ \t"\N{SNOWMAN}#'])
     def test_fstab(self, machine: Machine, form: str, name: str) -> None:
@@ -229,6 +234,7 @@ class TestByRoot:
 
 
 class TestByOthers:
+    @pytest.mark.long(but=1)
     @pytest.mark.parametrize("form", FORMS)
     def test_a_line_of_fstab_for_users(self, machine: Machine, form: str) -> None:
         """With the option user anybody mounts what is theirs; only who mounted reads and unmounts, not even root."""
@@ -245,6 +251,7 @@ class TestByOthers:
         assert (result.returncode, result.stderr) == (0, "")
         wait_until(lambda: not machine.daemons())
 
+    @pytest.mark.long(but=1)
     @pytest.mark.parametrize("form", ["tartapefs", "fuse.tartapefs"])
     def test_allow_other_is_for_the_administrator_to_allow(self, machine: Machine, form: str) -> None:
         (machine.folder / "fuse.conf").write_text("# nothing\n")

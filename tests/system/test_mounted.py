@@ -144,6 +144,7 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.long(but="direct")
 @pytest.mark.parametrize("options", [(), ("--cached",)], ids=["direct", "cached"])
 @pytest.mark.parametrize("program", [pytest.param(name, marks=pytest.mark.needs(name)) for name in PROGRAMS])
 def test_a_copy_of_a_drifted_archive_is_an_error(
@@ -200,6 +201,7 @@ def test_there_is_one_entry(tape: tuple[Path, bytes], mount: Mount) -> None:
         assert [(entry.name, entry.is_file(follow_symlinks=False)) for entry in entries] == [("archive.tar", True)]
 
 
+@pytest.mark.long(but=2)
 @pytest.mark.parametrize(
     "name",
     ["x", "two words,and a comma.tar", "архив.tar", os.fsdecode(b"\xff\xfe"), "a\nb", "-f", "n" * 255, "back\\slash"],
@@ -211,6 +213,7 @@ def test_the_entry_has_the_name_asked_for(tape: tuple[Path, bytes], mount: Mount
     assert (folder / name).read_bytes() == expected
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/", "n" * 256])
 def test_what_is_no_file_name_is_refused(tape: tuple[Path, bytes], tmp_path: Path, name: str) -> None:
     result = run("mount", tape[0], tmp_path, f"--name={name}")
@@ -218,6 +221,7 @@ def test_what_is_no_file_name_is_refused(tape: tuple[Path, bytes], tmp_path: Pat
     assert not is_mounted(tmp_path)
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize(
     "name", [b"x", b"\xff\xfe", "ä".encode(), b"archive.tar ", b"ARCHIVE.TAR", b"n" * 255, b".tartape", b"a\nb"]
 )

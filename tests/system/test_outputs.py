@@ -145,6 +145,7 @@ def places(data: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-q", free / "bound"], check=False)
 
 
+@pytest.mark.long(but=3)
 @pytest.mark.root
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
 def test_no_output_is_part_of_a_tape(data: Path, places: Path, place: Place) -> None:
@@ -484,6 +485,7 @@ def test_two_recorders_of_an_index_elsewhere(data: Path, tmp_path: Path) -> None
     assert sorted(os.listdir(place)) == ["1.db", "2.db"]
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize("call", ["linkat", "flock", "pwrite64", "fsync", "rename", "unlink"])
 def test_what_a_killed_digest_leaves_is_its_own(data: Path, tmp_path: Path, call: str) -> None:

@@ -23,6 +23,7 @@ def test_everything_in_the_readme_works(scratch: Scratch) -> None:
     assert scratch.run >= 10
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.needs("rsync", "rclone")
 @pytest.mark.parametrize(("program", "code", "place"), [("rsync", 23, "host/backup"), ("rclone", 1, "remote/backup")])
 def test_a_copy_as_printed_is_right_after_drift(scratch: Scratch, program: str, code: int, place: str) -> None:

@@ -108,6 +108,7 @@ def below(*roots: Path) -> dict[Path, tuple[int, bytes]]:
     return {path: (path.lstat().st_mode, path.read_bytes() if path.is_file() else b"") for path in paths}
 
 
+@pytest.mark.long(but=4)
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 @pytest.mark.parametrize("command", ["record", "record --force", "record --index", "seal", "digest --sums", "extract"])
@@ -208,6 +209,7 @@ def test_little_memory(recorded: Path, mountpoint: Path, megabytes: int) -> None
     assert is_served_or_says_why(result, recorded, mountpoint) or megabytes < 1000
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.fuse
 @pytest.mark.parametrize("descriptors", [9, 12, 15, 40])
 def test_few_descriptors(recorded: Path, mountpoint: Path, descriptors: int) -> None:
@@ -220,6 +222,7 @@ def test_few_descriptors(recorded: Path, mountpoint: Path, descriptors: int) -> 
         assert "Traceback" not in result.stderr
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.fuse
 @pytest.mark.root
 @pytest.mark.needs("setpriv")
@@ -416,6 +419,7 @@ def test_a_pipe_is_no_log(recorded: Path, mountpoint: Path) -> None:
     assert (result.returncode, result.stderr) == (5, f"tartapefs: {pipe}: cannot be the log: is a pipe\n")
 
 
+@pytest.mark.long(but=4)
 @pytest.mark.parametrize("option", ["--audit-interval", "--audit-share", "--scrub-share"])
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e10", "1e300", "-1", "x", ""])
 def test_numbers_that_are_none(recorded: Path, tmp_path: Path, option: str, value: str) -> None:

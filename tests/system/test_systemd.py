@@ -178,6 +178,7 @@ def test_killed(lab: Lab, source: Source) -> None:
     assert f"{source.mountpoint}: was left behind by a daemon that is gone; unmounted it" in healed
 
 
+@pytest.mark.long
 def test_hangs(lab: Lab, source: Source) -> None:
     """The watchdog lets it be as long as it answers, and has it started again once it does not."""
     lab.write(f"/etc/systemd/system/{source.unit}.d/test.conf", "[Service]\nWatchdogSec=1\n")
@@ -307,6 +308,7 @@ def test_mount_unit_that_fails(lab: Lab) -> None:
 # Paths
 
 
+@pytest.mark.long
 def test_odd_paths(lab: Lab) -> None:
     """Every byte of a path arrives, in a service and, if it can have it, in a mount unit."""
     names = {}

@@ -182,6 +182,7 @@ def small_tree(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return root, trees.made_by_gnu_tar(root, folder / "by-gnu-tar.tar")
 
 
+@pytest.mark.long(but=10)
 @each_program
 def test_hard_trees(small_tree, program, mount, tmp_path):
     """Listed as GNU tar's archive is; extracted as recorded, but for the limits that the program has with any."""
@@ -196,6 +197,7 @@ def test_hard_trees(small_tree, program, mount, tmp_path):
         assert unlike(recorded, program.extracted(by_gnu_tar, tmp_path / "theirs")) == unlike(recorded, found)
 
 
+@pytest.mark.long(but=3)
 def test_bytes_of_hard_trees(small_tree, mount):
     """The archive is, byte by byte, what the format says."""
     root, _ = small_tree
@@ -203,6 +205,7 @@ def test_bytes_of_hard_trees(small_tree, mount):
     assert mount(root).read_bytes() == expected.read(0, expected.size)
 
 
+@pytest.mark.long(but=3)
 def test_names_of_hard_trees(small_tree, mount):
     """GNU tar lists exactly the members' names, in the archive's order."""
     root, _ = small_tree
@@ -223,6 +226,7 @@ def real_tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
     shutil.rmtree(folder)
 
 
+@pytest.mark.long
 @each_program
 def test_a_real_tree(real_tree, program, mount, tmp_path):
     """At least 20,000 members of this machine: listed, extracted, and found equal."""
@@ -233,6 +237,7 @@ def test_a_real_tree(real_tree, program, mount, tmp_path):
     assert unlike(program.limited(recorded, tmp_path), program.limited(found, tmp_path / "ours")) == set()
 
 
+@pytest.mark.long
 @pytest.mark.root
 def test_a_real_tree_compared_by_tar(real_tree, mount):
     """GNU tar itself finds no difference between the archive and the folder that it shows."""
@@ -249,6 +254,7 @@ def sparse_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.long(but=1)
 @each_program
 def test_sparse_files(sparse_tree, program, mount):
     """Sizes beyond octal are listed right, and what lies behind a tebibyte is found."""

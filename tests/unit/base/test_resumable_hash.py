@@ -29,6 +29,7 @@ def test_no_state_of_a_hash(state: str) -> None:
         resumable_hash.ResumableHash.restore("sha256", state)
 
 
+@pytest.mark.long
 def test_counts_beyond_4_gib() -> None:
     """The number of bits takes both words of OpenSSL's struct."""
     zeros = bytes(1 << 24)

@@ -122,6 +122,7 @@ def fingerprint(reference: Reference) -> str:
 # ---- usage
 
 
+@pytest.mark.long(but=3)
 @pytest.mark.parametrize("command", [[], *([command] for command in COMMANDS)], ids=lambda c: c[0] if c else "alone")
 def test_every_command_has_help(command: list[str]) -> None:
     """`-h` explains on stdout, each option and argument included, and is no error."""
@@ -137,6 +138,7 @@ def test_version() -> None:
     assert re.fullmatch(r"tartapefs\W.*\d+\.\d+.*\n", done(run("--version")))
 
 
+@pytest.mark.long(but=4)
 @pytest.mark.parametrize(
     "command",
     [
@@ -165,6 +167,7 @@ def test_wrong_usage_exits_2_and_shows_the_usage(command: list[str], tmp_path: P
     assert "Usage: tartapefs" in result.stderr
 
 
+@pytest.mark.long(but=3)
 @pytest.mark.parametrize("text", ["-1", "x", "", "1.5", "0x10", "1KB", "K", "1iB", "٣", "9" * 5000, "1\n\x1b[1m"])
 def test_what_is_no_number_of_bytes_is_wrong_usage(data: Path, text: str) -> None:
     refused(run("play", data, "--start", text), 2)
@@ -206,6 +209,7 @@ def test_an_empty_index_name_is_not_the_default(small: Path) -> None:
 # ---- no tape
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("command", READERS)
 def test_a_folder_without_a_tape_exits_3_and_says_what_to_run(command: str, tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
@@ -215,6 +219,7 @@ def test_a_folder_without_a_tape_exits_3_and_says_what_to_run(command: str, tmp_
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("command", READERS)
 def test_a_folder_that_is_not_there_exits_3(command: str, tmp_path: Path) -> None:
     refused(run(command, tmp_path / "nowhere", *READERS[command]), 3)
@@ -256,6 +261,7 @@ NOT_TAPES = {
 }
 
 
+@pytest.mark.long(but=3)
 @pytest.mark.parametrize(
     ("kind", "command"), [(kind, [*READERS][at % len(READERS)]) for at, kind in enumerate(NOT_TAPES)]
 )
@@ -338,6 +344,7 @@ def test_exclude_may_be_repeated(tmp_path: Path) -> None:
     assert json.loads(done(run("info", root, "--json")))["excluded"] == ["*.log", "/build/"]
 
 
+@pytest.mark.long(but=3)
 @pytest.mark.parametrize(
     "pattern", ["!", "\\", "a\n\x1b[1m!", "[", "***", "", " ", "#", "/", "//", "!*", "a" * 5000, "[z-a]"]
 )
@@ -397,6 +404,7 @@ def test_what_does_not_fit_is_listed_in_one_go_and_nothing_written(small: Path) 
     assert not (small / ".tartape").exists() and small.stat().st_mtime_ns == before
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.root
 @pytest.mark.parametrize("room", ["size=64k", "size=8k", "nr_inodes=1"])
 def test_a_full_disk_is_refused_and_leaves_nothing(many: Path, tmp_path: Path, room: str) -> None:
@@ -466,6 +474,7 @@ def test_what_cannot_be_read_is_refused_or_left_out_by_name(small: Path, public:
     assert found["fingerprint"] == fingerprint(Reference(root, left_out=(b"folder", b"secret\n1")))
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.root
 @pytest.mark.parametrize("command", ["record", *READERS])
 def test_a_folder_of_another_user_is_refused(small: Path, public: Path, command: str) -> None:
@@ -569,6 +578,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("options", [[], ["--events"]], ids=["bytes", "events"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_play_that_nobody_reads_on_can_be_interrupted(
@@ -597,6 +607,7 @@ def test_a_reader_of_the_pipe_that_leaves_is_no_error(large: Path, command: str)
 # ---- streams
 
 
+@pytest.mark.long(but=2)
 @pytest.mark.parametrize(
     "command", [["record", "--force"], ["info"], ["ls"], ["ls", "--json"], ["locate"], ["play"], ["play", "--events"]]
 )
@@ -622,6 +633,7 @@ def closed(streams: str, *command: object) -> subprocess.CompletedProcess[bytes]
     )
 
 
+@pytest.mark.long(but=4)
 @pytest.mark.parametrize("streams", CLOSED)
 @pytest.mark.parametrize("command", ["record", *READERS])
 def test_closed_streams(data: Path, small: Path, streams: str, command: str) -> None:
@@ -660,6 +672,7 @@ ENVIRONMENTS = [
 ]
 
 
+@pytest.mark.long(but=2)
 @pytest.mark.parametrize("environment", ENVIRONMENTS, ids=str)
 def test_every_environment_will_do(tmp_path: Path, environment: dict[str, str]) -> None:
     """Names of any language are listed, recorded and found whatever the locale says."""
@@ -690,6 +703,7 @@ def test_every_environment_will_do(tmp_path: Path, environment: dict[str, str]) 
 # ---- hostile names
 
 
+@pytest.mark.long(but=2)
 @pytest.mark.parametrize("kind", ODD)
 def test_an_odd_name_of_the_folder(tmp_path: Path, kind: str) -> None:
     """A folder of any name is recorded, and each message that names it is one line without raw controls."""
@@ -716,6 +730,7 @@ def test_an_odd_name_of_the_folder(tmp_path: Path, kind: str) -> None:
         assert not FORGING.search(result.stderr)
 
 
+@pytest.mark.long(but=6)
 @pytest.mark.parametrize(
     "command",
     [
@@ -1081,6 +1096,7 @@ def test_play_into_what_cannot_be_written(data: Path, tmp_path: Path, out: str) 
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("out", ["file", ".tartape/index.db", "new", "../through/file"])
 def test_a_play_does_not_write_over_what_it_plays(small: Path, out: str) -> None:
     """Refused before anything is opened for writing, as cp and tar do."""
@@ -1158,6 +1174,7 @@ def test_events_of_a_length(data: Path, reference: Reference, tmp_path: Path) ->
     assert not [event for event in events if event["type"] in ("file_end", "tape_completed")]
 
 
+@pytest.mark.long(but=3)
 @pytest.mark.parametrize("options", [[], ["--events"]], ids=["bytes", "events"])
 @pytest.mark.parametrize("change", ["content", "size", "gone", "replaced", "mode"])
 def test_drift_on_the_way_ends_a_play(tmp_path: Path, options: list[str], change: str) -> None:

@@ -254,6 +254,7 @@ def test_one_resume_at_a_time(recorded: Path, archive: bytes, tmp_path: Path) ->
     assert copy.read_bytes() == archive
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_interrupted_again_and_again(larger: tuple[Path, bytes], tmp_path: Path, number: signal.Signals) -> None:
     """Killed as soon as it has written something, many times: what is there is always a prefix; at last it is whole."""

@@ -97,6 +97,7 @@ def test_what_is_no_place_for_a_file(recorded: Path, tmp_path: Path) -> None:
     assert Path("/dev/null").is_char_device()
 
 
+@pytest.mark.long
 @pytest.mark.needs("strace")
 def test_killed_and_run_again(tmp_path: Path) -> None:
     """Terminated half way, it keeps what it reached; killed at random moments, it still ends with the right digests."""

@@ -72,6 +72,7 @@ def test_text_has_a_line_for_each_finding_and_one_for_each_remedy(machine: Machi
 
 
 class TestSelfTest:
+    @pytest.mark.long(but=1)
     @pytest.mark.parametrize("who", ["root", "user"])
     def test_it_passes_and_writes_nothing_to_the_folder(self, machine: Machine, who: str) -> None:
         before = facts(machine.data)
@@ -83,6 +84,7 @@ class TestSelfTest:
         assert facts(machine.data) == before
         assert list((machine.folder / "scratch").iterdir()) == []
 
+    @pytest.mark.long
     def test_of_a_folder_that_nobody_can_write(self, machine: Machine) -> None:
         """Without a recording in it, on a disk that is read-only."""
         subprocess.run(["rm", "-r", machine.data / ".tartape"], check=True)
@@ -105,6 +107,7 @@ class TestSelfTest:
         assert (code, bad(findings)) == (1, {"/dev/fuse": "problem", "mount": "problem"})
         assert findings["record"]["status"] == "ok"
 
+    @pytest.mark.long(but=1)
     @pytest.mark.parametrize("trouble", ["touch $DATA/new", "exit 1", "echo bsdtar; exit 0", "rm $0; exit 0"])
     def test_a_tar_that_finds_a_difference(self, machine: Machine, trouble: str) -> None:
         """Another program, one that fails, none any more, and a change meanwhile, which is named; all is cleaned up."""
@@ -122,6 +125,7 @@ class TestSelfTest:
         assert findings["unmount"]["status"] == "ok"
         assert list((fake / "scratch").iterdir()) == []
 
+    @pytest.mark.long(but=1)
     @pytest.mark.parametrize(("name", "code"), [("INT", 130), ("TERM", 143)])
     def test_an_interrupt_leaves_nothing(self, machine: Machine, name: str, code: int) -> None:
         fake = machine.folder / "fake"
@@ -195,6 +199,7 @@ class TestReadingBack:
 class TestBroken:
     """Each thing in turn; the remedy, where it is a command, is run and helps."""
 
+    @pytest.mark.long(but=1)
     @pytest.mark.parametrize("how", ["none", "closed", "file"])
     def test_the_device(self, machine: Machine, how: str) -> None:
         match how:
@@ -209,6 +214,7 @@ class TestBroken:
         assert code == 1
         assert bad(findings)["/dev/fuse"] == "problem"
 
+    @pytest.mark.long(but=1)
     @pytest.mark.parametrize("how", ["none", "no setuid", "nosuid", "no_new_privs"])
     def test_fusermount(self, machine: Machine, how: str) -> None:
         """A problem for users, no more than a warning for root; and a user cannot mount then."""
@@ -252,6 +258,7 @@ class TestBroken:
         assert {"kernel", "/dev/fuse", "fusermount3", "mount(8)"} <= set(findings)
         assert machine.root("/usr/local/bin/tartapefs", "verify", machine.data).returncode == 0
 
+    @pytest.mark.long
     def test_a_mount_whose_daemon_was_killed(self, machine: Machine) -> None:
         assert machine.root("mount", "-t", "tartapefs", "-o", "ro", machine.data, machine.mountpoint).returncode == 0
         assert bad(doctor(machine.root)[1]) == {}

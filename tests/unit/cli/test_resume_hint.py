@@ -10,6 +10,7 @@ from support.s3 import environment as s3_environment
 from support.s3 import s3_server
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("have", [1, 6_000_000])
 def test_the_hint_for_s3_works(recorded: Path, archive: bytes, tmp_path: Path, have: int) -> None:
     """`aws` itself, on a real server: the parts that are missing, and then the whole with the ETag predicted."""

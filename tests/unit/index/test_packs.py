@@ -226,6 +226,7 @@ def test_count_from_and_up_to_every_position(root: Path, tape: Tape) -> None:
         assert tape.count(place, place + 1) == plain_count(members, place, place + 1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("is_sealed", [False, True], ids=["bare", "sealed"])
 def test_count_between_all_pairs_of_positions(tmp_path: Path, is_sealed: bool) -> None:
     """None where the range is empty, or runs backwards."""

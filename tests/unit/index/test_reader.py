@@ -768,12 +768,15 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
             cli.main()
         return int(ended.value.code or 0)
 
+    gc.freeze()  # of all that thousands of tests have, nothing is looked at below
     yield run
     gc.collect()  # what the program left to the end of its process
+    gc.unfreeze()
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
 
+@pytest.mark.long(but=10)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_bad_index_is_refused_whoever_looks(
     recorded: Path, damage: str, program: Callable[..., int], capsys: pytest.CaptureFixture[str]

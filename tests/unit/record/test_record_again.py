@@ -61,6 +61,7 @@ TAKEN: dict[str, tuple[list[str], tuple[list[str], str, str | None], list[str]]]
 }  # fmt: skip
 
 
+@pytest.mark.long(but=2)
 @pytest.mark.parametrize("name", TAKEN)
 def test_options(options: Path, name: str) -> None:
     """Those that are not given are as before, and said; one that is given replaces that one; --no-... drops it."""

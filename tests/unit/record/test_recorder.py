@@ -580,6 +580,7 @@ def _interrupted_after(moments: int, recorder: TapeRecorder) -> bool:
 
 
 # Python drops what a handler raises within a destructor: then the recording goes on.
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_interrupt_at_any_moment(tmp_path: Path, elsewhere: bool) -> None:

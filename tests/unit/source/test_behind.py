@@ -176,6 +176,7 @@ ODD = [
 ]
 
 
+@pytest.mark.long(but=3)
 @pytest.mark.parametrize("sealed", [False, True], ids=["plain", "sealed"])
 @pytest.mark.parametrize("facts", ODD, ids=str)
 def test_numbers_that_no_local_file_system_has(real: Path, tmp_path: Path, facts: dict[str, int], sealed: bool) -> None:

@@ -13,7 +13,7 @@ import pytest
 from support.filesystems import mounted
 from support.programs import run, under_strace
 from support.seals import BLOCK, flip, index_of, sealed, whole
-from support.users import as_nobody
+from support.users import asking_nobody
 
 from tartapefs import Tape, TapeIntegrityError
 from tartapefs.verify.restore import Restorer, below
@@ -46,6 +46,7 @@ def test_members_and_folders_are_restored(kept: Path) -> None:
     assert sorted(os.listdir(out)) == ["folder 000", "folder 001", "link"]
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("at", ["header", "body", "end"])
 def test_a_damaged_copy_leaves_nothing(kept: Path, at: str) -> None:
     facts = json.loads(run("locate", "x", "data/folder 000/00010", "--index", kept / "index.db", "--json").stdout)
@@ -98,20 +99,17 @@ class Secrets:
         self.out = place / "out"
         self.out.mkdir()
         self.tape, self.copy = Tape.from_index(index_of(root)), place / "copy.tar"
+        self.seen: Callable[[], list[str]] = self.look  # the same, by another user
 
-    def seen(self) -> list[str]:
-        """What another user can read of it at this moment."""
-
-        def look() -> list[str]:
-            found = []
-            for folder, _, names in os.walk(self.out):
-                for name in names:
-                    with contextlib.suppress(OSError), open(os.path.join(folder, name), "rb") as file:
-                        if b"secret" in file.read():
-                            found.append(name)
-            return found
-
-        return as_nobody(look)  # type: ignore[no-any-return]
+    def look(self) -> list[str]:
+        """What this user can read of it at this moment."""
+        found = []
+        for folder, _, names in os.walk(self.out):
+            for name in names:
+                with contextlib.suppress(OSError), open(os.path.join(folder, name), "rb") as file:
+                    if b"secret" in file.read():
+                        found.append(name)
+        return found
 
     def extract(self, *names: str, overwrite: bool = False) -> None:
         with Restorer(self.tape, os.fspath(self.copy), os.fspath(self.out), overwrite=overwrite) as restorer:
@@ -126,13 +124,14 @@ class Secrets:
 @pytest.fixture
 def secrets(public: Path) -> Iterator[Secrets]:
     secrets = Secrets(public)
-    with secrets.tape:
+    with secrets.tape, asking_nobody(secrets.look) as secrets.seen:
         yield secrets
 
 
 CALLS = ("open", "mkdir", "write", "fchmod", "rename", "utime", "unlink")
 
 
+@pytest.mark.long(but=2)
 @pytest.mark.root
 @pytest.mark.parametrize("there", [False, True])
 @pytest.mark.parametrize("names", [["data"], ["data/private"], ["data/private/below/secret"], ["data/own"]])
@@ -184,6 +183,7 @@ def test_modes_after_a_failure(secrets: Secrets) -> None:
     assert secrets.seen() == []
 
 
+@pytest.mark.long(but=3)
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize(("name", "code"), [("SIGHUP", 129), ("SIGTERM", 143), ("SIGINT", 130)])
 @pytest.mark.parametrize("call", ["mkdirat", "fchmod", "renameat2"])

@@ -205,6 +205,7 @@ def test_a_state_that_is_torn_or_of_another_tape_is_not_believed(tmp_path: Path)
     assert b"".join(pieces_of(root)) == whole(root)
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize("call", ["write", "pwrite64", "fsync", "rename", "unlink", "ftruncate"])
 def test_a_seal_killed_at_each_change(tmp_path: Path, call: str) -> None:

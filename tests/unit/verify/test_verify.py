@@ -130,6 +130,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], dict[str, set[str]]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.long(but=8)
 @pytest.mark.parametrize("change", CHANGES)
 def test_each_kind_of_drift(root: Path, change: str) -> None:
     """The member, what differs of it, and nothing else but the folder that shows it."""
@@ -238,6 +239,7 @@ def test_what_cannot_be_looked_at_does_not_end_the_list(root: Path, public: Path
     assert {"data/a", "data/folder", "data/link"} <= set(named), result.stderr
 
 
+@pytest.mark.long(but=3)
 @pytest.mark.parametrize(
     "statement",
     [
@@ -261,6 +263,7 @@ def test_missing_or_moved_rows_exit_3(root: Path, statement: str) -> None:
     refused(run("verify", root), 3)
 
 
+@pytest.mark.long(but=3)
 @pytest.mark.parametrize(
     "statement",
     [

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from botocore.config import Config
 from distributed import Client, get_worker
+from support.daemon import is_gone
 from support.programs import run, wait_until
 from support.readme import Scratch
 from support.readme import scratch as scratch

@@ -203,12 +203,13 @@ def unmount(mountpoint: str, lazy: bool) -> None:
     """Unmount the archive at MNT."""
     from tartapefs.mount import mount_table
 
+    entry = mount_table.entry_of(mountpoint)
     try:
-        mount_table.unmount(mountpoint, lazy)
+        mount_table.unmount(entry, lazy)
     except MountError as error:
         held: Any = None
         with contextlib.suppress(MountError):
-            held = mount_table.status(mountpoint).get("held")
+            held = mount_table.status(entry).get("held")
         if not isinstance(held, list) or not held:
             raise
         readers = ", ".join(f"{read['command'] or '?'} ({read['pid']})" for read in held)

@@ -123,7 +123,7 @@ def _report(mountpoint: str | None) -> tuple[Facts | list[Facts], str, bool]:
     from tartapefs.mount import mount_table
 
     if mountpoint is not None:
-        facts = mount_table.status(mountpoint)
+        facts = mount_table.status(mount_table.entry_of(mountpoint))
         return facts, _text(facts), facts["state"] == "valid"
     found = mount_table.statuses()
     bad = [facts for facts in found if facts["state"].startswith("invalid")]

@@ -8,12 +8,11 @@ import contextlib
 import errno
 import logging
 import os
-import re
 import shutil
 import subprocess
 from typing import Any, NamedTuple
 
-from tartapefs.base import processes
+from tartapefs.base import mountinfo, processes
 from tartapefs.base.errors import MountError
 from tartapefs.base.text import printable
 from tartapefs.mount import status as reports
@@ -35,17 +34,12 @@ class MountEntry(NamedTuple):
 
 
 def mounts() -> list[MountEntry]:
-    """The archives mounted in this process' mount namespace, from /proc/self/mountinfo (see proc(5))."""
+    """The archives mounted in this process' mount namespace. Each call reads the table anew."""
     entries = []
-    # The kernel escapes space, tab, newline and backslash, but no other line end that Python knows.
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
-        for line in lines:
-            before, _, after = line.partition(" - ")
-            fstype, source, options = after.rstrip("\n").split(" ")[:3]
-            if fstype == _TYPE:
-                _, _, device, _, mountpoint = before.split(" ")[:5]
-                owner = next(int(o[8:]) for o in options.split(",") if o.startswith("user_id="))
-                entries.append(MountEntry(device, _unescaped(mountpoint), _unescaped(source), owner))
+    for mount in mountinfo.mounts():
+        if mount.fstype == _TYPE:
+            owner = next(int(o[8:]) for o in mount.options.split(",") if o.startswith("user_id="))
+            entries.append(MountEntry(mount.device, mount.mountpoint, mount.source, owner))
     return entries
 
 
@@ -54,11 +48,8 @@ def entries_at(mountpoint: str) -> list[MountEntry]:
     return [entry for entry in mounts() if entry.mountpoint == mountpoint]
 
 
-def _unescaped(field: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda digits: chr(int(digits[1], 8)), field)
-
-
-def _mounted_at(mountpoint: str) -> MountEntry:
+def entry_of(mountpoint: str) -> MountEntry:
+    """The archive mounted at this path; of several the one on top. Raises MountError if there is none."""
     known = {entry.mountpoint: entry for entry in mounts()}  # of several mounts at one path the last, which is on top
     # By its parent folder first: a look at the mount point itself would wait for a daemon that may not answer.
     folder, name = os.path.split(os.path.abspath(mountpoint))
@@ -92,14 +83,13 @@ def check_mountpoint(mountpoint: str, source: str) -> str:
     return where
 
 
-def unmount(mountpoint: str, lazy: bool = False) -> None:
-    """Unmounts the archive at `mountpoint`; with `lazy`, programs may read on until they close it.
+def unmount(entry: MountEntry, lazy: bool = False) -> None:
+    """Unmounts this archive; with `lazy`, programs may read on until they close it.
 
     Without `lazy` it waits a few seconds for the daemon to end, so that the source can be unmounted next. A daemon that
-    goes on, since the archive is mounted elsewhere too, is logged with that path or namespace. Raises MountError if no
-    archive is mounted there, or with the message of umount(8) or fusermount.
+    goes on, since the archive is mounted elsewhere too, is logged with that path or namespace. Raises MountError with
+    the message of umount(8) or fusermount.
     """
-    entry = _mounted_at(mountpoint)
     pid = None if lazy else _daemon_of(entry)
     with contextlib.ExitStack() as stack:
         daemon = None
@@ -136,8 +126,8 @@ def _mounted_elsewhere(device: str) -> str | None:
         if entry.device == device:
             return f"at {printable(entry.mountpoint)}"
     for process in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError), open(f"/proc/{process}/mountinfo", "rb") as lines:
-            if any(line.split(b" ", 3)[2] == device.encode() for line in lines):
+        with contextlib.suppress(OSError):
+            if any(mount.device == device for mount in mountinfo.mounts(process)):
                 name = printable(processes.command_of(int(process)) or "?")
                 return f"in the mount namespace of process {process} ({name})"
     return None
@@ -180,21 +170,12 @@ def _run_umount(where: str, lazy: bool) -> None:
         raise MountError(where, "; ".join(result.stderr.split("\n")[:-1]) or f"{command[0]} failed")
 
 
-def status(mountpoint: str) -> dict[str, Any]:
-    """The state of the archive mounted at `mountpoint`: `status.document`, and its `mountpoint`.
-
-    If the daemon's socket is out of reach, only what its extended attributes tell. Raises MountError if no archive is
-    mounted there, or its daemon does not answer.
-    """
-    return _report(_mounted_at(mountpoint))
-
-
 def statuses() -> list[dict[str, Any]]:
     """`status` of each mounted archive; if it cannot be had, a `state` of "unknown: " and the reason."""
     found = []
     for entry in mounts():
         try:
-            found.append(_report(entry))
+            found.append(status(entry))
         except MountError as error:
             if entry in mounts():  # and not unmounted meanwhile
                 found.append(_known(entry) | {"state": f"unknown: {error.reason}"})
@@ -205,7 +186,12 @@ def _known(entry: MountEntry) -> dict[str, Any]:
     return {"mountpoint": entry.mountpoint, "owner": entry.owner, "source": printable(entry.source)}
 
 
-def _report(entry: MountEntry) -> dict[str, Any]:
+def status(entry: MountEntry) -> dict[str, Any]:
+    """The state of this archive: `status.document`, and its `mountpoint`.
+
+    If the daemon's socket is out of reach, only what its extended attributes tell. Raises MountError if its daemon does
+    not answer.
+    """
     try:
         # Only the owner can reach the socket.
         found = reports.ask(entry.device) if entry.owner == os.geteuid() else None

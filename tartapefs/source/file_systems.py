@@ -8,6 +8,7 @@ import os
 import re
 from contextlib import suppress
 
+from tartapefs.base import mountinfo
 from tartapefs.source.system_calls import lstat_uncached, magic_of
 
 _BTRFS, _TMPFS, OVERLAYFS = 0x9123683E, 0x01021994, 0x794C7630
@@ -27,7 +28,7 @@ _WITHOUT_FILES = {
     0x73636673: "securityfs",
 }
 # Types of file systems whose files another machine or process changes, as /proc/self/mountinfo names them.
-_FOREIGN = re.compile(rb"fuse(\..+)?|nfs4?|cifs|smb3|9p|ceph|afs|virtiofs|lustre|beegfs|gpfs|coda|orangefs|vboxsf")
+_FOREIGN = re.compile(r"fuse(\..+)?|nfs4?|cifs|smb3|9p|ceph|afs|virtiofs|lustre|beegfs|gpfs|coda|orangefs|vboxsf")
 
 
 def local_device(fd: int) -> int | None:
@@ -72,16 +73,11 @@ def foreign_types(root: int, path: bytes) -> list[str]:
 
     They may answer from a cache, the kernel's or their own; then a change does not show at once.
     """
-    escaped = re.sub(rb"[ \t\n\\]", lambda character: b"\\%03o" % ord(character[0]), path + b"/")
-    found = set()
+    below, found = os.fsdecode(path) + "/", set()
     with suppress(OSError):
         with open(f"/proc/self/fdinfo/{root}", "rb") as facts:
-            (its_mount,) = (line.split()[1] for line in facts if line.startswith(b"mnt_id:"))
-        with open("/proc/self/mountinfo", "rb") as mounts:
-            for line in mounts:
-                before, _, after = line.partition(b" - ")
-                mount, _, _, _, mountpoint = before.split(b" ")[:5]
-                kind = after.partition(b" ")[0]
-                if (mount == its_mount or mountpoint.startswith(escaped)) and _FOREIGN.fullmatch(kind):
-                    found.add(kind.decode())
+            (number,) = (int(line.split()[1]) for line in facts if line.startswith(b"mnt_id:"))
+        for mount in mountinfo.mounts():
+            if (mount.number == number or mount.mountpoint.startswith(below)) and _FOREIGN.fullmatch(mount.fstype):
+                found.add(mount.fstype)
     return sorted(found)

@@ -81,7 +81,7 @@ def drift(root: Path) -> None:
 
 
 def report(archive: Path) -> dict[str, Any]:
-    return mounting.status(os.fspath(archive.parent))
+    return mounting.status(mounting.entry_of(os.fspath(archive.parent)))
 
 
 def held(archive: Path) -> list[int]:
@@ -308,7 +308,7 @@ def place(tree: Path, tmp_path: Path) -> Iterator[Path]:
     mountpoint.mkdir()
     yield mountpoint
     with suppress(MountError):
-        mounting.unmount(os.fspath(mountpoint), lazy=True)
+        mounting.unmount(mounting.entry_of(os.fspath(mountpoint)), lazy=True)
 
 
 def meet_drift(root: Path, archive: Path) -> None:

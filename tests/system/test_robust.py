@@ -328,8 +328,8 @@ def test_an_unmount_between_two_looks(
 
     monkeypatch.setattr(mounting, "mounts", looked)
     look = 1
-    mounting.unmount(os.fspath(place))
-    for ask in (lambda: mounting.status(os.fspath(place)), mounting.statuses):
+    mounting.unmount(mounting.entry_of(os.fspath(place)))
+    for ask in (lambda: mounting.status(mounting.entry_of(os.fspath(place))), mounting.statuses):
         assert run("mount", recorded, place).returncode == 0
         looks = 0
         with suppress(MountError):

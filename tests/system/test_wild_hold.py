@@ -48,11 +48,11 @@ def source(tmp_path: Path) -> Source:
 
 
 def held(archive: Path) -> set[int]:
-    return {found["pid"] for found in mounting.status(os.fspath(archive.parent))["held"]}
+    return {found["pid"] for found in mounting.status(mounting.entry_of(os.fspath(archive.parent)))["held"]}
 
 
 def delivered(archive: Path) -> int:
-    return int(mounting.status(os.fspath(archive.parent))["delivered"])
+    return int(mounting.status(mounting.entry_of(os.fspath(archive.parent)))["delivered"])
 
 
 @contextmanager
@@ -107,7 +107,7 @@ def test_rsync_is_ended_and_leaves_a_good_prefix(
             source.drift()
             rsync.stderr.read()
             assert rsync.wait() in (12, 20)
-        wait_until(lambda: not mounting.status(os.fspath(archive.parent))["readers"])
+        wait_until(lambda: not mounting.status(mounting.entry_of(os.fspath(archive.parent)))["readers"])
         wait_until(copy.exists)
     left = copy.read_bytes()
     assert MEGABYTE // 2 < len(left) < 6 * MEGABYTE

@@ -19,13 +19,12 @@ Numbers are of 8 bytes, big endian. All hashes are of one algorithm, which has 3
 what is hashed, it is enough that a hash is among its parent's: nothing can stand in another's place.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from struct import Struct
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tartapefs.archive.layout import BLOCK, span
-from tartapefs.base.errors import TapeError
+from tartapefs.base import hashes
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -45,31 +44,10 @@ Kind = Literal["leaf", "piece", "node"]
 _two, _three = Struct(">QQ").pack, Struct(">QQQ").pack
 
 
-class _Running(Protocol):
-    def update(self, data: "ReadableBuffer", /) -> object: ...
-    def digest(self) -> bytes: ...
-
-
-def running(algorithm: str) -> _Running:
-    """A hash that takes its input bit by bit. Raises TapeError where it is not installed."""
-    if algorithm == "sha256":
-        return hashlib.sha256(usedforsecurity=False)
-    try:
-        from blake3 import blake3
-    except ImportError:
-        raise TapeError('BLAKE3 needs the package blake3: pip install "tartapefs[blake3]"') from None
-    return blake3()
-
-
 def hasher(algorithm: str) -> Hash:
-    """The hash of one buffer. Raises TapeError where it is not installed."""
-    running(algorithm)
-    if algorithm == "sha256":
-        sha256 = hashlib.sha256
-        return lambda data: sha256(data).digest()
-    from blake3 import blake3
-
-    return lambda data: blake3(data).digest()
+    """The hash of one buffer. Raises TapeError if it is not installed."""
+    new_hash = hashes.constructor(algorithm)
+    return lambda data: new_hash(data).digest()
 
 
 def blocks(size: int, block_size: int) -> int:
@@ -117,7 +95,7 @@ class Builder:
     """
 
     def __init__(self, algorithm: SealAlgorithm, block_size: int) -> None:
-        self._algorithm = algorithm
+        self._new_hash = hashes.constructor(algorithm)
         self._hash = hasher(algorithm)
         self._block_size = block_size
         self._leaf_start = self._position = 0
@@ -138,7 +116,7 @@ class Builder:
         if count == 1:
             self._add_digest(digests(1))
         elif count:
-            whole, position, stop = running(self._algorithm), start + BLOCK, start + BLOCK + size
+            whole, position, stop = self._new_hash(), start + BLOCK, start + BLOCK + size
             while position < stop:
                 some = digests(min(FANOUT, count))
                 count -= FANOUT

@@ -41,7 +41,7 @@ from zlib import crc32
 from tartapefs.archive import hash_tree, ustar
 from tartapefs.archive.layout import BLOCK, FOOTER, MAX_OFFSET, span
 from tartapefs.archive.member import Headed, Member
-from tartapefs.base import forked_work, outputs, signals, tape_files
+from tartapefs.base import forked_work, hashes, outputs, signals, tape_files
 from tartapefs.base.errors import OutputBusyError, TapeBusyError, TapeFormatError, TapeNotFoundError
 from tartapefs.index import row_codec
 
@@ -826,7 +826,7 @@ class Index:
         for member in self.between(0, self.facts.total_size):
             count = hash_tree.blocks(member.size, self.facts.block_size)
             if count > 1:
-                whole = hash_tree.running(self.facts.algorithm)
+                whole = hashes.constructor(self.facts.algorithm)()
                 for number in range(0, count, hash_tree.FANOUT):
                     whole.update(self._piece(member, number // hash_tree.FANOUT))
                     pieces += 1

@@ -6,9 +6,10 @@ Rule: a digest uses what goes on where it stopped, and tells which ranges it sti
 import hashlib
 import threading
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
-from tartapefs.base.errors import TapeError
+from tartapefs.base import hashes
+from tartapefs.base.hashes import IncrementalHash
 from tartapefs.base.resumable_hash import ResumableHash, is_resumable
 
 if TYPE_CHECKING:
@@ -18,21 +19,8 @@ Algorithm = Literal["md5", "sha256", "blake3"]
 ALGORITHMS: tuple[Algorithm, ...] = ("md5", "sha256", "blake3")
 
 
-class _Hash(Protocol):
-    def update(self, data: "ReadableBuffer", /) -> object: ...
-    def hexdigest(self) -> str: ...
-
-
-def _new_hash(algorithm: Algorithm, resumable: bool) -> _Hash:
-    if algorithm == "blake3":
-        try:
-            from blake3 import blake3
-        except ImportError:
-            raise TapeError('BLAKE3 needs the package blake3: pip install "tartapefs[blake3]"') from None
-        return blake3()
-    if resumable and is_resumable(algorithm):
-        return ResumableHash(algorithm)
-    return hashlib.new(algorithm, usedforsecurity=False)
+def _new_hash(algorithm: Algorithm, resumable: bool) -> IncrementalHash:
+    return ResumableHash(algorithm) if resumable and is_resumable(algorithm) else hashes.constructor(algorithm)()
 
 
 def etag(md5s: Iterable[bytes]) -> str:
@@ -53,7 +41,7 @@ class RangeDigest:
     def __init__(self, algorithm: Algorithm, start: int, stop: int, resumable: bool = False) -> None:
         self.algorithm = algorithm
         self.start, self.stop, self.position = start, stop, start
-        self._hash: _Hash | None = _new_hash(algorithm, resumable)
+        self._hash: IncrementalHash | None = _new_hash(algorithm, resumable)
         self._result = ""
         self._lock = threading.Lock()
 

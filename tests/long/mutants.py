@@ -40,7 +40,8 @@ ESCAPE = "system/test_escape.py"
 BUSY = "unit/record/test_busy.py"
 FS = "unit/mount/test_operations.py"
 PAGES = "system/test_pages.py"
-CREW = "unit/play/test_read_strategy.py"
+STRATEGY = "unit/play/test_read_strategy.py"
+HELPER = "unit/play/test_helper_process.py"
 STREAM = "unit/play/test_playback.py"
 SEALS = "unit/verify/test_seal.py"
 VERIFIED_BLOCKS = "unit/play/test_verified_blocks.py"
@@ -377,21 +378,21 @@ MUTANTS = [
         "play/read_strategy.py",
         "        if theirs < 0:\n            self._filler.fill(view, start, stop)\n        else:",
         "        if theirs < 0:\n            pass\n        else:",
-        CREW,
+        STRATEGY,
     ),
     Mutant(
         "of blocks either",
         "play/read_strategy.py",
-        "        if theirs < 0:\n            self._filler.fill(view, start, stop)\n        self._suspected",
-        "        if False:\n            pass\n        self._suspected",
-        SEALED_MOUNT,
+        "        if theirs < 0:\n            self._filler.fill(view, start, stop)\n        self._policy",
+        "        if False:\n            pass\n        self._policy",
+        STRATEGY,
     ),
     Mutant(
         "a helper that fails says so",
         "play/helper_process.py",
         "        return -1\n\n\ndef _with_md5_sums",
         "        return 1\n\n\ndef _with_md5_sums",
-        CREW,
+        HELPER,
     ),
     Mutant(
         "sums are of the members that have them", "play/playback.py", "first >= first_summed and", "first and", STREAM
@@ -403,7 +404,7 @@ MUTANTS = [
         "if len(members)",
         STREAM,
     ),
-    Mutant("an error in any thread is raised", "play/read_strategy.py", "failures[number] = error", "pass", CREW),
+    Mutant("an error in any thread is raised", "play/thread_pool.py", "failures[number] = error", "pass", STRATEGY),
     Mutant(
         "an invalid archive cannot be opened",
         "mount/operations.py",

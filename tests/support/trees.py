@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import random
 import socket
 import stat
 import subprocess
@@ -295,3 +296,14 @@ def made_by_gnu_tar(root: Path, path: Path) -> Path:
         cwd=root.parent, check=True, capture_output=True,
     )  # fmt: skip
     return path
+
+
+def make_many(root: Path) -> Path:
+    """Makes 3,000 small files of all sizes up to 3,000 bytes, in folders of 100."""
+    some = random.Random(1)
+    for number in range(3000):
+        folder = root / f"{number // 100:02}"
+        if number % 100 == 0:
+            folder.mkdir(parents=True)
+        (folder / f"{number}.bin").write_bytes(some.randbytes(some.randrange(3000)))
+    return root

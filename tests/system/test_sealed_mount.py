@@ -77,9 +77,10 @@ def test_the_helper_is_held_to_digests_too(tmp_path: Path, mount: Mount, where: 
     root = make(tmp_path / "data", [BLOCK * 100, *[3000] * 600])
     sealed(root)
     expected = whole(root)
-    path, at = (root / "folder 049" / "00540", 2999) if where == "a small file" else (root / "folder 000/00000", 0)
-    if where == "a large file":
-        at = 90 * BLOCK + 5
+    path, at = root / "folder 049" / "00540", 2999
+    if where == "a large file":  # in the block at which one request ends and the next begins: it is the helper's
+        path = root / "folder 000" / "00000"
+        at = (5 << 20) // BLOCK * BLOCK - BLOCK + 5
     flip(path, at)
     archive = mount(root, "--check", "mtime")
     assert helper_of(daemon_of(archive.parent))

@@ -1,170 +1,90 @@
-"""Requests that are filled by several hands: the helper process of a mount, and threads where the source is slow."""
+"""How a request is filled: by threads if the source is slow, with the helper process, or with its failure."""
 
 import ctypes
 import mmap
 import os
-import random
-import signal
-import subprocess
-import sys
-import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support.daemon import daemon_of, helper_of, is_gone
-from support.programs import needs_two_cores, run, wait_until
+from support.programs import wait_until
 from support.reference import Reference
+from support.trees import make_many
 
 from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder
-from tartapefs.play import read_strategy as crews
+from tartapefs.archive.layout import MAX_OFFSET
+from tartapefs.play import read_policy
 from tartapefs.source.folder import Source
+from tartapefs.verify.seal import seal
 
 MIB = 1 << 20
 
 
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
-    """3,000 small files of all sizes up to 3,000 bytes, in folders of 100, recorded."""
-    root, some = tmp_path / "many", random.Random(1)
-    for number in range(3000):
-        folder = root / f"{number // 100:02}"
-        if number % 100 == 0:
-            folder.mkdir(parents=True)
-        (folder / f"{number}.bin").write_bytes(some.randbytes(some.randrange(3000)))
+    root = make_many(tmp_path / "many")
     TapeRecorder(root).commit()
     return root
 
 
-def cpu_time(pid: int) -> int:
-    """Of user and system, in ticks of the clock."""
-    return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+class FailingHelper:
+    """Stands for a helper that claims all but the first two units, writes other bytes there, and fails."""
+
+    first_filled = MAX_OFFSET
+
+    def __init__(self) -> None:
+        self.memory = memoryview(bytearray(MIB))
+        self.begun = 0
+
+    def memory_offset(self, view: memoryview) -> int:
+        return 0
+
+    def begin(self, memory_offset: int, start: int, stop: int, in_blocks: bool = False, sums: int = -1) -> None:
+        self.memory[:] = b"\xff" * MIB
+        self.begun += 1
+
+    def our_members(self, members: Iterable[Any]) -> Iterator[Any]:
+        return islice(members, 2)
+
+    our_blocks = our_members
+
+    def end(self) -> int:
+        return -1
+
+    def close(self) -> None:
+        pass
 
 
-@needs_two_cores
-def test_a_helper_takes_its_share_of_small_members(many: Path, mount: Callable[..., Path]) -> None:
-    """Right bytes, whatever is asked for, and some of the work is the helper's."""
-    archive = mount(many)
-    helper = helper_of(daemon_of(archive.parent))
-    reference, before, some = Reference(many), cpu_time(helper), random.Random(2)
-    whole = reference.read(0, reference.size)
-    fd = os.open(archive, os.O_RDONLY)
-    try:
-        for _ in range(5):
-            assert b"".join(iter(lambda: os.read(fd, MIB), b"")) == whole
-            os.lseek(fd, 0, os.SEEK_SET)
-        for _ in range(100):
-            at, size = some.randrange(reference.size), some.choice((100_000, 300_000, MIB))
-            assert os.pread(fd, size, at) == whole[at : at + size]
-    finally:
-        os.close(fd)
-    wait_until(lambda: archive.read_bytes() and cpu_time(helper) > before, 60)  # unless the machine is busy, at once
-
-
-@needs_two_cores
-def test_a_helper_that_dies_is_done_without(many: Path, mount: Callable[..., Path]) -> None:
-    """In the middle of a read, too."""
-    archive = mount(many)
-    helper = helper_of(daemon_of(archive.parent))
-    reference = Reference(many)
-    whole = reference.read(0, reference.size)
-    killer = threading.Timer(0.02, os.kill, (helper, signal.SIGKILL))
-    killer.start()
-    for _ in range(3):
-        assert archive.read_bytes() == whole
-    killer.join()
-    assert is_gone(helper)
-    assert archive.read_bytes() == whole
-
-
-@needs_two_cores
-@pytest.mark.parametrize("where", [0.1, 0.9])
-def test_drift_is_seen_by_whoever_fills_that_part(many: Path, mount: Callable[..., Path], where: float) -> None:
-    """In the first and in the last part of a request; the culprit is named, and the tape is invalid."""
-    archive = mount(many)
-    fd = os.open(archive, os.O_RDONLY)
-    try:
-        for at in range(0, 2 * MIB, MIB):  # from here on requests are shared
-            os.pread(fd, MIB, at)
-        with Tape.discover(many) as tape:
-            members = [member for member in tape.members(2 * MIB, 3 * MIB) if member.size]
-        culprit = members[int(len(members) * where)]
-        path = many / os.fsdecode(culprit.path)
-        path.write_bytes(b"\0" * culprit.size)
-        with pytest.raises(OSError, match="Input/output error"):
-            os.pread(fd, MIB, 2 * MIB)
-    finally:
-        os.close(fd)
-    status = run("status", archive.parent)
-    assert status.returncode == 1
-    assert culprit.arc_path in status.stdout
-
-
-@needs_two_cores
-def test_a_helper_ends_with_its_daemon(many: Path, mount: Callable[..., Path]) -> None:
-    """However that ends: nothing is left of a daemon that was killed."""
-    archive = mount(many)
-    daemon = daemon_of(archive.parent)
-    helper = helper_of(daemon)
-    os.kill(helper, signal.SIGTERM)  # as a service manager sends it to all processes: the daemon decides
-    assert archive.stat().st_size
-    assert not is_gone(helper)
-    os.kill(daemon, signal.SIGKILL)
-    wait_until(lambda: is_gone(helper))
-    assert run("unmount", archive.parent).returncode == 0
-
-
-@needs_two_cores
-def test_unmount_returns_once_all_have_ended(many: Path, mount: Callable[..., Path]) -> None:
-    """So that the disk that the source lies on can be unmounted next."""
-    archive = mount(many)
-    daemon = daemon_of(archive.parent)
-    helper = helper_of(daemon)
-    assert run("unmount", archive.parent).returncode == 0
-    assert is_gone(daemon)
-    assert is_gone(helper)
-
-
-@needs_two_cores
-def test_they_meet(many: Path) -> None:
-    """However late the helper is: what it cannot do is done here, and nothing is left out."""
-    text = """
-        import mmap, os, signal, sys, threading, time
-        from tartapefs import Tape
-        from tartapefs.play.helper_process import HelperProcess
-        from tartapefs.play.engine import TapePlayer
-        with Tape.discover(sys.argv[1]) as tape:
-            player, stop = TapePlayer(tape), 400_000
-            members = list(tape.headed(0, stop))
-            helper = HelperProcess(player._filler, mmap.mmap(-1, 1 << 20))
-            helper.begin(0, 0, stop)
-            while helper._claims.first_from_back() > 0:
-                time.sleep(0.01)
-            assert list(helper.our_members(members)) == []
-            assert helper.end() == len(members)
-            os.kill(helper._pid, signal.SIGSTOP)
-            helper.begin(0, 0, stop)
-            assert list(helper.our_members(members)) == members
-            threading.Timer(0.2, os.kill, (helper._pid, signal.SIGCONT)).start()
-            assert helper.end() == 0
-            for _ in range(100):
-                helper.begin(0, 0, stop)
-                ours = []
-                for member in helper.our_members(members):
-                    ours.append(member)
-                    time.sleep(1e-5)
-                theirs = helper.end()
-                assert ours == members[: len(ours)]
-                assert len(members) <= len(ours) + theirs <= len(members) + 1
-            helper.close()
-            player.close()
-    """
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(text), many], capture_output=True, text=True, timeout=60
-    )
-    assert (result.returncode, result.stderr) == (0, "")
+@pytest.mark.parametrize("shared", ["members", "blocks"])
+def test_a_helper_that_fails_is_not_believed(tmp_path: Path, many: Path, shared: str) -> None:
+    """This thread fills the whole request then, and raises what it meets."""
+    if shared == "blocks":
+        many = tmp_path / "large"
+        many.mkdir()
+        (many / "large.bin").write_bytes(os.urandom(2 * MIB))
+        TapeRecorder(many).commit()
+        with Tape.discover(many) as tape, closing(TapePlayer(tape)) as player:
+            seal(tape, player.source, player.at_home, "blake3", 1 << 16)
+    expected = Reference(many).read(MIB, MIB)
+    for is_changed in (False, True):
+        helper = FailingHelper()
+        with Tape.discover(many) as tape, closing(TapePlayer(tape)) as player:
+            player.readinto(helper.memory, 0)
+            player._strategy._helper = helper  # type: ignore[assignment]
+            if is_changed:
+                last = list(tape.members(MIB, 2 * MIB - 10_000))[-1]
+                (many / os.fsdecode(last.path)).write_bytes(bytes(last.size))
+                with pytest.raises(TapeIntegrityError, match=last.arc_path):
+                    player.readinto(helper.memory, MIB)
+            else:
+                assert player.readinto(helper.memory, MIB) == MIB
+                assert helper.memory == expected
+        assert helper.begun == 1
 
 
 class Slow:
@@ -192,7 +112,7 @@ def test_a_slow_source_is_read_by_threads(many: Path, monkeypatch: pytest.Monkey
         player = TapePlayer(tape)
         assert player.read(0, MIB) == reference.read(0, MIB)
         assert len(slow.threads) > 8
-        for at, size in ((12_345, 400_001), (MIB - 1, 2 * crews._SMALLEST_PART), (reference.size - 100_000, MIB)):
+        for at, size in ((12_345, 400_001), (MIB - 1, 2 * read_policy.SMALLEST_PART), (reference.size - 100_000, MIB)):
             assert player.read(at, size) == reference.read(at, size)
         player.close()
 
@@ -222,7 +142,7 @@ def test_a_source_that_is_fast_again_is_noticed(many: Path, monkeypatch: pytest.
         player.read(MIB, MIB)
         assert len(slow.threads) > 1
         seen = Slow(patch, 0)
-        for _ in range(crews._SLOW_REQUESTS + 2):
+        for _ in range(read_policy.SLOW_REQUESTS + 2):
             player.read(0, MIB // 4)
         seen.threads.clear()
         player.read(0, MIB // 4)

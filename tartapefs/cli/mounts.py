@@ -149,7 +149,7 @@ def mount(
     """
     if cached and on_drift == "hold":
         raise click.UsageError(
-            "--on-drift hold goes without --cached: nothing could interrupt who waits for the page cache"
+            "--on-drift hold excludes --cached: a process that waits for the page cache cannot be interrupted"
         )
     from tartapefs.mount import daemon
     from tartapefs.mount.operations import MountOptions
@@ -214,5 +214,5 @@ def unmount(mountpoint: str, lazy: bool) -> None:
             raise
         readers = ", ".join(f"{read['command'] or '?'} ({read['pid']})" for read in held)
         raise MountError(
-            mountpoint, f"{error.reason} There is drift, and --on-drift hold: --lazy lets {readers} go"
+            mountpoint, f"{error.reason} These readers are held by drift, and --lazy ends their reads: {readers}"
         ) from None

@@ -205,7 +205,7 @@ def _valid_prefix(directory: str, index: str | None, old: Tape) -> int | None:
         try:
             prefix = Comparison(old, new).prefix(update)
         except TapeFormatError as error:
-            say(f"how much of a copy of the archive before stays valid cannot be told: {error.reason}")
+            say(f"how many bytes of existing copies stay valid cannot be told: {error.reason}")
             return None
     say(
         f"existing copies stay valid up to byte {prefix:,} of {old.total_size:,}"

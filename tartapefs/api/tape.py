@@ -12,6 +12,23 @@ class Tape(Recording):
 
     Works with and without `with`, from many threads, and on a read-only file system. Every lookup raises
     TapeFormatError if the index is damaged, and ValueError once the tape is closed.
+
+    directory: where the source is expected; None if only the index is known.
+    index_path: absolute.
+    root_name: the folder's name in the archive.
+    fingerprint: SHA-256 over all headers, 64 hex digits.
+    rows_digest: SHA-256 over everything that is recorded of all members, 64 hex digits; sealing keeps it.
+    root_ino: the inode of the source folder when recorded.
+    total_size: bytes of the archive, footer included.
+    member_count: the number of members.
+    recorded_ns: when the folder was recorded, in nanoseconds since 1970.
+    excluded: patterns; a callable is named by its repr.
+    left_out: the number of sockets, pipes, devices and unreadable files that were left out.
+    owners_kept: whether headers name the owners of files.
+    seal: the second fingerprint, over contents too, 64 hex digits; empty without digests.
+    algorithm: of the digests, "blake3" or "sha256"; empty without digests.
+    block_size: bytes of a body that have a digest of their own; 0 without digests.
+    due_algorithm, due_block_size: of the digests that the tape is still to get; empty and 0 if none.
     """
 
     def open(self, check: Check = "full") -> Window:

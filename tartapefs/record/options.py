@@ -9,7 +9,8 @@ from typing import Literal
 from tartapefs.archive import hash_tree
 from tartapefs.base.errors import Problem, TapeConstraintError, TapeFormatError, TapeNotFoundError
 from tartapefs.base.text import printable
-from tartapefs.index.reader import Index, TapeFacts
+from tartapefs.index.reader import Index
+from tartapefs.index.schema import TapeFacts
 from tartapefs.source.exclusion import Exclude, IsExcluded, exclusion, is_function
 from tartapefs.source.folder import Source
 

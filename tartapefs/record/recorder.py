@@ -24,7 +24,8 @@ from tartapefs.base.errors import (
     TapeExistsError,
 )
 from tartapefs.base.tape_files import default_index
-from tartapefs.index.reader import IndexWriter, TapeFacts
+from tartapefs.index.schema import TapeFacts
+from tartapefs.index.writer import IndexWriter
 from tartapefs.record import tape_folder
 from tartapefs.record.options import Asked, Options, replaced_facts
 from tartapefs.record.owners import owner_of

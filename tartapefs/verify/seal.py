@@ -17,7 +17,7 @@ from tartapefs.archive.layout import BLOCK
 from tartapefs.archive.member import Member
 from tartapefs.base import outputs
 from tartapefs.base.errors import OutputBusyError, TapeBusyError, TapeError, TapeSealedError
-from tartapefs.index.reader import IndexWriter
+from tartapefs.index.writer import IndexWriter
 from tartapefs.play.assemble import Filler
 from tartapefs.source.folder import Source
 from tartapefs.verify.content_scan import Part, Reader, Stretch, in_order, stretch_of, stretches
@@ -88,7 +88,7 @@ def _write(
         writer.add_digests(chain.from_iterable(rows))
         writer.add_digests(builder.finish())
         writer.commit(
-            tape.facts_to_keep()
+            tape.facts.to_keep()
             | {
                 "seal": builder.seal,
                 "algorithm": algorithm,

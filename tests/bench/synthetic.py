@@ -18,7 +18,7 @@ from pathlib import Path
 from tartapefs import Tape
 from tartapefs.archive.layout import BLOCK, FOOTER, span
 from tartapefs.archive.ustar import Facts
-from tartapefs.index.reader import IndexWriter
+from tartapefs.index.writer import IndexWriter
 
 REAL = 10_000
 SIZE = 4096  # of each file

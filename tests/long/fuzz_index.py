@@ -25,7 +25,6 @@ import atheris
 sys.path.insert(0, os.fspath(Path(__file__).parents[1]))
 with atheris.instrument_imports(include=["tartapefs"]):
     from tartapefs import Tape, TapeError, TapePlayer, TapeRecorder
-    from tartapefs.index import reader as index_module
     from tartapefs.verify.seal import seal
 from support import packed
 from support.reference import Reference
@@ -263,15 +262,13 @@ class Target:
         for table in TABLES if self.has_digests else ():
             for *numbers, digests, crc in database.execute(f"SELECT * FROM {table}").fetchall():
                 try:
-                    checksum = index_module._row_crc(*numbers, digests=digests)
+                    checksum = packed.digests_crc(*numbers, digests=digests)
                 except Exception:
                     continue
                 if checksum != crc:
                     key = TABLES[table][0]
                     database.execute(f"UPDATE {table} SET crc = ? WHERE {key} = ?", (checksum, numbers[0]))
-        facts = dict(database.execute("SELECT fact, value FROM tape WHERE fact != 'facts_digest'"))
-        digest = index_module._digest(facts)
-        database.execute("UPDATE tape SET value = ? WHERE fact = 'facts_digest'", (digest,))
+        packed.sign_facts(database)
 
     def read(self, tape: Tape, trusted: bool) -> str:
         """Reads what was believed; `trusted`: it has to be what was recorded, since no checksum was made anew."""

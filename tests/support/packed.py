@@ -3,6 +3,7 @@
 Written from docs/decisions/0011-packs.md, without `tartapefs.index.row_codec`, which is held against it.
 """
 
+import hashlib
 import sqlite3
 import struct
 import zlib
@@ -54,6 +55,25 @@ def blob_of(rows: list[tuple[Any, ...]]) -> bytes:
 
 def checksum(start: int, count: int, folders: int, blob: bytes) -> int:
     return zlib.crc32(struct.pack("<qHH", start, count, folders) + blob)
+
+
+def digests_crc(*numbers: int, digests: bytes) -> int:
+    """The checksum of a row of digests, whose numbers these are."""
+    return zlib.crc32(digests + b"".join(number.to_bytes(8, "little") for number in numbers))
+
+
+def sign_facts(database: sqlite3.Connection) -> None:
+    """Makes the digest of the tape's facts right again."""
+    facts = dict(database.execute("SELECT fact, value FROM tape WHERE fact != 'facts_digest'"))
+    digest = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
+    database.execute("UPDATE tape SET value = ? WHERE fact = 'facts_digest'", (digest,))
+
+
+def change_fact(path: Path, fact: str, value: object) -> None:
+    """Puts another fact of the tape into the index at `path`, with a digest that is right again."""
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("INSERT OR REPLACE INTO tape VALUES (?, ?)", (fact, value))
+        sign_facts(database)
 
 
 def insert(database: sqlite3.Connection, start: int, folders: int, rows: list[tuple[Any, ...]]) -> None:

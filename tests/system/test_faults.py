@@ -29,7 +29,7 @@ from support.reference import Reference, header
 
 from tartapefs.archive.layout import BLOCK, FOOTER, span
 from tartapefs.archive.member import Member
-from tartapefs.index.reader import IndexWriter
+from tartapefs.index.writer import IndexWriter
 
 LONG = os.environ.get("TARTAPEFS_LONG") == "1"
 Mount = Callable[..., Path]

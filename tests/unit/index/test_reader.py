@@ -31,8 +31,8 @@ from tartapefs import (
 )
 from tartapefs.base import signals
 from tartapefs.base.errors import TapeBusyError
-from tartapefs.index import reader as index_module
 from tartapefs.index import row_codec as packs
+from tartapefs.index.reader import Index
 from tartapefs.source.folder import Source
 from tartapefs.verify.seal import seal as seal_tape
 
@@ -113,8 +113,7 @@ def seal(path: Path) -> None:
             except (TypeError, struct.error):
                 continue  # of types that have no checksum
             database.execute("UPDATE pack SET crc = ? WHERE start = ?", (checksum, facts[0]))
-        facts = dict(database.execute("SELECT fact, value FROM tape WHERE fact != 'facts_digest'"))
-        database.execute("UPDATE tape SET value = ? WHERE fact = 'facts_digest'", (index_module._digest(facts),))
+        packed.sign_facts(database)
         database.execute("COMMIT")
     finally:
         database.close()
@@ -1001,11 +1000,11 @@ def test_index_is_replaced_while_it_is_opened(
         return connection
 
     monkeypatch.setattr(sqlite3, "connect", connect_late)
-    with closing(index_module.Index(os.fspath(place))) as index:
-        found = [db.execute("SELECT value FROM tape WHERE fact = 'fingerprint'") for db in index._connections]
+    with closing(Index(os.fspath(place))) as index:
+        found = [db.execute("SELECT value FROM tape WHERE fact = 'fingerprint'") for db in index._connections._free]
         assert [rows.fetchall() for rows in found] == 4 * [[(index.facts.fingerprint.encode(),)]]
         assert bool(index.facts.excluded) == (not and_back)
-        assert os.path.samestat(index.stat, os.stat(place))
+        assert os.path.samestat(index._connections.stat, os.stat(place))
 
 
 def test_index_that_goes_while_it_is_opened(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:

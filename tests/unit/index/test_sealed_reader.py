@@ -4,12 +4,11 @@ import contextlib
 import os
 import random
 import sqlite3
-import zlib
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from support.packed import edit
+from support.packed import change_fact, digests_crc, edit
 from support.seals import BLOCK, flip, index_of, playing, sealed, whole
 
 from tartapefs import (
@@ -31,7 +30,7 @@ def forge(index: Path, sql: str, *values: object) -> None:
         for table, key in (("leaf", "start"), ("piece", "start"), ("node", "place")):
             for row in database.execute(f"SELECT * FROM {table}").fetchall():
                 *numbers, digests, _ = row
-                crc = zlib.crc32(digests + b"".join(value.to_bytes(8, "little") for value in numbers))
+                crc = digests_crc(*numbers, digests=digests)
                 database.execute(f"UPDATE {table} SET crc = ? WHERE {key} = ?", (crc, row[0]))
 
 
@@ -137,12 +136,7 @@ def test_bits_that_flip_in_the_index(mixed: Path) -> None:
     ],
 )
 def test_facts_of_a_seal_that_make_no_sense(mixed: Path, fact: str, value: object) -> None:
-    from tartapefs.index import reader as module
-
-    with closing(sqlite3.connect(index_of(mixed), isolation_level=None)) as database:
-        database.execute("UPDATE tape SET value = ? WHERE fact = ?", (value, fact))
-        facts = dict(database.execute("SELECT fact, value FROM tape WHERE fact != 'facts_digest'"))
-        database.execute("UPDATE tape SET value = ? WHERE fact = 'facts_digest'", (module._digest(facts),))
+    change_fact(index_of(mixed), fact, value)
     with pytest.raises(TapeFormatError):
         Tape.discover(mixed)
 

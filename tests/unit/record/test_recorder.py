@@ -547,7 +547,7 @@ _INTERRUPTIBLE = tuple(
         tartapefs.record.options,
         tartapefs.record.settling,
         tartapefs.record.tape_folder,
-        tartapefs.index.reader,
+        tartapefs.index.writer,
         tartapefs.base.forked_work,
         contextlib,
     )

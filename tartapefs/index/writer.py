@@ -1,0 +1,187 @@
+"""Writes an index, or leaves what was there.
+
+Rule: at rest the index is a single file, and at every instant there is the old one, the new one, or none. The writer
+builds it beside its place, syncs and renames it, and syncs the folder. `index.db.lock` keeps two recorders of it apart,
+and tells the next one which unfinished index a killed one has left (see `outputs`).
+"""
+
+import errno
+import hashlib
+import os
+import sqlite3
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from itertools import islice
+from types import TracebackType
+from typing import Any
+from zlib import crc32
+
+from tartapefs.archive import hash_tree, ustar
+from tartapefs.archive.layout import span
+from tartapefs.base import forked_work, outputs, signals, tape_files
+from tartapefs.base.errors import OutputBusyError, TapeBusyError
+from tartapefs.index import row_codec, schema
+from tartapefs.index.connections import connect
+
+_LOCK = ".lock"  # is added to the name of an index that is being written
+_PAGE_SIZE = 1 << 14  # bytes of SQLite's pages: of smaller ones, packs would leave a large part unused
+
+
+class IndexWriter:
+    """Builds the index at `path`, and puts it there all at once.
+
+    `with IndexWriter(path) as writer: writer.add(...); writer.commit(...)`: if `commit` has not returned, leaving the
+    block keeps what was there before. Raises TapeBusyError while another writer of `path` is at work, and OSError
+    (ENOSPC and the like) if the disk refuses.
+
+    ino: of the file that is being written.
+    """
+
+    def __init__(self, path: str, block_size: int = 0, processes: int = 1) -> None:
+        forked_work.check_processes(processes)
+        self._path = path
+        self._block_size = block_size
+        self._processes = processes
+        self._rows_digest = hashlib.sha256().hexdigest()
+        self._lock: outputs.State | None = None
+        self._unfinished: outputs.Unfinished | None = None
+
+    def __enter__(self) -> "IndexWriter":
+        try:
+            with signals.undisturbed():  # or an interrupt would leave files that nobody removes
+                self._open()
+            with self._transaction() as db:
+                version = schema.SEALED_FORMAT if self._block_size else schema.FORMAT
+                db.execute(f"PRAGMA application_id={tape_files.INDEX_MARK}")
+                db.execute(f"PRAGMA user_version={version}")
+                for _, statement in schema.TABLES[version]:
+                    db.execute(statement)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def _open(self) -> None:
+        try:
+            self._lock = outputs.State(self._path + _LOCK, "recording")
+        except OutputBusyError:
+            raise TapeBusyError(self._path) from None
+        self._unfinished = outputs.Unfinished(self._path, self._lock.token)
+        self._unfinished_path = self._unfinished.path
+        self.ino = os.fstat(self._unfinished.fd).st_ino
+
+    def _end(self) -> None:
+        """Removes the unfinished file, if there is one, and releases the lock."""
+        with signals.undisturbed():
+            if self._unfinished is not None:
+                self._unfinished.discard()
+            if self._lock is not None:
+                self._lock.remove()
+                self._lock.close()
+            self._unfinished = self._lock = None
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """A connection to the unfinished file for one transaction: two processes write it, one after the other."""
+        with _disk_errors(self._path), closing(connect(self._unfinished_path, "mode=rw&nolock=1")) as db:
+            for pragma in (f"page_size={_PAGE_SIZE}", "journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE"):
+                db.execute(f"PRAGMA {pragma}")
+            db.execute("BEGIN")
+            yield db
+            db.execute("COMMIT")
+
+    def add(self, members: Iterable[ustar.Facts]) -> str:
+        """Writes all members, in the order of the archive, from its first on.
+
+        Returns their fingerprint: SHA-256 over all headers, 64 hex digits. Names and targets must fit into headers. If
+        there are many, and two `processes` are allowed, a forked process writes what this one takes from `members`.
+        """
+        self._rows_digest, fingerprint = forked_work.run(self._add, iter(members), self._processes)
+        return fingerprint
+
+    def _add(self, members: Iterator[ustar.Facts]) -> tuple[str, str]:
+        """Writes members; returns the digests of their rows and of their headers."""
+        digest, fingerprint = hashlib.sha256(), hashlib.sha256()
+        with self._transaction() as db:
+            rows = self._rows(members, digest.update, fingerprint.update)
+            db.executemany("INSERT INTO pack VALUES (?, ?, ?, ?, ?)", rows)
+        return digest.hexdigest(), fingerprint.hexdigest()
+
+    def _rows(
+        self,
+        members: Iterator[ustar.Facts],
+        add_row: Callable[[bytes], object],
+        add_headers: Callable[[bytes], object],
+    ) -> Iterator[tuple[Any, ...]]:
+        start = 0
+        for some in self._packs(members):
+            add_headers(b"".join(ustar.headers(some)))
+            folders = sum([facts[1] & 0o170000 == stat.S_IFDIR for facts in some])
+            numbers, packed = (start, len(some), folders), row_codec.pack(some)
+            row = schema.pack_bytes(*numbers, packed)
+            add_row(row)
+            yield *numbers, packed, crc32(row)
+            start += sum([span(facts[2]) for facts in some])
+
+    def _packs(self, members: Iterator[ustar.Facts]) -> Iterator[list[ustar.Facts]]:
+        """Members in packs as full as they get; a pack of a sealed tape holds whole leaves (see `hash_tree`)."""
+        some: list[ustar.Facts] = []
+        if not self._block_size:
+            while some := list(islice(members, row_codec.MOST)):
+                yield some
+            return
+        in_leaf = 0
+        for facts in members:
+            some.append(facts)
+            in_leaf += 1
+            if hash_tree.ends_leaf(in_leaf, facts[2], self._block_size):
+                in_leaf = 0
+                if len(some) > row_codec.MOST - hash_tree.RUN:
+                    yield some
+                    some = []
+        if some:
+            yield some
+
+    def add_digests(self, rows: Iterable[hash_tree.Row]) -> None:
+        """Writes rows of the hash tree, those of each kind in the order of their keys."""
+        with self._transaction() as db:
+            execute = db.execute
+            for kind, level, start, stop, digests in rows:
+                if kind == "leaf":
+                    crc = schema.digests_crc(start, stop, digests=digests)
+                    execute("INSERT INTO leaf VALUES (?, ?, ?, ?)", (start, stop, digests, crc))
+                else:
+                    key = schema.node_key(level, start) if kind == "node" else start
+                    crc = schema.digests_crc(key, digests=digests)
+                    execute(f"INSERT INTO {kind} VALUES (?, ?, ?)", (key, digests, crc))
+
+    def commit(self, facts: dict[str, Any], at_home: bool = True) -> None:
+        """Writes the facts of the tape, all of `TapeFacts` that the writer does not know, and puts the index in place.
+
+        `at_home`: whether the recorded inodes and ctimes are those of the folder beside this index; False for a copy.
+        """
+        inodes = {"root_ino": schema.signed(facts["root_ino"]), "index_ino": schema.signed(self.ino) if at_home else 0}
+        complete = facts | inodes | {"rows_digest": self._rows_digest}
+        complete["facts_digest"] = schema.facts_digest(complete)
+        with self._transaction() as db:
+            db.executemany("INSERT INTO tape VALUES (?, ?)", complete.items())
+        assert self._unfinished is not None, "outside of the block"
+        with signals.undisturbed():
+            self._unfinished.commit(replace=True)
+            self._end()
+
+
+@contextmanager
+def _disk_errors(path: str) -> Iterator[None]:
+    """Turns what SQLite says of a failing disk into OSError."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        number = errno.ENOSPC if "disk is full" in str(error) else errno.EIO
+        raise OSError(number, os.strerror(number), path) from error

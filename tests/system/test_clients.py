@@ -113,6 +113,7 @@ def readers_below(folder: Path) -> list[str]:
 # Whole copies.
 
 
+@pytest.mark.long(but="direct")
 @pytest.mark.parametrize("option", [None, "--cached"])
 @pytest.mark.parametrize(
     "command",
@@ -150,6 +151,7 @@ def test_checksums(library, mount):
     assert output("cmp", "-i", "12345", "-n", "1000003", archive, library.file) == b""
 
 
+@pytest.mark.long
 def test_dd_resumes_anywhere(library, mount, tmp_path):
     """At 50 cut points, odd ones too, the earlier part and what `dd skip=` adds to it are the archive."""
     archive = mount(library.root)
@@ -189,6 +191,7 @@ def largest_file(folder: Path) -> int:
     return max((entry.stat().st_size for entry in os.scandir(folder)), default=0)
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.needs("rsync")
 @pytest.mark.parametrize(
     ("to_daemon", "end", "code"),
@@ -463,7 +466,7 @@ def random_reads(expected: Recorded, seed: int, count: int) -> list[tuple[int, i
     return reads
 
 
-@pytest.mark.long(but=1)
+@pytest.mark.long
 @pytest.mark.parametrize("shared", [True, False], ids=["one descriptor", "a descriptor each"])
 def test_random_reads(library, mount, shared):
     """Of 100,000 random reads from 8 threads, half with one descriptor and half with one each, none is wrong."""

@@ -91,7 +91,7 @@ FAILING_CALLS = {
 }
 
 
-@pytest.mark.long(but=2)
+@pytest.mark.long(but=1)
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize(("call", "error"), [(c, e) for c, (_, errors) in FAILING_CALLS.items() for e in errors])
 def test_system_calls_that_fail_now_and_then(mounted: Mounted, call: str, error: str) -> None:
@@ -168,6 +168,7 @@ def drop_caches() -> None:
     Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
+@pytest.mark.long
 @pytest.mark.root
 @pytest.mark.needs("mkfs.ext4", "losetup")
 def test_a_disk_that_loses_its_end(tmp_path: Path, mount: Mount) -> None:
@@ -397,6 +398,7 @@ def test_sigterm_while_reads_hang(flaky: Flaky) -> None:
             process.communicate(timeout=60)
 
 
+@pytest.mark.long
 @pytest.mark.needs("strace")
 def test_sigterm_while_slow_reads_are_under_way(mounted: Mounted) -> None:
     """A read that can be interrupted does not keep the daemon at all."""

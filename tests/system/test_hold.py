@@ -180,6 +180,7 @@ def test_the_end_of_the_mount_ends_it(archive: Path, tree: Path, end: Callable[[
     wait_until(lambda: is_gone(daemon))
 
 
+@pytest.mark.long
 def test_unmount_says_that_somebody_is_held(archive: Path, tree: Path) -> None:
     with reading(archive) as reader:
         drift(tree)
@@ -220,6 +221,7 @@ def test_what_reads_by_the_page_cache_fails(archive: Path, tree: Path, how: str)
         assert how == "mapping" or b"Input/output error" in said
 
 
+@pytest.mark.long
 def test_without_the_option_reads_fail(tree: Path, mount: Mount) -> None:
     assert run("record", tree).returncode == 0
     archive = mount(tree)
@@ -229,6 +231,7 @@ def test_without_the_option_reads_fail(tree: Path, mount: Mount) -> None:
         assert "held" not in report(archive)
 
 
+@pytest.mark.long
 def test_the_page_cache_cannot_hold(tree: Path, tmp_path: Path) -> None:
     """A reader waits for a page there, and no signal that it handles ends that."""
     assert run("record", tree).returncode == 0
@@ -356,6 +359,7 @@ def test_the_program_may_end_all_readers(tree: Path, mount: Mount) -> None:
         assert held_one.answer() == ""
 
 
+@pytest.mark.long
 def test_nothing_waits_for_the_program(tree: Path, place: Path, tmp_path: Path) -> None:
     """Requests are answered while it runs, and it goes on when the daemon has ended."""
     go, done = tmp_path / "go", tmp_path / "done"
@@ -380,6 +384,7 @@ def test_a_program_may_unmount(tree: Path, place: Path) -> None:
         assert daemon.wait(60) == 1
 
 
+@pytest.mark.long
 def test_a_program_that_does_not_exist(tree: Path, place: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     assert run("mount", tree, place, "--on-drift-run", "/nowhere/at all", "--log", log).returncode == 0
@@ -388,6 +393,7 @@ def test_a_program_that_does_not_exist(tree: Path, place: Path, tmp_path: Path) 
     assert run("unmount", place).returncode == 0
 
 
+@pytest.mark.long
 def test_both_together(tree: Path, place: Path) -> None:
     """The program ends the mount, and so who is held."""
     command = f'{sys.executable} -m tartapefs unmount --lazy "$TARTAPEFS_MOUNTPOINT"'

@@ -250,7 +250,7 @@ def wide(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.mark.long(but=4)
+@pytest.mark.long(but=2)
 @pytest.mark.parametrize("damage", HUGE)
 def test_no_index_takes_time_or_memory_without_end(wide: Path, damage: str) -> None:
     """Each door is shut, or gives an answer, within seconds and 256 MB; and what reads all is shut."""
@@ -316,6 +316,7 @@ print(json.dumps({"outcomes": outcomes, "wrong": wrong, "peak": int(peak) * 1024
 """
 
 
+@pytest.mark.long
 def test_random_bit_flips_in_one_process(tmp_path: Path) -> None:
     """Each is refused, or changes no byte of the archive; the process that met them all stays below 256 MB."""
     root = tmp_path / "data"
@@ -414,7 +415,7 @@ def test_hostile_names_that_do_not_fit_are_one_line_each(tmp_path: Path) -> None
     plain_lines(recorded.stderr)
 
 
-@pytest.mark.long(but=2)
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("kind", NAMES)
 def test_a_mount_names_hostile_drift_in_one_line(hostile: Path, tmp_path: Path, mount: Mount, kind: str) -> None:
     """In its log, its extended attributes and its status, as text and as JSON."""
@@ -440,6 +441,7 @@ def test_a_mount_names_hostile_drift_in_one_line(hostile: Path, tmp_path: Path, 
 # Other users
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.fuse
 @pytest.mark.root
 @pytest.mark.needs("setpriv")

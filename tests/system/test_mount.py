@@ -141,7 +141,7 @@ NAMES = {
 }
 
 
-@pytest.mark.long(but=2)
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("name", NAMES.values(), ids=list(NAMES))
 def test_any_name_of_source_and_mount_point(tmp_path: Path, name: bytes) -> None:
     """Mounts, reads, refuses a second mount in words, unmounts."""
@@ -175,6 +175,7 @@ def test_a_mount_point_behind_a_link(tape: tuple[Path, bytes], mountpoint: Path,
     wait_until(lambda: gone(mountpoint))
 
 
+@pytest.mark.long
 def test_two_mounts_of_one_tape_and_one_of_another(tape: tuple[Path, bytes], tmp_path: Path, mount: Mount) -> None:
     """Each lives by itself: unmounting one, or drift of one, is nothing to the others."""
     root, expected = tape
@@ -222,7 +223,7 @@ def test_a_damaged_index(tape: tuple[Path, bytes], mountpoint: Path, damage: str
     assert gone(mountpoint)
 
 
-@pytest.mark.long(but=2)
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize(
     "place", ["missing", "a file", "not empty", "the source", "inside the source", "a link into the source"]
 )
@@ -392,6 +393,7 @@ def test_a_signal_while_the_archive_is_read(tape: tuple[Path, bytes], mountpoint
         assert ended[0] in GONE
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_ends_the_daemon_in_the_background(
     tape: tuple[Path, bytes], mountpoint: Path, number: signal.Signals
@@ -418,6 +420,7 @@ def test_signals_at_any_moment(tape: tuple[Path, bytes], mountpoint: Path) -> No
         assert not is_mounted(mountpoint), process.returncode
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.root
 @pytest.mark.parametrize("command", [["umount"], ["fusermount3", "-u"], ["umount", "-l"]], ids=" ".join)
 def test_an_unmount_by_someone_else_ends_the_daemon(
@@ -474,6 +477,7 @@ def test_a_new_mount_outlives_the_old_daemon(tape: tuple[Path, bytes], mountpoin
     assert run("unmount", mountpoint).returncode == 0
 
 
+@pytest.mark.long
 def test_a_new_mount_outlives_the_end_of_an_old_daemon_by_a_signal(tape: tuple[Path, bytes], mountpoint: Path) -> None:
     """The same, with the old daemon told to end."""
     root, expected = tape
@@ -578,6 +582,7 @@ def errno_of_listing(folder: Path) -> int | None:
     return None
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("how", ["mount", "unmount"])
 def test_a_place_left_behind_by_a_killed_daemon(tape: tuple[Path, bytes], mountpoint: Path, how: str) -> None:
     """The next `mount` heals it, and `unmount` works on it."""
@@ -629,6 +634,7 @@ def test_log_lines_of_the_life_of_a_mount_are_one_line_each(tape: tuple[Path, by
         force_unmount(mountpoint)
 
 
+@pytest.mark.long
 def test_many_readers_and_the_memory_of_the_daemon(tmp_path: Path, mount: Mount) -> None:
     """32 at once: right bytes, and memory that does not grow with what they read."""
     root = tmp_path / "data"

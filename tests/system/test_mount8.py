@@ -112,6 +112,7 @@ class TestByRoot:
         result = machine.root(*command)
         assert (result.returncode, result.stderr) == (0, "") and machine.is_served(machine.root)
 
+    @pytest.mark.long(but=1)
     @pytest.mark.parametrize("form", FORMS)
     def test_options_by_their_usual_names(self, machine: Machine, form: str) -> None:
         os.rename(machine.data / ".tartape" / "index.db", machine.folder / "index.db")
@@ -168,6 +169,7 @@ class TestByRoot:
         assert "not a usable tape index" in reason(machine.data, machine.mountpoint)
         assert machine.mounted() == []
 
+    @pytest.mark.long
     def test_the_flags_of_mount(self, machine: Machine) -> None:
         """-f looks, and mounts nothing; -s passes over unknown options; -n and -v change nothing."""
 

@@ -145,7 +145,7 @@ def places(data: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-q", free / "bound"], check=False)
 
 
-@pytest.mark.long(but=3)
+@pytest.mark.long(but=2)
 @pytest.mark.root
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
 def test_no_output_is_part_of_a_tape(data: Path, places: Path, place: Place) -> None:

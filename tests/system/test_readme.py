@@ -63,11 +63,13 @@ def test_the_comparison_as_printed(scratch: Scratch) -> None:
     scratch.run_line(f"{line} # exits with 1")
 
 
+@pytest.mark.long
 def test_everything_on_the_page_on_copies_works(scratch: Scratch) -> None:
     scratch.run_all((README.parent / "docs" / "copies.md").read_text())
     assert scratch.run >= 15
 
 
+@pytest.mark.long
 def test_everything_on_the_page_on_verified_tapes_works(scratch: Scratch) -> None:
     scratch.run_all((README.parent / "docs" / "verified.md").read_text())
     assert scratch.run >= 15
@@ -124,6 +126,7 @@ def test_a_sample_is_run_whole(scratch: Scratch) -> None:
     assert make_commands(SAMPLE) == {"make demo", "make test"}
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("line", ["false", "true # exits with 1", "tartapefs info ./nowhere", "exit 2 # exits with 3"])
 def test_a_command_that_ends_otherwise_than_printed_fails(scratch: Scratch, line: str) -> None:
     with pytest.raises(AssertionError):

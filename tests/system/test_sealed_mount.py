@@ -55,6 +55,7 @@ def test_every_byte_flipped_is_an_error_through_the_mount(tmp_path: Path, mount:
         flip(path, at)
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("size", [4096, 100_000, 1 << 20])
 def test_a_sealed_archive_reads_as_any_other(tmp_path: Path, mount: Mount, size: int) -> None:
     root = make(tmp_path / "data", [BLOCK * 75 + 3, *[4096] * 400, BLOCK * 40])
@@ -92,6 +93,7 @@ def test_the_helper_is_held_to_digests_too(tmp_path: Path, mount: Mount, where: 
     assert os.path.relpath(path, root.parent) in state(archive)
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("changed", ["contents", "timestamps alone"])
 def test_what_changes_after_it_was_read_ahead(tmp_path: Path, mount: Mount, changed: str) -> None:
     """The second process has hashed the next bytes; the file becomes another before they are asked for."""

@@ -260,6 +260,7 @@ def test_without_the_socket_the_attributes_tell(archive: Path) -> None:
     assert run("status", archive.parent).returncode == 0
 
 
+@pytest.mark.long
 def test_a_daemon_that_hangs_is_told_of(archive: Path) -> None:
     """Without a look at the mount, which would hang too."""
     pid = daemon_of(archive.parent)

@@ -144,6 +144,7 @@ def test_security(lab: Lab, unit: str, user: bool, figure: str) -> None:
 # The service
 
 
+@pytest.mark.long
 def test_start_restart_stop(lab: Lab, source: Source) -> None:
     lab.systemctl("start", source.unit)
     assert source.is_readable()
@@ -231,6 +232,7 @@ def test_its_options(lab: Lab, source: Source) -> None:
 # A user's own
 
 
+@pytest.mark.long
 def test_user(lab: Lab, source: Source) -> None:
     """As a normal user: started, killed and healed, stopped."""
     lab.run("chown", "-R", f"{USER}:", source.path)
@@ -254,6 +256,7 @@ def test_user(lab: Lab, source: Source) -> None:
 # Mounted by mount(8)
 
 
+@pytest.mark.long
 def test_automount(lab: Lab, source: Source) -> None:
     """Mounted on first use, unmounted when idle, mounted again."""
     written = run("systemd-unit", "--automount", source.path, "/mnt/first use", "--output", lab.folder)
@@ -463,6 +466,7 @@ def test_the_lab_leaves_nothing(tmp_path: Path) -> None:
     wait_until(lambda: not [pid for pid in pids if Path(f"/proc/{pid}").exists()])
 
 
+@pytest.mark.long
 def test_drift_starts_another_unit_and_holds_until_the_service_stops(lab: Lab, source: Source) -> None:
     """By a printed unit, whose options are mount(8)'s. The mount has the fingerprint's name."""
     where, noted, said, go = "/mnt/held", "/srv/held-noted", "/srv/held-said", "/srv/held-go"

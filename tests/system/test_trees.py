@@ -182,7 +182,7 @@ def small_tree(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return root, trees.made_by_gnu_tar(root, folder / "by-gnu-tar.tar")
 
 
-@pytest.mark.long(but=10)
+@pytest.mark.long(but=5)
 @each_program
 def test_hard_trees(small_tree, program, mount, tmp_path):
     """Listed as GNU tar's archive is; extracted as recorded, but for the limits that the program has with any."""

@@ -259,6 +259,7 @@ def test_over_http(tape: Tape, tree: Path, echo: tuple[int, list[tuple[dict[str,
     assert got[-1][1] == archive[100_000:200_000] and got[-1][0]["Transfer-Encoding"] == "chunked"
 
 
+@pytest.mark.long
 def test_boto3_uploads_it(large: Path, s3: S3) -> None:
     """As one stream that boto3 cuts itself, as one object, and part by part: with the bytes and ETags predicted."""
     archive = whole(large)
@@ -302,6 +303,7 @@ with ThreadPoolExecutor(2) as pool:
 """
 
 
+@pytest.mark.long
 def test_an_upload_that_broke_goes_on(large: Path, s3: S3) -> None:
     """Killed with two of its parts sent, it is completed with the others, and has the ETag predicted."""
     archive, stopped = whole(large), threading.Event()

@@ -633,7 +633,7 @@ def closed(streams: str, *command: object) -> subprocess.CompletedProcess[bytes]
     )
 
 
-@pytest.mark.long(but=4)
+@pytest.mark.long(but=2)
 @pytest.mark.parametrize("streams", CLOSED)
 @pytest.mark.parametrize("command", ["record", *READERS])
 def test_closed_streams(data: Path, small: Path, streams: str, command: str) -> None:
@@ -672,7 +672,7 @@ ENVIRONMENTS = [
 ]
 
 
-@pytest.mark.long(but=2)
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("environment", ENVIRONMENTS, ids=str)
 def test_every_environment_will_do(tmp_path: Path, environment: dict[str, str]) -> None:
     """Names of any language are listed, recorded and found whatever the locale says."""

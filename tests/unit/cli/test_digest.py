@@ -45,6 +45,7 @@ def test_the_command(recorded: Path, archive: bytes, tmp_path: Path) -> None:
     assert run("digest", recorded).stdout == f"SHA256 (archive.tar) = {wanted['sha256']}\n"
 
 
+@pytest.mark.long
 def test_sums_by_the_command(recorded: Path, tmp_path: Path) -> None:
     sums, state = tmp_path / "SHA256SUMS", tmp_path / "state"
     shown = run("digest", recorded, "--sums", "-")
@@ -87,6 +88,7 @@ def test_on_a_full_disk(recorded: Path, tmp_path: Path) -> None:
         umount(place)
 
 
+@pytest.mark.long
 def test_what_is_no_place_for_a_file(recorded: Path, tmp_path: Path) -> None:
     """A device, a pipe or a folder is not replaced by a file."""
     os.mkfifo(tmp_path / "pipe")

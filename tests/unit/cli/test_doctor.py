@@ -95,19 +95,21 @@ class TestSelfTest:
         finally:
             machine.root("umount", machine.data).check_returncode()
 
+    @pytest.mark.long
     def test_what_cannot_be_recorded(self, machine: Machine) -> None:
         (machine.data / ("x" * 101)).touch()
         code, findings = doctor(machine.root, machine.data)
         assert (code, bad(findings)) == (1, {"record": "problem"})
         assert "mount" not in findings
 
+    @pytest.mark.long
     def test_what_cannot_be_mounted(self, machine: Machine) -> None:
         machine.root("mount", "--bind", "/dev/null", "/dev/fuse").check_returncode()
         code, findings = doctor(machine.root, machine.data)
         assert (code, bad(findings)) == (1, {"/dev/fuse": "problem", "mount": "problem"})
         assert findings["record"]["status"] == "ok"
 
-    @pytest.mark.long(but=1)
+    @pytest.mark.long
     @pytest.mark.parametrize("trouble", ["touch $DATA/new", "exit 1", "echo bsdtar; exit 0", "rm $0; exit 0"])
     def test_a_tar_that_finds_a_difference(self, machine: Machine, trouble: str) -> None:
         """Another program, one that fails, none any more, and a change meanwhile, which is named; all is cleaned up."""
@@ -125,7 +127,7 @@ class TestSelfTest:
         assert findings["unmount"]["status"] == "ok"
         assert list((fake / "scratch").iterdir()) == []
 
-    @pytest.mark.long(but=1)
+    @pytest.mark.long
     @pytest.mark.parametrize(("name", "code"), [("INT", 130), ("TERM", 143)])
     def test_an_interrupt_leaves_nothing(self, machine: Machine, name: str, code: int) -> None:
         fake = machine.folder / "fake"
@@ -271,6 +273,7 @@ class TestBroken:
         assert machine.root("sh", "-c", findings["mounts"]["remedy"]).returncode == 0
         assert bad(doctor(machine.root)[1]) == {}
 
+    @pytest.mark.long
     def test_a_mount_whose_daemon_hangs(self, machine: Machine) -> None:
         assert machine.root("mount", "-t", "tartapefs", "-o", "ro", machine.data, machine.mountpoint).returncode == 0
         (pid,) = machine.daemons()

@@ -30,7 +30,7 @@ def on_a_slow_disk(calls: str, milliseconds: int, *command: object) -> tuple[int
     return process.wait(60), re.sub(rb"\x1b\[[\d;]*m", b"", seen)
 
 
-@pytest.mark.long(but=1)
+@pytest.mark.long
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize("command", ["resume", "digest"])
 def test_progress_names_the_member(larger: tuple[Path, bytes], tmp_path: Path, command: str) -> None:
@@ -42,7 +42,7 @@ def test_progress_names_the_member(larger: tuple[Path, bytes], tmp_path: Path, c
     assert b"larger/5" in seen and b"/7 members" in seen and b"MB/s" in seen and b"0:00:0" in seen, seen
 
 
-@pytest.mark.long(but=1)
+@pytest.mark.long
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize("command", ["record", "verify", "diff"])
 def test_progress_through_members(tmp_path: Path, command: str) -> None:

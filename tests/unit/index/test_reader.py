@@ -700,6 +700,7 @@ DAMAGES = {f"{kind}: {what}": damage
            for what, damage in damages.items()}  # fmt: skip
 
 
+@pytest.mark.long(but=100)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_bad_index_is_refused(recorded: Path, damage: str) -> None:
     """With TapeFormatError, at opening or where the bad row is used; never with another error, never believed.
@@ -891,6 +892,7 @@ OTHERS: dict[str, Damage] = {
 AGREEING = ("owner", "another order", "a member less")  # the source has all that these say of it
 
 
+@pytest.mark.long(but=6)
 @pytest.mark.parametrize("damage", OTHERS)
 def test_rows_that_only_their_digest_tells(recorded: Path, damage: str, program: Callable[..., int]) -> None:
     """Another recording, with its own right checksums, is found by the check of all rows, and as drift by a reader."""
@@ -943,6 +945,7 @@ def test_rows_beyond_the_archive(recorded: Path, damage: str) -> None:
             assert not tape.rows_are_sound() or "before" in damage or "smallest" in damage
 
 
+@pytest.mark.long(but=64)
 @pytest.mark.parametrize("damage", [name for name in DAMAGES if name.startswith(("row:", "pack:", "member:"))])
 def test_folders_and_counts_of_a_bad_index(recorded: Path, damage: str) -> None:
     """Who asks for these alone, as an audit does, gets an answer or TapeFormatError."""

@@ -460,6 +460,7 @@ def test_a_copy_plays(old_tree: Path, mount: Callable[..., Path], command: list[
     assert mount(copy).read_bytes() == expected
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("command", COPIES)
 def test_info_says_which_checks_apply(old_tree: Path, command: list[str]) -> None:
     """At home inode and change time too; in a copy neither."""

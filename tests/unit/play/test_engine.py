@@ -694,6 +694,7 @@ def assert_drift(player: TapePlayer, offset: int, size: int, member: str, says: 
     assert_invalid(player, player.tape.total_size)
 
 
+@pytest.mark.long(but=70)
 @pytest.mark.usefixtures("way_to_open")
 @pytest.mark.parametrize("part", ["body", "end of the body", "all", "two files at once", "kept open"])
 @pytest.mark.parametrize("change", FILE_CHANGES, ids=lambda change: change.__name__)

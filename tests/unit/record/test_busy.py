@@ -226,7 +226,7 @@ def test_lease_of_another_program_for_reading(root: Path) -> None:
     assert_recorded(root)
 
 
-@pytest.mark.long(but=4)
+@pytest.mark.long(but=2)
 @pytest.mark.parametrize("returned", [False, True])
 def test_lease_of_another_program_for_writing(root: Path, monkeypatch: pytest.MonkeyPatch, returned: bool) -> None:
     """Who has one may hold changes back: the file is busy until it is returned."""

@@ -1010,6 +1010,7 @@ def test_change_during_the_scan(at_rest: Path, trigger: str, change: Callable[[P
     assert error.differences
 
 
+@pytest.mark.long(but=2)
 @pytest.mark.parametrize(("trigger", "change", "victim"), AFTER, ids=ids)
 def test_change_of_what_was_scanned_just_now(
     at_rest: Path, monkeypatch: pytest.MonkeyPatch, trigger: str, change: Callable[[Path], None], victim: str

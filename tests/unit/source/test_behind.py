@@ -148,6 +148,7 @@ def test_a_sealed_tape_trusts_no_stat(real: Path, tmp_path: Path) -> None:
                 player.read(0, tape.total_size)
 
 
+@pytest.mark.long
 def test_record_mount_and_info_tell_of_it_in_a_line(real: Path, tmp_path: Path, mount: Callable[..., Path]) -> None:
     told = " is on fuse: a change there may be seen late; a sealed tape is beyond that"
     index = tmp_path / "index.db"

@@ -50,6 +50,7 @@ def test_without_a_package_that_the_url_needs(data: Path) -> None:
         upload(data, "s3://tapes/a/", nobody)
 
 
+@pytest.mark.long
 def test_without_the_extra(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line says what is missing, and the module can be imported without any of it."""
     nobody: Any = None

@@ -12,6 +12,7 @@ import click
 from tartapefs.api.tape import Tape
 from tartapefs.base import outputs
 from tartapefs.base.naming import ARCHIVE_NAME
+from tartapefs.base.saved_state import SavedState
 from tartapefs.base.text import printable
 from tartapefs.cli.common import (
     additions_option,
@@ -135,9 +136,9 @@ def _unfinished_sums(sums: str, state: str | None) -> Iterator[outputs.Unfinishe
     """Opens and locks the file that is to become `sums`; removes it at the end if no state can continue from it."""
     token = None
     if state is not None:
-        with outputs.State(state, STATE, wait=True) as saved:
+        with SavedState(state, STATE, wait=True) as saved:
             token = saved.token
-    unfinished = outputs.Unfinished(sums, token, goes_on=True)
+    unfinished = outputs.Unfinished(sums, token, resume=True)
     try:
         outputs.lock(unfinished.fd, sums)
         yield unfinished

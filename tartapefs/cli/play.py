@@ -83,7 +83,7 @@ def _play_bytes(player: TapePlayer, start: int, stop: int, out: BinaryIO, update
 
 def _open_for_append(output: str, player: TapePlayer) -> tuple[int, int]:
     """Opens or creates the copy to continue; returns its descriptor and length in bytes."""
-    fd = outputs.going_on(output, create=True)
+    fd = outputs.open_existing(output, create=True)
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
@@ -113,7 +113,7 @@ def _new_output(output: str, start: int, force: bool) -> Iterator[BinaryIO]:
                 yield file
             unfinished.commit(replace=True)
         return
-    with os.fdopen(outputs.new(output), "wb") as file:
+    with os.fdopen(outputs.create(output), "wb") as file:
         try:
             yield file
             file.flush()
@@ -187,7 +187,7 @@ def play(
         out: BinaryIO | None = None
         if output is None:
             out = None if events else sys.stdout.buffer
-        elif (descriptor := outputs.descriptor(output)) is not None:
+        elif (descriptor := outputs.open_device(output)) is not None:
             out = opened.enter_context(os.fdopen(descriptor, "wb"))
         else:
             refuse_part(output, tape, player, directory)

@@ -2,7 +2,7 @@
 
 Rule: at rest the index is a single file, and at every instant there is the old one, the new one, or none. The writer
 builds it beside its place, syncs and renames it, and syncs the folder. `index.db.lock` keeps two recorders of it apart,
-and tells the next one which unfinished index a killed one has left (see `outputs`).
+and tells the next one which unfinished index a killed one has left (see `saved_state`).
 """
 
 import errno
@@ -21,6 +21,7 @@ from tartapefs.archive import hash_tree, ustar
 from tartapefs.archive.layout import span
 from tartapefs.base import forked_work, outputs, signals, tape_files
 from tartapefs.base.errors import OutputBusyError, TapeBusyError
+from tartapefs.base.saved_state import SavedState
 from tartapefs.index import row_codec, schema
 from tartapefs.index.connections import connect
 
@@ -44,7 +45,7 @@ class IndexWriter:
         self._block_size = block_size
         self._processes = processes
         self._rows_digest = hashlib.sha256().hexdigest()
-        self._lock: outputs.State | None = None
+        self._lock: SavedState | None = None
         self._unfinished: outputs.Unfinished | None = None
 
     def __enter__(self) -> "IndexWriter":
@@ -69,11 +70,11 @@ class IndexWriter:
 
     def _open(self) -> None:
         try:
-            self._lock = outputs.State(self._path + _LOCK, "recording")
+            self._lock = SavedState(self._path + _LOCK, "recording")
         except OutputBusyError:
             raise TapeBusyError(self._path) from None
         self._unfinished = outputs.Unfinished(self._path, self._lock.token)
-        self._unfinished_path = self._unfinished.path
+        self._unfinished_path = self._unfinished.temporary
         self.ino = os.fstat(self._unfinished.fd).st_ino
 
     def _end(self) -> None:

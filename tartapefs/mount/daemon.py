@@ -145,9 +145,9 @@ def _log_handler(player: TapePlayer, log_file: str | None, foreground: bool) -> 
         try:
             if os.path.exists(log_file) and stat.S_ISFIFO(os.stat(log_file).st_mode):  # an open would wait for a reader
                 raise MountError(log_file, "cannot be the log: is a pipe")
-            if (fd := outputs.descriptor(log_file)) is None:
+            if (fd := outputs.open_device(log_file)) is None:
                 refuse_part(log_file, files_of(player.tape, player.source, player.at_home))
-                fd = outputs.going_on(log_file, os.O_WRONLY | os.O_APPEND, create=True)
+                fd = outputs.open_existing(log_file, os.O_WRONLY | os.O_APPEND, create=True)
         except OSError as error:
             raise MountError(log_file, f"cannot be the log: {error.strerror}") from None
         to_file = logging.StreamHandler(os.fdopen(fd, "a", encoding="utf-8", errors="backslashreplace"))

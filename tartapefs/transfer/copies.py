@@ -83,7 +83,7 @@ class Copy:
     def __init__(self, path: str | int, writable: bool = False, create: bool = False) -> None:
         self._path = path
         flags = os.O_RDWR if writable else os.O_RDONLY
-        self._fd = os.dup(path) if isinstance(path, int) else outputs.going_on(path, flags, create)
+        self._fd = os.dup(path) if isinstance(path, int) else outputs.open_existing(path, flags, create)
         try:
             mode = os.fstat(self._fd).st_mode
             self.is_stream = isinstance(path, int) or not (stat.S_ISREG(mode) or stat.S_ISBLK(mode))

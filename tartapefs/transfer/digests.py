@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from tartapefs.api.tape import Tape
 from tartapefs.archive.layout import BLOCK
 from tartapefs.archive.member import Member
-from tartapefs.base import outputs
 from tartapefs.base.buffers import aligned
 from tartapefs.base.errors import OutputError
 from tartapefs.base.resumable_hash import is_resumable
+from tartapefs.base.saved_state import SavedState
 from tartapefs.base.text import printable
 from tartapefs.play.engine import TapePlayer
 from tartapefs.play.playback import CHUNK
@@ -167,7 +167,7 @@ class Digests:
             self._all["sums"] = self.sums
         self._others: dict[str, Any] = {}  # what the state keeps for digests that are not asked for now
         if self._state is not None:
-            with outputs.State(self._state, STATE, wait=True) as kept_state:
+            with SavedState(self._state, STATE, wait=True) as kept_state:
                 records = list(kept_state.records())
                 kept_state.check_whole()
             for record in records:
@@ -241,7 +241,7 @@ class Digests:
         assert self._state is not None, "there is no state file"
         digests = {name: saved for name, digest in self._all.items() if (saved := digest.save()) is not None}
         content = self._identity() | {"digests": self._others | digests}
-        with outputs.State(self._state, STATE, wait=True) as state:
+        with SavedState(self._state, STATE, wait=True) as state:
             state.replace(json.dumps(content).encode())
 
     def _load(self, path: str, content: dict[str, Any]) -> None:

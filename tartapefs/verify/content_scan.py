@@ -19,9 +19,9 @@ from tartapefs.api.tape import Tape
 from tartapefs.archive import hash_tree
 from tartapefs.archive.layout import BLOCK
 from tartapefs.archive.member import Member
-from tartapefs.base import outputs
 from tartapefs.base.buffers import aligned
 from tartapefs.base.errors import Difference, Fact, OutputError, TapeIntegrityError
+from tartapefs.base.saved_state import SavedState
 from tartapefs.play.assemble import Filler
 from tartapefs.play.verified_blocks import damage, with_differences
 from tartapefs.source.drift import inspect, unreadable
@@ -155,16 +155,16 @@ class DeepState:
         self.found: list[TapeIntegrityError] = []
         self._seal = tape.seal
         self._saved = time.monotonic()
-        self._state: outputs.State | None = None
+        self._state: SavedState | None = None
         if path is not None:
-            self._state = outputs.State(path, "verification")
+            self._state = SavedState(path, "verification")
             try:
                 self._load(self._state, tape.total_size)
             except BaseException:
                 self._state.close()
                 raise
 
-    def _load(self, state: outputs.State, total_size: int) -> None:
+    def _load(self, state: SavedState, total_size: int) -> None:
         records = list(state.records())
         state.check_whole()
         for saved in map(json.loads, records):

@@ -95,8 +95,8 @@ class Restorer:
             else:
                 with Unfinished(place, mode=stat.S_IRUSR | stat.S_IWUSR) as file:
                     if member.is_link:
-                        os.unlink(file.path)
-                        os.symlink(member.target, file.path)
+                        os.unlink(file.temporary)
+                        os.symlink(member.target, file.temporary)
                     else:
                         self._write(file.fd, member)
                     file.commit(self._overwrite, sync=False)

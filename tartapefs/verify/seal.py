@@ -15,8 +15,8 @@ from tartapefs.api.tape import Tape
 from tartapefs.archive import hash_tree
 from tartapefs.archive.layout import BLOCK
 from tartapefs.archive.member import Member
-from tartapefs.base import outputs
 from tartapefs.base.errors import OutputBusyError, TapeBusyError, TapeError, TapeSealedError
+from tartapefs.base.saved_state import SavedState
 from tartapefs.index.writer import IndexWriter
 from tartapefs.play.assemble import Filler
 from tartapefs.source.folder import Source
@@ -159,7 +159,7 @@ class _State:
     def __init__(self, tape: Tape, algorithm: str, block_size: int) -> None:
         self._total_size = tape.total_size
         try:
-            self._state = outputs.State(tape.index_path + _STATE, "seal")
+            self._state = SavedState(tape.index_path + _STATE, "seal")
         except OutputBusyError:
             raise TapeBusyError(tape.index_path) from None
         facts = [tape.rows_digest, tape.fingerprint, tape.recorded_ns, algorithm, block_size]

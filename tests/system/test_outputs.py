@@ -17,6 +17,7 @@ from support.reference import Reference
 
 from tartapefs import OutputBusyError, OutputError, Tape, TapeConstraintError, TapeRecorder
 from tartapefs.base import outputs
+from tartapefs.base.saved_state import SavedState
 
 NOBODY = 65534
 MIB = 1 << 20
@@ -448,7 +449,7 @@ def test_what_another_user_made_is_not_adopted(data: Path, sticky: Path) -> None
         ("d", "digest", ["digest", data, "--state", sticky / "d"]),
         ("v", "verification", ["verify", data, "--deep", "--state", sticky / "v"]),
     ):
-        outputs.State(os.fspath(sticky / name), kind).close()
+        SavedState(os.fspath(sticky / name), kind).close()
         os.chown(sticky / name, NOBODY, NOBODY)
         theirs = (sticky / name).read_bytes()
         result = run(*command)
@@ -520,26 +521,26 @@ def path(tmp_path: Path) -> str:
 
 def test_state(path: str) -> None:
     """What was added is there, in order, whoever opens it next; the token stays; one has it at a time."""
-    with outputs.State(path, "digest") as state:
+    with SavedState(path, "digest") as state:
         token = state.token
         assert list(state.records()) == []
         state.add(b"one")
         with pytest.raises(OutputBusyError, match="written by another program"):
-            outputs.State(path, "digest")
+            SavedState(path, "digest")
     with open(path, "rb") as file:
         assert file.readline() == b"tartapefs state 1: digest\n"
-    with outputs.State(path, "digest") as state:
+    with SavedState(path, "digest") as state:
         assert list(state.records()) == [b"one"] and state.token == token
         state.add(b"")
         state.replace(b"all")
         assert list(state.records()) == [b"all"]
         with pytest.raises(OutputBusyError):
-            outputs.State(path, "digest")
+            SavedState(path, "digest")
         state.add(b"more")
         assert list(state.records()) == [b"all", b"more"]
     with pytest.raises(OutputError, match="no file that a seal keeps"):
-        outputs.State(path, "seal")
-    with outputs.State(path, "digest") as state:
+        SavedState(path, "seal")
+    with SavedState(path, "digest") as state:
         assert list(state.records()) == [b"all", b"more"] and state.token == token
         state.clear()
         assert list(state.records()) == []
@@ -549,11 +550,11 @@ def test_state(path: str) -> None:
 
 def test_a_state_that_waits(path: str) -> None:
     """It waits for its turn, and has what the one before it has put in place."""
-    first = outputs.State(path, "digest")
+    first = SavedState(path, "digest")
     found: list[list[bytes]] = []
 
     def second() -> None:
-        with outputs.State(path, "digest", wait=True) as state:
+        with SavedState(path, "digest", wait=True) as state:
             found.append(list(state.records()))
 
     threads = [threading.Thread(target=second) for _ in range(3)]
@@ -570,7 +571,7 @@ def test_a_state_that_waits(path: str) -> None:
 
 def test_damaged_states(path: str) -> None:
     """Of a torn or flipped file what comes before the damage is believed, and no more; without its head it is none."""
-    with outputs.State(path, "digest") as state:
+    with SavedState(path, "digest") as state:
         for text in (b"first", b"second" * 10, b"third"):
             state.add(text)
     with open(path, "rb") as file:
@@ -586,13 +587,13 @@ def test_damaged_states(path: str) -> None:
                 file.write(damaged)
             if at < head:
                 with pytest.raises(OutputError):
-                    outputs.State(path, "digest")
+                    SavedState(path, "digest")
                 continue
-            with outputs.State(path, "digest") as state:
+            with SavedState(path, "digest") as state:
                 good = [b"first", b"second" * 10, b"third"][: sum(end <= at for end in ends[1:])]
                 assert list(state.records()) == good
                 state.add(b"new")
-            with outputs.State(path, "digest") as state:
+            with SavedState(path, "digest") as state:
                 assert list(state.records()) == [*good, b"new"]
 
 
@@ -602,9 +603,9 @@ def test_where_a_file_cannot_be_without_a_name(path: str, tmp_path: Path, monkey
 
     monkeypatch.setattr(outputs, "_make_whole", refuse)
     monkeypatch.setattr(outputs._libc, "renameat2", None)
-    with outputs.State(path, "digest") as state:
+    with SavedState(path, "digest") as state:
         state.add(b"x")
-    with outputs.State(path, "digest") as state:
+    with SavedState(path, "digest") as state:
         assert list(state.records()) == [b"x"]
     assert os.listdir(tmp_path) == ["state"]
 
@@ -616,7 +617,7 @@ def test_unfinished(tmp_path: Path) -> None:
     """It has its place at the end or not at all, and takes nobody else's."""
     place = os.fspath(tmp_path / "file")
     with outputs.Unfinished(place) as one, outputs.Unfinished(place) as other:
-        assert one.path != other.path
+        assert one.temporary != other.temporary
         os.write(one.fd, b"1")
         os.write(other.fd, b"2")
         one.commit(replace=False)

@@ -15,7 +15,7 @@ from support.programs import run, umount, under_strace, wait_until
 from support.reference import Reference, gnu_tar
 
 from tartapefs import TapeRecorder
-from tartapefs.base.outputs import State
+from tartapefs.base.saved_state import SavedState
 from tartapefs.transfer.range_digests import ALGORITHMS
 
 
@@ -124,7 +124,7 @@ def test_killed_and_run_again(tmp_path: Path) -> None:
         calls.unlink()
         reached = 0
         if state.exists():
-            with State(os.fspath(state), "digest") as kept:
+            with SavedState(os.fspath(state), "digest") as kept:
                 for record in kept.records():
                     reached = json.loads(record)["digests"]["sha256"]["position"]
         assert reached >= last

@@ -467,8 +467,8 @@ def test_existing_tape_is_not_replaced_unasked(tree: Path) -> None:
 
 HOLD = """
 import sys
-from tartapefs.base.outputs import State
-state = State(sys.argv[1], "recording")
+from tartapefs.base.saved_state import SavedState
+state = SavedState(sys.argv[1], "recording")
 print("held", flush=True)
 sys.stdin.read()
 """

@@ -39,7 +39,7 @@ from tartapefs.play.assemble import Filler
 from tartapefs.play.audit import verify as find_drift
 from tartapefs.play.engine import Check, TapePlayer
 from tartapefs.source.folder import Source
-from tartapefs.verify.content_scan import DeepState, Verifier, sampled, stretches
+from tartapefs.verify.content_scan import VerificationState, Verifier, extents, sampled_extents
 
 
 def _checks(tape: Tape, directory: str) -> tuple[bool | None, str, list[str]]:
@@ -235,7 +235,7 @@ def verify(
         verifier, look_into = None, None
         if tape.seal:
             verifier = Verifier(tape, Filler(tape, player.source, player.at_home, contents=False, strict=strict))
-            look_into = None if strict else verifier.member
+            look_into = None if strict else verifier.verify_member
         found: list[TapeIntegrityError] = []
         added: list[str] = []
 
@@ -275,18 +275,18 @@ def verify(
 def _wrong_contents(
     tape: Tape, verifier: Verifier, sample: float | None, state_file: str | None
 ) -> Iterator[TapeIntegrityError]:
-    with DeepState(tape, state_file) as state:
+    with VerificationState(tape, state_file) as state:
         yield from state.found
         if sample is None:
-            scanned = stretches(tape, tape.block_size, state.position)
+            scanned = extents(tape, tape.block_size, state.position)
         else:
-            scanned = sampled(tape, sample, random.Random())
+            scanned = sampled_extents(tape, sample, random.Random())
         with progress("reading contents", tape.total_size, True, tape) as update:
             try:
-                for stretch, wrong in verifier.all(scanned):
-                    state.passed(stretch.stop, wrong)
+                for extent, wrong in verifier.verify(scanned):
+                    state.add(extent.stop, wrong)
                     yield from wrong
-                    update(stretch.stop, stretch.stop)
+                    update(extent.stop, extent.stop)
             finally:
                 state.save()
         state.remove()

@@ -1,1 +1,1 @@
-"""Contents and seals: making them, checking them, restoring members out of a copy."""
+"""Seals a tape, compares contents with its digests, and restores members from a copy."""

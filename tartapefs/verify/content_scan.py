@@ -1,8 +1,8 @@
-"""Reading all contents of a tape once, in parallel: what sealing and `verify --deep` share.
+"""Reads and hashes all contents of a tape, in parallel: for sealing and for `verify --deep`.
 
 Rule: contents come through `Filler.fill`, as everything that leaves a tape does, so each member is checked as it is
-read. The archive is divided into stretches of some megabytes, each of whole members or of whole blocks of one; threads
-fill and hash them, and their results are given in the archive's order.
+read. The archive is divided into extents of some megabytes, each of whole members or of whole blocks of one. Threads
+read and hash extents; results come in the archive's order.
 """
 
 import json
@@ -26,8 +26,8 @@ from tartapefs.play.assemble import Filler
 from tartapefs.play.verified_blocks import damage, with_differences
 from tartapefs.source.drift import inspect, unreadable
 
-_AT_ONCE = 2 << 20  # bytes of a stretch, about
-_MEMBERS_AT_ONCE = 256
+_EXTENT_BYTES = 2 << 20  # about
+_EXTENT_MEMBERS = 256
 _SAVE_EVERY = 10.0  # seconds
 THREADS = max(4, len(os.sched_getaffinity(0)))  # more than there are cores: on a slow disk they wait
 
@@ -35,43 +35,70 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Part(NamedTuple):
-    """The bytes `[low, high)` of a member's body: whole blocks."""
+class BodyRange(NamedTuple):
+    """The bytes `[start, stop)` of a member's body, in whole blocks; empty for a member without a body."""
 
     member: Member
-    low: int
-    high: int
+    start: int
+    stop: int
 
 
-class Stretch(NamedTuple):
-    """`[start, stop)` of the archive, and the bodies that lie in it; of members without a body parts of no bytes."""
+class Extent(NamedTuple):
+    """`[start, stop)` of the archive, and what lies in it of members' bodies."""
 
     start: int
     stop: int
-    parts: list[Part]
+    bodies: list[BodyRange]
 
 
-def stretches(tape: Tape, block_size: int, start: int = 0) -> Iterator[Stretch]:
-    """All of the archive's members from `start` on, which is where a stretch ended."""
-    step = max(1, _AT_ONCE // block_size) * block_size
-    parts: list[Part] = []
+def extents(tape: Tape, block_size: int, start: int = 0) -> Iterator[Extent]:
+    """Divides the archive's members, from `start` on, into extents. An extent must have ended at `start`."""
+    step = max(1, _EXTENT_BYTES // block_size) * block_size
+    bodies: list[BodyRange] = []
     position = start
     for member in tape.members(start):
-        body, low = member.start + BLOCK, max(0, position - member.start - BLOCK)
-        if parts and (member.size > step or member.stop - position > _AT_ONCE or len(parts) >= _MEMBERS_AT_ONCE):
-            yield Stretch(position, member.start, parts)
-            parts, position = [], member.start
-        while member.size - low > step:
-            yield Stretch(position, body + low + step, [Part(member, low, low + step)])
-            low += step
-            position = body + low
-        parts.append(Part(member, low, member.size))
-    if parts:
-        yield Stretch(position, parts[-1].member.stop, parts)
+        body, done = member.start + BLOCK, max(0, position - member.start - BLOCK)
+        is_full = member.size > step or member.stop - position > _EXTENT_BYTES or len(bodies) >= _EXTENT_MEMBERS
+        if bodies and is_full:
+            yield Extent(position, member.start, bodies)
+            bodies, position = [], member.start
+        while member.size - done > step:
+            yield Extent(position, body + done + step, [BodyRange(member, done, done + step)])
+            done += step
+            position = body + done
+        bodies.append(BodyRange(member, done, member.size))
+    if bodies:
+        yield Extent(position, bodies[-1].member.stop, bodies)
 
 
-class Reader:
-    """Fills and hashes stretches; usable from many threads."""
+def extent_of(body: BodyRange) -> Extent:
+    """The extent of this range alone."""
+    start = body.member.start + BLOCK
+    return Extent(start + body.start, start + body.stop, [body])
+
+
+def sampled_extents(tape: Tape, share: float, chance: random.Random) -> Iterator[Extent]:
+    """Extents of single blocks, each block chosen with the probability `share`."""
+    block_size = tape.block_size
+    for member in tape.members():
+        count = hash_tree.blocks(member.size, block_size)
+        if count == 1:
+            if chance.random() < share:
+                yield extent_of(BodyRange(member, 0, member.size))
+            continue
+        for number in sorted(chance.sample(range(count), _sample_size(count, share, chance))):
+            start = number * block_size
+            yield extent_of(BodyRange(member, start, min(start + block_size, member.size)))
+
+
+def _sample_size(count: int, share: float, chance: random.Random) -> int:
+    """`share` of `count`, rounded up or down by chance, so that it is `share` in the mean."""
+    whole, rest = divmod(count * share, 1)
+    return min(count, int(whole) + (chance.random() < rest))
+
+
+class BlockHasher:
+    """Reads extents and hashes their blocks; usable from many threads."""
 
     def __init__(self, filler: Filler, algorithm: str, block_size: int) -> None:
         self._filler = filler
@@ -79,34 +106,34 @@ class Reader:
         self._block_size = block_size
         self._buffers: SimpleQueue[memoryview] = SimpleQueue()
 
-    def digests(self, stretch: Stretch) -> bytes:
-        """Those of all blocks in it, one after the other. Raises what `Filler.fill` raises."""
-        size = stretch.stop - stretch.start
-        buffer = aligned(max(size, _AT_ONCE)) if self._buffers.empty() else self._buffers.get()
+    def digests(self, extent: Extent) -> bytes:
+        """The digests of all blocks in it, joined. Raises what `Filler.fill` raises."""
+        size = extent.stop - extent.start
+        buffer = aligned(max(size, _EXTENT_BYTES)) if self._buffers.empty() else self._buffers.get()
         if len(buffer) < size:
             buffer = aligned(size)
         try:
             view = buffer[:size]
-            self._filler.fill(view, stretch.start, stretch.stop)
+            self._filler.fill(view, extent.start, extent.stop)
             found = []
-            for member, low, high in stretch.parts:
-                body = member.start + BLOCK - stretch.start
-                for at in range(body + low, body + high, self._block_size):
-                    found.append(self._hash(view[at : min(at + self._block_size, body + high)]))
+            for member, start, stop in extent.bodies:
+                body = member.start + BLOCK - extent.start
+                for at in range(body + start, body + stop, self._block_size):
+                    found.append(self._hash(view[at : min(at + self._block_size, body + stop)]))
             return b"".join(found)
         finally:
             self._buffers.put(buffer)
 
 
-def in_order(
-    work: Callable[[Item], Result], them: Iterator[Item], threads: int = THREADS
+def map_in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int = THREADS
 ) -> Iterator[tuple[Item, Result]]:
-    """Each item with what `work` makes of it, in order, by many threads; raises what the first of them raised."""
+    """Yields each item with `function(item)`, in order, computed by threads; raises the first error in that order."""
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for item in them:
-                waiting.append((item, pool.submit(work, item)))
+            for item in items:
+                waiting.append((item, pool.submit(function, item)))
                 if len(waiting) > 2 * threads:
                     first, result = waiting.popleft()
                     yield first, result.result()
@@ -118,36 +145,12 @@ def in_order(
                 rest.cancel()
 
 
-def sampled(tape: Tape, share: float, some: random.Random) -> Iterator[Stretch]:
-    """Blocks that are chosen by chance, each one with the probability `share`."""
-    block_size = tape.block_size
-    for member in tape.members():
-        count = hash_tree.blocks(member.size, block_size)
-        if count == 1:
-            if some.random() < share:
-                yield stretch_of(Part(member, 0, member.size))
-            continue
-        for number in sorted(some.sample(range(count), _how_many(count, share, some))):
-            low = number * block_size
-            yield stretch_of(Part(member, low, min(low + block_size, member.size)))
+class VerificationState:
+    """How far a comparison of all contents has come, and what it found; kept in the file at `path`, if one is given.
 
-
-def _how_many(count: int, share: float, some: random.Random) -> int:
-    """`share` of `count`; of what is left of one, one with that probability."""
-    whole, rest = divmod(count * share, 1)
-    return min(count, int(whole) + (some.random() < rest))
-
-
-def stretch_of(part: Part) -> Stretch:
-    body = part.member.start + BLOCK
-    return Stretch(body + part.low, body + part.high, [part])
-
-
-class DeepState:
-    """How far a comparison of all contents has come, and what it found, in a state if the path of one is given.
-
-    `position`: up to where in the archive contents have been compared. Raises OutputError for a file that is no such
-    state or one of another tape, OutputBusyError while another comparison has it, and OSError.
+    Attributes: `position`, up to which offset of the archive contents have been compared; `found`, what differs. Raises
+    OutputError for a file that is no such state or one of another tape, OutputBusyError while another comparison uses
+    it, and OSError.
     """
 
     def __init__(self, tape: Tape, path: str | None) -> None:
@@ -176,9 +179,10 @@ class DeepState:
                 for member, differences, remedy in saved["found"]
             ]
 
-    def passed(self, position: int, wrong: list[TapeIntegrityError]) -> None:
+    def add(self, position: int, found: list[TapeIntegrityError]) -> None:
+        """Notes what was found up to `position`; saves it every ten seconds."""
         self.position = position
-        self.found += wrong
+        self.found += found
         if time.monotonic() - self._saved > _SAVE_EVERY:
             self.save()
 
@@ -193,7 +197,7 @@ class DeepState:
         self._saved = time.monotonic()
 
     def remove(self) -> None:
-        """To be called at the end: the next comparison begins anew."""
+        """Removes the file, at the end: the next comparison starts again."""
         if self._state is not None:
             self._state.remove()
 
@@ -201,7 +205,7 @@ class DeepState:
         if self._state is not None:
             self._state.close()
 
-    def __enter__(self) -> "DeepState":
+    def __enter__(self) -> "VerificationState":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -211,58 +215,58 @@ class DeepState:
 class Verifier:
     """Compares contents with the digests of a sealed tape; usable from many threads.
 
-    `filler` is one that does not hold bodies to their digests. `blocks` counts those that were read.
+    `filler` must not itself compare bodies with their digests. Attributes: `blocks`, how many were read.
     """
 
     def __init__(self, tape: Tape, filler: Filler) -> None:
         self._tape, self._filler = tape, filler
-        self._reader = Reader(filler, tape.algorithm, tape.block_size)
+        self._hasher = BlockHasher(filler, tape.algorithm, tape.block_size)
         self.blocks = 0
 
-    def all(self, them: Iterable[Stretch]) -> Iterator[tuple[Stretch, list[TapeIntegrityError]]]:
-        """Each stretch, in order, with all that is not as recorded in it. Raises TapeFormatError for a bad index."""
-        for stretch, found in in_order(self._differences, iter(them)):
-            self.blocks += sum(hash_tree.blocks(part.high - part.low, self._tape.block_size) for part in stretch.parts)
-            yield stretch, found
+    def verify(self, extents: Iterable[Extent]) -> Iterator[tuple[Extent, list[TapeIntegrityError]]]:
+        """Yields each extent, in order, with all that differs in it. Raises TapeFormatError for a damaged index."""
+        for extent, found in map_in_order(self._differences, extents):
+            self.blocks += sum(
+                hash_tree.blocks(body.stop - body.start, self._tape.block_size) for body in extent.bodies
+            )
+            yield extent, found
 
-    def member(self, member: Member) -> list[TapeIntegrityError]:
-        """What is not as recorded in the contents of one member."""
-        if not member.size:
-            return []
+    def verify_member(self, member: Member) -> list[TapeIntegrityError]:
+        """What differs in the first block of the member that does."""
         step = self._tape.block_size
-        lows = range(0, member.size, step)
-        parts = (Part(member, low, min(low + step, member.size)) for low in lows)
-        return next(filter(None, (self._differences(stretch_of(part)) for part in parts)), [])
+        bodies = (BodyRange(member, start, min(start + step, member.size)) for start in range(0, member.size, step))
+        return next(filter(None, (self._differences(extent_of(body)) for body in bodies)), [])
 
-    def _differences(self, stretch: Stretch) -> list[TapeIntegrityError]:
+    def _differences(self, extent: Extent) -> list[TapeIntegrityError]:
         try:
-            return self._wrong_blocks(stretch, self._reader.digests(stretch))
+            return self._damaged_blocks(extent, self._hasher.digests(extent))
         except (TapeIntegrityError, OSError) as error:
-            if len(stretch.parts) == 1:
-                return [_as_difference(stretch.parts[0].member, error)]
-        # One of them at least: so each by itself.
+            if len(extent.bodies) == 1:
+                return [_as_difference(extent.bodies[0].member, error)]
+        # At least one member differs or cannot be read: look at each alone.
         found: list[TapeIntegrityError] = []
-        for part in stretch.parts:
-            if part.high > part.low:
-                found += self._differences(stretch_of(part))
+        for body in extent.bodies:
+            if body.stop > body.start:
+                found += self._differences(extent_of(body))
         return found
 
-    def _wrong_blocks(self, stretch: Stretch, digests: bytes) -> list[TapeIntegrityError]:
-        block_size = self._tape.block_size
-        found, at = [], 0
-        for member, low, high in stretch.parts:
-            first, stop = low // block_size, hash_tree.blocks(high, block_size)
-            size = (stop - first) * hash_tree.SIZE
-            if not size:
+    def _damaged_blocks(self, extent: Extent, digests: bytes) -> list[TapeIntegrityError]:
+        block_size, size = self._tape.block_size, hash_tree.SIZE
+        found, position = [], 0
+        for member, start, stop in extent.bodies:
+            first, end = start // block_size, hash_tree.blocks(stop, block_size)
+            if first == end:
                 continue
-            recorded = self._tape.block_digests(member, first, stop)
-            if recorded != digests[at : at + size]:
-                for number in range(first, stop):
-                    place = (number - first) * hash_tree.SIZE
-                    if recorded[place : place + hash_tree.SIZE] != digests[at + place : at + place + hash_tree.SIZE]:
-                        shown = inspect(member, self._filler.source, self._filler.at_home)
-                        found.append(with_differences(damage(member, number, block_size), shown))
-            at += size
+            recorded = self._tape.block_digests(member, first, end)
+            read = digests[position : position + (end - first) * size]
+            position += len(read)
+            if recorded == read:
+                continue
+            for number in range(first, end):
+                at = (number - first) * size
+                if recorded[at : at + size] != read[at : at + size]:
+                    shown = inspect(member, self._filler.source, self._filler.at_home)
+                    found.append(with_differences(damage(member, number, block_size), shown))
         return found
 
 

@@ -1,7 +1,7 @@
-"""A folder that was extracted from a copy of the archive, against a sealed tape, of which only the index is needed.
+"""Compares a folder that was extracted from a copy of the archive with a sealed tape, by its index alone.
 
-Rule: what `tar` restores is compared: type, permission bits, size, modification time in whole seconds, a link's target,
-and contents by their digests; also whether there is anything that the archive does not have. Nothing else is.
+Rule: it compares what `tar` restores: type, permission bits, size, modification time in whole seconds, a link's target,
+and contents by their digests; and it looks for files that the archive does not have.
 """
 
 import os
@@ -17,7 +17,7 @@ from tartapefs.base.text import file_type
 from tartapefs.play.verified_blocks import damage, read_all
 from tartapefs.source.drift import differences, unreadable
 from tartapefs.source.folder import Source
-from tartapefs.verify.content_scan import Part, Stretch, in_order, stretches
+from tartapefs.verify.content_scan import BodyRange, Extent, extents, map_in_order
 
 _NS = 10**9
 _REMEDY = "extract it again, from a copy that is good"
@@ -28,39 +28,39 @@ Progress = Callable[[int], None]
 def verify_extracted(
     tape: Tape, extracted: Source, ignore: Container[str] = (), on_progress: Progress = lambda position: None
 ) -> Iterator[TapeIntegrityError]:
-    """All that differs in the folder `extracted`, nearly in the archive's order. Raises TapeFormatError.
+    """Yields all that differs in the folder `extracted`, nearly in the archive's order. Raises TapeFormatError.
 
-    `ignore`: of "mode" and "mtime", what is not compared. `on_progress` is called with how far in the archive it is.
+    `ignore`: which of "mode" and "mtime" not to compare. `on_progress` is called with the offset in the archive.
     """
     comparison = _Comparison(tape, extracted, ignore)
     names = _Names(extracted)
-    for stretch, found in in_order(comparison.differences, stretches(tape, tape.block_size)):
+    for extent, found in map_in_order(comparison.differences, extents(tape, tape.block_size)):
         for error in found:
             yield TapeIntegrityError(error.member, error.differences, _REMEDY)
-        for member, low, _ in stretch.parts:
-            if low == 0:
-                yield from names.passed(member)
-        on_progress(stretch.stop)
-    yield from names.ended()
+        for member, start, _ in extent.bodies:
+            if start == 0:
+                yield from names.add(member)
+        on_progress(extent.stop)
+    yield from names.finish()
 
 
 class _Comparison:
-    """Usable from many threads."""
+    """Compares extents with the folder; usable from many threads."""
 
     def __init__(self, tape: Tape, extracted: Source, ignore: Container[str]) -> None:
         self._tape, self._extracted, self._ignore = tape, extracted, ignore
         self._hash = hash_tree.hasher(tape.algorithm)
 
-    def differences(self, stretch: Stretch) -> list[TapeIntegrityError]:
+    def differences(self, extent: Extent) -> list[TapeIntegrityError]:
         found: list[TapeIntegrityError] = []
-        for part in stretch.parts:
-            member = part.member
+        for body in extent.bodies:
+            member = body.member
             try:
-                different = self._facts(member) if part.low == 0 else ()
+                different = self._facts(member) if body.start == 0 else ()
                 if different:
                     found.append(TapeIntegrityError(member.arc_path, different))
-                if part.high > part.low:
-                    found += self._contents(part)
+                if body.stop > body.start:
+                    found += self._contents(body)
             except OSError as error:
                 if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
                     found.append(TapeIntegrityError(member.arc_path, [unreadable(error)]))
@@ -80,20 +80,20 @@ class _Comparison:
             ignored.append(Fact.MODE)  # a link has none
         return tuple(d for d in differences(member, now, target, at_home=False) if d.what not in ignored)
 
-    def _contents(self, part: Part) -> list[TapeIntegrityError]:
-        member, block_size = part.member, self._tape.block_size
+    def _contents(self, body: BodyRange) -> list[TapeIntegrityError]:
+        member, block_size = body.member, self._tape.block_size
         fd = self._extracted.open(member.path)
         try:
             now = self._extracted.fstat(fd)
             if not stat.S_ISREG(now.st_mode) or now.st_size != member.size:
-                return []  # which its facts say already
-            first, stop = part.low // block_size, hash_tree.blocks(part.high, block_size)
+                return []  # its facts already say so
+            first, stop = body.start // block_size, hash_tree.blocks(body.stop, block_size)
             recorded = self._tape.block_digests(member, first, stop)
             found = []
             for number in range(first, stop):
-                low = number * block_size
-                block = aligned(min(block_size, member.size - low))
-                read_all(fd, block, low)
+                offset = number * block_size
+                block = aligned(min(block_size, member.size - offset))
+                read_all(fd, block, offset)
                 at = (number - first) * hash_tree.SIZE
                 if self._hash(block) != recorded[at : at + hash_tree.SIZE]:
                     found.append(damage(member, number, block_size, "another"))
@@ -103,36 +103,36 @@ class _Comparison:
 
 
 class _Names:
-    """Finds what the archive does not have: keeps the names in the folders on the way, compares each at its end."""
+    """Finds names that the archive does not have: compares the names in each folder after its last member."""
 
     def __init__(self, extracted: Source) -> None:
         self._extracted = extracted
         self._open: list[tuple[Member, set[bytes]]] = []
 
-    def passed(self, member: Member) -> Iterator[TapeIntegrityError]:
-        """To be called with each member in order."""
+    def add(self, member: Member) -> Iterator[TapeIntegrityError]:
+        """Takes the next member in order; yields what is left over in the folders that ended before it."""
         while self._open and not member.name.startswith(self._open[-1][0].name):
-            yield from self._end()
+            yield from self._close_folder()
         if self._open:
             self._open[-1][1].add(member.name.rstrip(b"/").rpartition(b"/")[2])
         if member.is_directory:
             self._open.append((member, set()))
 
-    def ended(self) -> Iterator[TapeIntegrityError]:
+    def finish(self) -> Iterator[TapeIntegrityError]:
         while self._open:
-            yield from self._end()
+            yield from self._close_folder()
 
-    def _end(self) -> Iterator[TapeIntegrityError]:
+    def _close_folder(self) -> Iterator[TapeIntegrityError]:
         directory, names = self._open.pop()
         try:
             folder = self._extracted.folder(directory.path)
         except OSError:
-            return  # which its facts say already
+            return  # its facts already say so
         try:
             for name in folder.names():
                 if name not in names:
                     mode = folder.lstat(name).st_mode
-                    where = os.fsdecode(directory.name + name)
-                    yield TapeIntegrityError(where, [Difference(Fact.TYPE, "nothing", file_type(mode))], "remove it")
+                    path = os.fsdecode(directory.name + name)
+                    yield TapeIntegrityError(path, [Difference(Fact.TYPE, "nothing", file_type(mode))], "remove it")
         finally:
             folder.close()

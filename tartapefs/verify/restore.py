@@ -1,9 +1,9 @@
-"""Single members out of a copy of the archive, each read by its range alone and checked against the tape's digests.
+"""Restores single members from a copy of the archive: reads their ranges alone, and checks them by the tape's digests.
 
-Rule: nothing stands under a member's name that does not have its digests, and nobody reads a file here who could not
-read it where it was recorded. A file is written beside its place, and renamed once its last block was found right. A
-folder that is made is its owner's alone until all is in it, or has failed; then it gets its mode and times. Paths are
-made below the destination without following any link.
+Rule: a member's name only ever shows contents with its digests, and no user can read a file here who could not read it
+where it was recorded. A file is written under a temporary name, and renamed once all its blocks were right. A new
+folder is accessible to its owner alone until all is in it, or has failed; then it gets its mode and times. Paths below
+the destination are opened without following any link.
 """
 
 import os
@@ -21,11 +21,11 @@ from tartapefs.base.outputs import Unfinished
 from tartapefs.play.verified_blocks import EndedEarlyError, damage, read_all
 
 _REMEDY = "the copy is damaged here, or of another archive; take another one"
-_PLACE = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def below(tape: Tape, member: Member) -> Iterator[Member]:
-    """The member and, of a directory, all that lies in it."""
+    """Yields the member and, if it is a directory, all that lies in it."""
     yield member
     if member.is_directory:
         for inner in tape.members(member.stop):
@@ -35,10 +35,12 @@ def below(tape: Tape, member: Member) -> Iterator[Member]:
 
 
 class Restorer:
-    """Writes members of `tape` below the folder `destination`, from the file `copy`, which begins at `offset` of the
-    archive. `overwrite`: files that are there are replaced. Raises TapeError for a tape without digests.
+    """Writes members of `tape` below the folder `destination`, from the file `copy`.
 
-    A context manager: at its end, and not before, folders have their modes and times.
+    `offset`: where in the archive `copy` begins, in bytes. `overwrite`: replaces existing files. Raises TapeError for a
+    tape without digests.
+
+    A context manager: folders get their modes and times at its end.
     """
 
     def __init__(self, tape: Tape, copy: str, destination: str, offset: int = 0, overwrite: bool = False) -> None:
@@ -52,7 +54,7 @@ class Restorer:
         except BaseException:
             os.close(self._copy)
             raise
-        self._folders: set[bytes] = set()  # that are made, or asked for
+        self._folders: set[bytes] = set()  # those that were created or requested
 
     def __enter__(self) -> "Restorer":
         return self
@@ -66,7 +68,7 @@ class Restorer:
             os.close(self._root)
 
     def restore(self, member: Member) -> None:
-        """Raises TapeIntegrityError where the copy is not the archive, FileExistsError, and OSError."""
+        """Restores one member. Raises TapeIntegrityError if the copy differs there, FileExistsError, and OSError."""
         self._check_header(member)
         try:
             if member.is_directory:
@@ -78,22 +80,22 @@ class Restorer:
             raise
 
     def _restore_folder(self, member: Member) -> None:
-        place = self._folder(member.name.rstrip(b"/").split(b"/"))
-        try:  # one that was there opens to nobody before it is complete
-            os.fchmod(place, stat.S_IMODE(os.fstat(place).st_mode) & member.mode | stat.S_IRWXU)
+        fd = self._open_folder(member.name.rstrip(b"/").split(b"/"))
+        try:  # an existing one gives no new access before it is complete
+            os.fchmod(fd, stat.S_IMODE(os.fstat(fd).st_mode) & member.mode | stat.S_IRWXU)
         finally:
-            os.close(place)
+            os.close(fd)
         self._folders.add(member.name.rstrip(b"/"))
 
     def _restore_file(self, member: Member) -> None:
         *folders, name = member.name.split(b"/")
-        folder = self._folder(folders)
-        place = f"/proc/self/fd/{folder}/{os.fsdecode(name)}"
+        folder = self._open_folder(folders)
+        path = f"/proc/self/fd/{folder}/{os.fsdecode(name)}"
         try:
             if member.is_link and not self._overwrite:
-                os.symlink(member.target, place)
+                os.symlink(member.target, path)
             else:
-                with Unfinished(place, mode=stat.S_IRUSR | stat.S_IWUSR) as file:
+                with Unfinished(path, mode=stat.S_IRUSR | stat.S_IWUSR) as file:
                     if member.is_link:
                         os.unlink(file.temporary)
                         os.symlink(member.target, file.temporary)
@@ -105,17 +107,17 @@ class Restorer:
             os.close(folder)
 
     def _finish(self) -> None:
-        """Gives folders their modes and times, those in others first; raises the first error after it did all."""
+        """Gives folders their modes and times, inner ones first; goes on after an error, and raises the first."""
         errors = []
         for name in sorted(self._folders, reverse=True):
             member = self._tape.find(name)
             try:
-                place = self._folder(name.split(b"/"))
+                fd = self._open_folder(name.split(b"/"))
                 try:
-                    os.fchmod(place, stat.S_IMODE(member.mode))
-                    os.utime(place, ns=(member.mtime_ns, member.mtime_ns))
+                    os.fchmod(fd, stat.S_IMODE(member.mode))
+                    os.utime(fd, ns=(member.mtime_ns, member.mtime_ns))
                 finally:
-                    os.close(place)
+                    os.close(fd)
             except OSError as error:
                 error.filename = member.arc_path
                 errors.append(error)
@@ -138,31 +140,31 @@ class Restorer:
                 member.arc_path, [Difference(Fact.COPY, "all of this member", "an end")], _REMEDY
             ) from None
 
-    def _folder(self, parts: list[bytes]) -> int:
-        """A descriptor of the folder below the destination, made if it is not there."""
-        place = os.dup(self._root)
+    def _open_folder(self, names: list[bytes]) -> int:
+        """Opens the folder below the destination, and creates what is missing of it."""
+        fd = os.dup(self._root)
         try:
-            for depth, part in enumerate(parts, 1):
+            for depth, name in enumerate(names, 1):
                 with suppress(FileExistsError):
-                    os.mkdir(part, stat.S_IRWXU, dir_fd=place)
-                    self._folders.add(b"/".join(parts[:depth]))
-                above, place = place, os.open(part, _PLACE, dir_fd=place)
-                os.close(above)
+                    os.mkdir(name, stat.S_IRWXU, dir_fd=fd)
+                    self._folders.add(b"/".join(names[:depth]))
+                parent, fd = fd, os.open(name, _FOLDER_FLAGS, dir_fd=fd)
+                os.close(parent)
         except BaseException:
-            os.close(place)
+            os.close(fd)
             raise
-        return place
+        return fd
 
     def _write(self, fd: int, member: Member) -> None:
         block_size = self._tape.block_size
         for number in range(hash_tree.blocks(member.size, block_size)):
-            low = number * block_size
-            block = aligned(min(block_size, member.size - low))
-            self._read(block, member.start + BLOCK + low, member)
+            offset = number * block_size
+            block = aligned(min(block_size, member.size - offset))
+            self._read(block, member.start + BLOCK + offset, member)
             if self._hash(block) != self._tape.block_digests(member, number, number + 1):
                 found = damage(member, number, block_size, "another in the copy")
                 raise TapeIntegrityError(member.arc_path, found.differences, _REMEDY)
-            left = memoryview(block)
-            while left:
-                left = left[os.write(fd, left) :]
+            unwritten = memoryview(block)
+            while unwritten:
+                unwritten = unwritten[os.write(fd, unwritten) :]
         os.fchmod(fd, stat.S_IMODE(member.mode))

@@ -1,8 +1,8 @@
-"""Sealing: reads all contents of a recorded tape once, and puts an index with their digests in the old one's place.
+"""Seals a recorded tape: reads all contents once, and replaces the index by one with their digests.
 
-Rule: at every instant there is the tape without digests or the tape with them, whole. What was read is kept in a state
-(see `outputs`) beside the index, from which an interrupted sealing goes on; it belongs to one recording. Contents are
-read as a reader of the archive would read them, so a member that is not as recorded ends it.
+Rule: at every instant there is the whole tape without digests or the whole tape with them. The digests so far are kept
+in a state (see `outputs`) beside the index, from which an interrupted sealing continues; it belongs to one recording.
+Contents are read as a reader of the archive would read them, so a member that is not as recorded ends the sealing.
 """
 
 import json
@@ -20,10 +20,10 @@ from tartapefs.base.saved_state import SavedState
 from tartapefs.index.writer import IndexWriter
 from tartapefs.play.assemble import Filler
 from tartapefs.source.folder import Source
-from tartapefs.verify.content_scan import Part, Reader, Stretch, in_order, stretch_of, stretches
+from tartapefs.verify.content_scan import BlockHasher, BodyRange, Extent, extent_of, extents, map_in_order
 
-_STATE = ".seal"  # what is added to the name of the index
-_STOP = struct.Struct("<Q")  # how far in the archive; the digests up to there follow
+_STATE = ".seal"  # added to the name of the index
+_STOP = struct.Struct("<Q")  # an offset in the archive; the digests up to there follow
 
 Progress = Callable[[int], None]
 
@@ -38,33 +38,34 @@ def seal(
     known: Tape | None = None,
     processes: int = 1,
 ) -> str:
-    """Seals `tape`, and returns the seal, 64 hex digits. `tape` itself stays as it is: discover it anew.
+    """Seals `tape`, and returns the seal, 64 hex digits. `tape` itself does not change: discover it again.
 
-    `known`: a sealed tape of the same folder. Where both are at home and have digests of one kind, those of members
-    that are recorded there with the same facts are taken over, and what lies in such a file now is not read.
+    `known`: a sealed tape of the same folder. If both are at home and have digests of one kind, digests of members that
+    it recorded with the same facts are copied, and those files are not read.
 
-    `processes`: as of `TapeRecorder`. `on_progress` is called with how far in the archive contents have been read.
+    `processes`: as of `TapeRecorder`. `on_progress` is called with the offset in the archive up to which contents have
+    been read.
 
-    Raises TapeSealedError if it has digests already, TapeIntegrityError where the source is not as recorded,
-    TapeBusyError while another program seals or records it, OutputError where a file that is not ours has the name of
-    the state, TapeFormatError for a damaged index, and OSError where the source cannot be read or the disk is full.
-    Then the index is untouched, and what was read need not be read again.
+    Raises TapeSealedError if the tape has digests, TapeIntegrityError if the source is not as recorded, TapeBusyError
+    while another program seals or records it, OutputError if another file has the name of the state, TapeFormatError
+    for a damaged index, and OSError if the source cannot be read or the disk is full. Then the index is untouched, and
+    the next call continues.
     """
     if tape.seal:
         raise TapeSealedError(tape.index_path)
     if not hash_tree.SMALLEST_BLOCK <= block_size <= hash_tree.LARGEST_BLOCK or block_size % BLOCK:
         raise ValueError(f"blocks of {block_size} bytes; they have 64 KiB to 1 MiB, and a multiple of {BLOCK}")
     with _State(tape, algorithm, block_size) as state:
-        reader = Reader(Filler(tape, source, at_home), algorithm, block_size)
+        hasher = BlockHasher(Filler(tape, source, at_home), algorithm, block_size)
         if known is not None and not (
             at_home and known.is_at_home(source.ino) and _is_of_kind(known, algorithm, block_size)
         ):
             known = None
-        before = _Before(known, reader)
-        matched = before.matched(stretches(tape, block_size, state.position))
-        for (stretch, _), digests in in_order(before.digests, matched):
-            state.add(stretch.stop, digests)
-            on_progress(stretch.stop)
+        known_digests = _KnownDigests(known, hasher)
+        matched = known_digests.match(extents(tape, block_size, state.position))
+        for (extent, _), digests in map_in_order(known_digests.digests, matched):
+            state.add(extent.stop, digests)
+            on_progress(extent.stop)
         sealed = _write(tape, tape.is_at_home(source.ino), algorithm, block_size, state.digests(), processes)
         state.remove()
     return sealed
@@ -105,56 +106,55 @@ def _is_of_kind(tape: Tape, algorithm: str, block_size: int) -> bool:
     return bool(tape.seal) and tape.algorithm == algorithm and tape.block_size == block_size
 
 
-class _Before:
-    """The digests that `tape` has of members that are the same there; of others `reader` makes them.
+class _KnownDigests:
+    """Copies the digests that `tape` has of unchanged members; has `hasher` compute the others.
 
-    A damaged tape is of no use from there on, and no error.
+    A damaged tape gives none from there on, and is no error.
     """
 
-    def __init__(self, tape: Tape | None, reader: Reader) -> None:
+    def __init__(self, tape: Tape | None, hasher: BlockHasher) -> None:
         self._tape = tape
-        self._reader = reader
+        self._hasher = hasher
 
-    def matched(self, them: Iterator[Stretch]) -> Iterator[tuple[Stretch, list[Member | None]]]:
-        """Each stretch, and for each of its parts the same member of the tape before, if it has one."""
+    def match(self, extents: Iterator[Extent]) -> Iterator[tuple[Extent, list[Member | None]]]:
+        """Yields each extent, with the same member of the known tape, or None, for each of its bodies."""
         members = self._members()
         old = next(members, None)
-        for stretch in them:
+        for extent in extents:
             same: list[Member | None] = []
-            for part in stretch.parts:
-                while old is not None and old.sort_key < part.member.sort_key:
+            for body in extent.bodies:
+                while old is not None and old.sort_key < body.member.sort_key:
                     old = next(members, None)
-                same.append(old if old is not None and old.same_object(part.member) else None)
-            yield stretch, same
+                same.append(old if old is not None and old.same_object(body.member) else None)
+            yield extent, same
 
     def _members(self) -> Iterator[Member]:
         if self._tape is not None:
             with suppress(TapeError, OSError):
                 yield from self._tape.members()
 
-    def digests(self, matched: tuple[Stretch, list[Member | None]]) -> bytes:
-        """As `Reader.digests`."""
-        stretch, same = matched
-        known = [self._of(part, old) for part, old in zip(stretch.parts, same, strict=True)]
+    def digests(self, matched: tuple[Extent, list[Member | None]]) -> bytes:
+        """As `BlockHasher.digests`."""
+        extent, same = matched
+        known = [self._known(body, old) for body, old in zip(extent.bodies, same, strict=True)]
         if not any(known):
-            return self._reader.digests(stretch)
-        pairs = zip(stretch.parts, known, strict=True)
-        return b"".join(self._reader.digests(stretch_of(part)) if its is None else its for part, its in pairs)
+            return self._hasher.digests(extent)
+        pairs = zip(extent.bodies, known, strict=True)
+        return b"".join(self._hasher.digests(extent_of(body)) if its is None else its for body, its in pairs)
 
-    def _of(self, part: Part, old: Member | None) -> bytes | None:
-        if old is not None and self._tape is not None:
-            size = self._tape.block_size
-            with suppress(TapeError, OSError):
-                return (
-                    self._tape.block_digests(old, part.low // size, hash_tree.blocks(part.high, size))
-                    if old.size
-                    else b""
-                )
+    def _known(self, body: BodyRange, old: Member | None) -> bytes | None:
+        if old is None or self._tape is None:
+            return None
+        if not old.size:
+            return b""
+        size = self._tape.block_size
+        with suppress(TapeError, OSError):
+            return self._tape.block_digests(old, body.start // size, hash_tree.blocks(body.stop, size))
         return None
 
 
 class _State:
-    """The digests that were reached, in a file. `position`: up to where in the archive contents have been read."""
+    """The digests so far, in a file. `position`: up to which offset of the archive contents have been read."""
 
     def __init__(self, tape: Tape, algorithm: str, block_size: int) -> None:
         self._total_size = tape.total_size
@@ -163,14 +163,14 @@ class _State:
         except OutputBusyError:
             raise TapeBusyError(tape.index_path) from None
         facts = [tape.rows_digest, tape.fingerprint, tape.recorded_ns, algorithm, block_size]
-        self._of = json.dumps(facts).encode()
+        self._recording = json.dumps(facts).encode()
         self.position = 0
-        if next(self._state.records(), None) == self._of:
-            for position, _ in self._reached():
+        if next(self._state.records(), None) == self._recording:
+            for position, _ in self._records():
                 self.position = position
         else:  # new, or of another recording
             self._state.clear()
-            self._state.add(self._of)
+            self._state.add(self._recording)
 
     def __enter__(self) -> "_State":
         return self
@@ -178,7 +178,7 @@ class _State:
     def __exit__(self, *_: object) -> None:
         self._state.close()
 
-    def _reached(self) -> Iterator[tuple[int, bytes]]:
+    def _records(self) -> Iterator[tuple[int, bytes]]:
         position = 0
         for record in islice(self._state.records(), 1, None):
             stop, digests = _STOP.unpack_from(record)[0], record[_STOP.size :]
@@ -188,13 +188,13 @@ class _State:
             position = stop
 
     def add(self, position: int, digests: bytes) -> None:
-        """What was read up to `position`; in the file before this returns, whatever becomes of this process."""
+        """Writes the digests up to `position` into the file, where they survive the end of this process."""
         self._state.add(_STOP.pack(position) + digests)
         self.position = position
 
     def digests(self) -> Callable[[int], bytes]:
-        """A function that gives the next so many digests, from the first on."""
-        records, rest = self._reached(), memoryview(b"")
+        """Returns a function that takes a number, and returns so many more of the digests, from the first on."""
+        records, rest = self._records(), memoryview(b"")
 
         def take(count: int) -> bytes:
             nonlocal rest

@@ -534,7 +534,7 @@ MUTANTS = [
     *[
         Mutant(says, module, old, new, RECORD_AGAIN)
         for says, module, old, new in (
-            ("digests are of the same facts", "verify/seal.py", "and old.same_object(part.member) else", "else"),
+            ("digests are of the same facts", "verify/seal.py", "and old.same_object(body.member) else", "else"),
             ("all of them", "archive/member.py", "self[1:8] == other[1:8]", "self[1:2] == other[1:2]"),
             ("of one home", "verify/seal.py", "at_home and known.is_at_home(source.ino) and", "at_home and"),
             ("of one kind", "verify/seal.py", "tape.algorithm == algorithm and tape.block_size == block_size", "True"),
@@ -577,8 +577,8 @@ MUTANTS = [
     Mutant(
         "its folder is nobody else's meanwhile",
         "verify/restore.py",
-        "os.mkdir(part, stat.S_IRWXU,",
-        "os.mkdir(part, 0o755,",
+        "os.mkdir(name, stat.S_IRWXU,",
+        "os.mkdir(name, 0o755,",
         RESTORE,
     ),
     Mutant("and so is the file", "verify/restore.py", "mode=stat.S_IRUSR | stat.S_IWUSR", "mode=0o644", RESTORE),

@@ -271,9 +271,9 @@ def test_a_state_of_another_tape(data: Path, tmp_path: Path) -> None:
     subprocess.run([*slowly, "verify", data, "--deep", "--state", state], capture_output=True, check=False)
     assert run("verify", data, "--deep", "--state", state).returncode == 1 and not state.exists()
     with Tape.discover(data) as tape:
-        from tartapefs.verify.content_scan import DeepState
+        from tartapefs.verify.content_scan import VerificationState
 
-        with DeepState(tape, os.fspath(state)) as begun:
+        with VerificationState(tape, os.fspath(state)) as begun:
             begun.save()
     assert run("record", "--force", data, "--digest", "sha256").returncode == 0
     before = state.read_bytes()

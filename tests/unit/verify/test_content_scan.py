@@ -7,7 +7,9 @@ from pathlib import Path
 from support.programs import run
 from support.seals import BLOCK, MIXED, flip, make, sealed
 
-from tartapefs import Tape, TapeIntegrityError
+from tartapefs import Tape
+from tartapefs.play.verified_blocks import damage
+from tartapefs.verify.content_scan import VerificationState
 
 
 def test_verify_deep_lists_all_damage(mixed: Path) -> None:
@@ -50,17 +52,16 @@ def test_a_sample_reads_about_as_much_as_it_says(tmp_path: Path) -> None:
 
 
 def test_verify_deep_goes_on_where_it_stopped(mixed: Path, tmp_path: Path) -> None:
-    from tartapefs.verify.content_scan import DeepState
-
     state = tmp_path / "state"
     flip(mixed / "folder 000" / "00005", 9)
     flip(mixed / "folder 001" / "00012", 9)
-    with Tape.discover(mixed) as tape, DeepState(tape, os.fspath(state)) as first:
-        found = TapeIntegrityError("data/folder 000/00005", [])
-        first.passed(tape.find("data/folder 000/00010").start, [found])
+    with Tape.discover(mixed) as tape, VerificationState(tape, os.fspath(state)) as first:
+        found = damage(tape.find("data/folder 000/00005"), 0, BLOCK)
+        first.add(tape.find("data/folder 000/00010").start, [found])
         first.save()
     result = json.loads(run("verify", mixed, "--deep", "--state", state, "--json").stdout)
     assert [drift["member"] for drift in result["drift"]] == ["data/folder 000/00005", "data/folder 001/00012"]
+    assert all("the contents of block 0" in drift["differences"][0]["what"] for drift in result["drift"])
     assert 0 < result["blocks"] < sum(-(-size // BLOCK) for size in MIXED) - 8
     assert not state.exists()
     state.write_bytes(b"garbage\n")

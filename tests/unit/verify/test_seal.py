@@ -142,7 +142,7 @@ class _Interrupted(Exception):
 
 
 def interrupted(root: Path, after: int) -> None:
-    """Seals, until so many stretches have been read."""
+    """Seals, until so many extents have been read."""
     left = after
 
     def on_progress(position: int) -> None:

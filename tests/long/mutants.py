@@ -39,7 +39,7 @@ AUDIT = "unit/play/test_audit.py"
 ESCAPE = "system/test_escape.py"
 BUSY = "unit/record/test_busy.py"
 FS = "unit/mount/test_operations.py"
-PAGES = "system/test_pages.py"
+SESSION = "unit/mount/test_session.py"
 STRATEGY = "unit/play/test_read_strategy.py"
 HELPER = "unit/play/test_helper_process.py"
 STREAM = "unit/play/test_playback.py"
@@ -367,10 +367,10 @@ MUTANTS = [
         "mount/session.py",
         "for file in set(self._files.values()):",
         "for file in ():",
-        PAGES,
+        SESSION,
     ),
     Mutant(
-        "reads under way are awaited", "mount/session.py", "while earlier & self._under_way:", "while False:", PAGES
+        "reads under way are awaited", "mount/session.py", "while earlier & self._under_way:", "while False:", SESSION
     ),
     Mutant("errors become EIO, not success", "mount/session.py", "-failure, number", "0, number", FS),
     Mutant(

@@ -112,3 +112,10 @@ def foreground(source: Path, mountpoint: Path, *options: object) -> Iterator[sub
             process.wait(60)
         process.stderr.close()
         force_unmount(mountpoint)
+
+
+def sockets() -> list[Path]:
+    """Of mounts of this user."""
+    folders = ["/run"] if os.geteuid() == 0 else [os.environ.get("XDG_RUNTIME_DIR", "/nowhere")]
+    places = [Path(folder) / "tartapefs" for folder in folders] + [Path(f"/tmp/tartapefs-{os.geteuid()}")]
+    return [path for place in places if place.exists() for path in place.iterdir()]

@@ -3,30 +3,20 @@
 import json
 import os
 import pty
-import shutil
 import signal
 import socket
 import stat
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.daemon import daemon_of, force_unmount
+from support.daemon import daemon_of, force_unmount, sockets
 from support.programs import TARTAPEFS, run, wait_until
 
-from tartapefs.cli.status import bar
-from tartapefs.mount import mount_table as mounting
-from tartapefs.mount import status as module
-from tartapefs.mount.read_statistics import Coverage, ReadStatistics
-from tartapefs.mount.status import Server, ask, document
-
 Mount = Callable[..., Path]
-NOBODY = 1_000_000 + os.getpid()  # a user of this process alone: others have a folder in /tmp too
 PIECE = 1 << 16
 
 
@@ -43,13 +33,6 @@ def report(archive: Path) -> dict[str, Any]:
     found = json.loads(result.stdout)
     assert isinstance(found, dict)
     return found
-
-
-def sockets() -> list[Path]:
-    """Of mounts of this user."""
-    folders = ["/run"] if os.geteuid() == 0 else [os.environ.get("XDG_RUNTIME_DIR", "/nowhere")]
-    places = [Path(folder) / "tartapefs" for folder in folders] + [Path(f"/tmp/tartapefs-{os.geteuid()}")]
-    return [path for place in places if place.exists() for path in place.iterdir()]
 
 
 def socket_of(archive: Path) -> Path:
@@ -129,32 +112,6 @@ def test_a_report_as_text(archive: Path) -> None:
     assert shown["ranges"] == f"0-{archive.stat().st_size // 2}"
     assert "data/photos/2024/large.bin" in shown["reader"]
     assert str(os.getpid()) in shown["reader"]
-
-
-@pytest.mark.parametrize(
-    ("ranges", "cells"),
-    [
-        ([], "..........."),
-        ([[0, 1000]], "###########"),
-        ([[0, 1]], "+.........."),
-        ([[999, 1000]], "..........+"),
-        ([[0, 90], [91, 1000]], "#+#########"),
-        ([[10, 20], [30, 40], [500, 510]], "+....+....."),
-        ([[50, 600]], "+#####+...."),
-    ],
-)
-def test_the_bar(ranges: list[list[int]], cells: str) -> None:
-    assert bar(ranges, 1000, cells=11) == cells
-
-
-def test_one_that_is_unmounted_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the look at the list and the question: a plain folder is there, which has nothing to tell."""
-    entry = mounting.MountEntry("0:999999", str(tmp_path), "/nowhere", os.geteuid())
-    lists = [[entry], []]
-    monkeypatch.setattr(mounting, "mounts", lambda: lists.pop(0))
-    assert mounting.statuses() == []
-    monkeypatch.setattr(mounting, "mounts", lambda: [entry])
-    assert mounting.statuses()[0]["state"] == "unknown: it was unmounted meanwhile"
 
 
 def test_all_mounts(tree: Path, archive: Path, mount: Mount) -> None:
@@ -300,222 +257,3 @@ def test_clients_that_went_away_cost_nothing(archive: Path) -> None:
     finally:
         os.kill(pid, signal.SIGCONT)
     assert report(archive)["state"] == "valid"
-
-
-# The server by itself
-
-
-@pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[object], str]]:
-    """`served(answer)` serves it; the name of the device."""
-    with ExitStack() as stack:
-
-        def serve(answer: object) -> str:
-            device = f"{os.getpid()}:{time.monotonic_ns()}"
-            stack.callback(Server(device, lambda: answer).close)
-            return device
-
-        yield serve
-
-
-def place_of(device: str) -> Path:
-    (found,) = [path for path in sockets() if path.name == device.replace(":", "-")]
-    return found
-
-
-def test_a_slow_client_is_given_up(served: Callable[[object], str]) -> None:
-    """A client that does not take its answer, which no buffer holds: the server hangs up on it, and serves the next."""
-    device = served({"format": 1, "text": "x" * 5_000_000})
-    with socket.socket(socket.AF_UNIX) as slow:
-        slow.connect(str(place_of(device)))
-        assert slow.recv(1)
-        found = ask(device)
-        assert found is not None
-        assert len(found["text"]) == 5_000_000
-        left = 0
-        while data := slow.recv(1 << 20):
-            left += len(data)
-        assert left < 5_000_000
-
-
-@pytest.mark.root
-def test_another_user_is_hung_up_on(served: Callable[[object], str]) -> None:
-    """Even where the modes of folder and socket let it in."""
-    place = place_of(served({"format": 1}))
-    place.chmod(0o666)
-    place.parent.chmod(0o711)
-    try:
-        child = os.fork()
-        if child == 0:
-            try:
-                os.setresuid(NOBODY, NOBODY, NOBODY)
-                client = socket.socket(socket.AF_UNIX)
-                client.connect(str(place))
-                os._exit(0 if client.recv(10) == b"" else 1)
-            finally:
-                os._exit(2)
-        assert os.waitpid(child, 0)[1] == 0
-    finally:
-        place.parent.chmod(0o700)
-
-
-@pytest.mark.parametrize("answer", [[], {}, {"format": 2}, {"format": "1"}])
-def test_an_answer_of_another_version_is_refused(served: Callable[[object], str], answer: object) -> None:
-    with pytest.raises(ValueError, match="version"):
-        ask(served(answer))
-
-
-def test_a_report_that_fails_does_not_end_the_server(caplog: pytest.LogCaptureFixture) -> None:
-    fails = True
-
-    def answer() -> dict[str, Any]:  # other tests' `tartapefs status` may ask for it, too
-        if fails:
-            raise ZeroDivisionError
-        return {"format": 1}
-
-    server = Server("1:1000001", answer)
-    try:
-        with pytest.raises(ValueError):
-            ask("1:1000001")
-        fails = False
-        assert ask("1:1000001") == {"format": 1}
-        assert "a defect in tartapefs" in caplog.text
-    finally:
-        server.close()
-    assert ask("1:1000001") is None
-
-
-def test_a_server_leaves_the_socket_of_its_successor() -> None:
-    """The number of a device is used again once it is unmounted."""
-    first = Server("1:1000002", lambda: {"format": 1, "which": 1})
-    second = Server("1:1000002", lambda: {"format": 1, "which": 2})
-    first.close()
-    assert ask("1:1000002") == {"format": 1, "which": 2}
-    second.close()
-
-
-def as_nobody(work: Callable[[], None]) -> None:
-    """Does it in a process of another user's."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    assert os.waitpid(child, 0)[1] == 0
-
-
-@pytest.fixture
-def runtime(public: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The $XDG_RUNTIME_DIR of nobody."""
-    os.chown(public, NOBODY, NOBODY)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(public))
-    fallback = Path(f"/tmp/tartapefs-{NOBODY}")
-    shutil.rmtree(fallback, ignore_errors=True)
-    yield public
-    shutil.rmtree(fallback, ignore_errors=True)
-
-
-def serves_in(folder: Path) -> None:
-    server = Server("1:5", lambda: {"format": 1})
-    assert [path.name for path in folder.iterdir()] == ["1-5"]
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert ask("1:5") == {"format": 1}
-    server.close()
-    assert not list(folder.iterdir())
-
-
-@pytest.mark.root
-def test_a_user_has_it_in_the_runtime_folder(runtime: Path) -> None:
-    as_nobody(lambda: serves_in(runtime / "tartapefs"))
-
-
-@pytest.mark.root
-def test_a_path_longer_than_sockets_allow(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    deep = runtime / ("d" * 200)
-    deep.mkdir()
-    os.chown(deep, NOBODY, NOBODY)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
-    as_nobody(lambda: serves_in(deep / "tartapefs"))
-
-
-@pytest.mark.root
-@pytest.mark.parametrize("spoilt", ["nothing set", "absent", "somebody else's", "open to others", "a link"])
-def test_where_that_is_not_safe_it_is_in_a_folder_of_its_own(
-    runtime: Path, monkeypatch: pytest.MonkeyPatch, spoilt: str
-) -> None:
-    taken = runtime / "tartapefs"
-    match spoilt:
-        case "nothing set":
-            monkeypatch.delenv("XDG_RUNTIME_DIR")
-        case "absent":
-            monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime / "absent"))
-        case "somebody else's":
-            taken.mkdir(0o777)
-        case "open to others":
-            taken.mkdir()
-            os.chown(taken, NOBODY, NOBODY)
-            taken.chmod(0o770)
-        case "a link":
-            (runtime / "own").mkdir()
-            os.chown(runtime / "own", NOBODY, NOBODY)
-            taken.symlink_to("own")
-    as_nobody(lambda: serves_in(Path(f"/tmp/tartapefs-{NOBODY}")))
-
-
-@pytest.mark.root
-def test_no_safe_folder_at_all_is_an_error_and_no_more(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who made it first in /tmp gets nothing; a mount goes on without a socket."""
-    monkeypatch.delenv("XDG_RUNTIME_DIR")
-    taken = Path(f"/tmp/tartapefs-{NOBODY}")
-    taken.mkdir(0o777)
-    taken.chmod(0o777)
-
-    def refused() -> None:
-        with pytest.raises(OSError):
-            Server("1:5", dict)
-        assert ask("1:5") is None
-
-    as_nobody(refused)
-    assert not list(taken.iterdir())
-
-
-def test_a_document_is_never_large() -> None:
-    """Whatever was read, by however many: what a client has to take in a second."""
-    activity = ReadStatistics()
-    handles = [activity.opened(1) for _ in range(5000)]
-    for at in range(50_000):
-        activity.delivered(handles[at % 5000], at * 20_000_000_000, 10)
-    player: Any = SimpleNamespace(
-        drift=None,
-        scrubbed=(0, 0),
-        source=SimpleNamespace(root="/data"),
-        tape=SimpleNamespace(
-            total_size=1 << 60,
-            fingerprint="0" * 64,
-            seal="",
-            member_count=1,
-            recorded_ns=0,
-            member_at=lambda offset: None,
-        ),
-    )
-    found = document(player, "archive.tar", activity)
-    assert len(found["readers"]) == 1000
-    assert len(found["coverage"]["ranges"]) <= 4096
-    assert len(json.dumps(found)) < 1 << 20
-
-
-def test_coverage_is_not_changed_by_who_asked() -> None:
-    activity = ReadStatistics()
-    activity.delivered(1, 0, 10)
-    _, before, _ = activity.snapshot()
-    activity.delivered(1, 50, 10)
-    _, after, _ = activity.snapshot()
-    assert isinstance(before, Coverage)
-    assert (before.ranges, after.ranges) == ([(0, 10)], [(0, 10), (50, 60)])
-    assert module.FORMAT == 1

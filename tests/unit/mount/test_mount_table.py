@@ -155,3 +155,13 @@ def test_the_state_is_what_the_daemon_says_of_it_and_where_it_is(monkeypatch: py
         "state": "valid",
         "device": "0:57",
     }
+
+
+def test_one_that_is_unmounted_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at the list and the question: a plain folder is there, which has nothing to tell."""
+    entry = mount_table.MountEntry("0:999999", str(tmp_path), "/nowhere", os.geteuid())
+    lists = [[entry], []]
+    monkeypatch.setattr(mount_table, "mounts", lambda: lists.pop(0))
+    assert mount_table.statuses() == []
+    monkeypatch.setattr(mount_table, "mounts", lambda: [entry])
+    assert mount_table.statuses()[0]["state"] == "unknown: it was unmounted meanwhile"

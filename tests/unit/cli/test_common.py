@@ -1,14 +1,23 @@
-"""Progress on a terminal."""
+"""What commands share: parsing of options, sizes for people, progress on a terminal."""
 
+import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from support.programs import run, under_strace
+from support.command_line import (
+    READERS,
+    at_work,
+    on_terminal,
+)
+from support.programs import done, run, under_strace
+from support.reference import Reference
 
 
 def on_a_slow_disk(calls: str, milliseconds: int, *command: object) -> tuple[int, bytes]:
@@ -63,3 +72,42 @@ def test_progress_through_members(tmp_path: Path, command: str) -> None:
     assert b"/2201" in seen and b" members/s" in seen and b" 0:00:0" in seen and b"MiB" in seen, seen
     name = rb"[12]\d\d\d" if command == "record" else rb"many/[12]\d\d\d"
     assert re.search(rb"[KM]iB  " + name, seen), seen
+
+
+@pytest.mark.parametrize("command", ["record", *READERS])
+def test_what_is_short_shows_no_progress(data: Path, small: Path, command: str) -> None:
+    code, seen, _ = on_terminal(command, small if command == "record" else data, *READERS.get(command, []))
+    assert code == 0
+    assert "\x1b" not in seen
+    assert len(seen.splitlines()) == (1 if command in ("record", "verify") else 0), seen
+
+
+def test_what_takes_longer_than_a_second_shows_progress(large: Path, tmp_path: Path) -> None:
+    """On the terminal, by the name that the user gave, escaped; what is on stdout stays as it is."""
+    name = tmp_path / "[red]{0}{task.x}[b]\n"
+    name.symlink_to(large)
+    code, seen, out = on_terminal("play", name.name, hold=1.3, cwd=tmp_path)
+    assert code == 0 and "Traceback" not in seen, seen
+    assert "\x1b[" in seen and r"[red]{0}{task.x}[b]\n" in seen
+    reference = Reference(large)
+    assert len(out) == reference.size
+    assert hashlib.md5(out).digest() == hashlib.md5(reference.read(0, reference.size)).digest()
+
+
+def test_progress_takes_nothing_away_from_stdout(large: Path) -> None:
+    """Every event is on stdout also while a terminal on stderr shows progress."""
+    code, seen, out = on_terminal("play", large, "--events", hold=1.3)
+    assert code == 0 and "Traceback" not in seen, seen
+    assert [json.loads(line) for line in out.splitlines()] == [
+        json.loads(line) for line in done(run("play", large, "--events")).splitlines()
+    ]
+    assert "file_data" not in seen
+
+
+def test_a_pipe_sees_no_progress(large: Path) -> None:
+    with at_work("play", large) as process:
+        assert process.stdout and process.stderr
+        os.read(process.stdout.fileno(), 10)
+        time.sleep(1.3)  # longer than what starts progress on a terminal
+        _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (0, b"")

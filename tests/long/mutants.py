@@ -51,6 +51,7 @@ SEALED_MOUNT = "system/test_sealed_mount.py"
 EXTRACTED = "unit/verify/test_extracted.py"
 RESTORE = "unit/verify/test_restore.py"
 OUTPUTS = "system/test_outputs.py"
+SAVED_STATE = "unit/base/test_saved_state.py"
 BEHIND = "unit/source/test_behind.py"
 HOLES = "system/test_holes.py"
 
@@ -622,7 +623,7 @@ MUTANTS = [
         "base/saved_state.py",
         "if os.pread(self._fd, len(self._head), 0) != self._head:",
         "if False:",
-        f"{OUTPUTS} -k state",
+        SAVED_STATE,
     ),
     Mutant(
         "and the owner who runs the command",
@@ -636,7 +637,7 @@ MUTANTS = [
         "base/saved_state.py",
         "if len(content) != size or sha256(content).digest() != checksum:",
         "if len(content) != size:",
-        f"{OUTPUTS} -k damaged",
+        f"{SAVED_STATE} -k damaged",
     ),
 ]
 

@@ -1,6 +1,5 @@
 """Files that commands write: nothing of a tape and nothing of the user's is destroyed, whatever they are pointed at."""
 
-import errno
 import hashlib
 import os
 import re
@@ -15,8 +14,7 @@ import pytest
 from support.programs import TARTAPEFS, run, under_strace, wait_until
 from support.reference import Reference
 
-from tartapefs import OutputBusyError, OutputError, Tape, TapeConstraintError, TapeRecorder
-from tartapefs.base import outputs
+from tartapefs import Tape, TapeConstraintError, TapeRecorder
 from tartapefs.base.saved_state import SavedState
 
 NOBODY = 65534
@@ -509,128 +507,6 @@ def test_what_a_killed_digest_leaves_is_its_own(data: Path, tmp_path: Path, call
             (place / name).unlink()
         if killed.returncode == 0:
             break
-
-
-# States
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> str:
-    return os.fspath(tmp_path / "state")
-
-
-def test_state(path: str) -> None:
-    """What was added is there, in order, whoever opens it next; the token stays; one has it at a time."""
-    with SavedState(path, "digest") as state:
-        token = state.token
-        assert list(state.records()) == []
-        state.add(b"one")
-        with pytest.raises(OutputBusyError, match="written by another program"):
-            SavedState(path, "digest")
-    with open(path, "rb") as file:
-        assert file.readline() == b"tartapefs state 1: digest\n"
-    with SavedState(path, "digest") as state:
-        assert list(state.records()) == [b"one"] and state.token == token
-        state.add(b"")
-        state.replace(b"all")
-        assert list(state.records()) == [b"all"]
-        with pytest.raises(OutputBusyError):
-            SavedState(path, "digest")
-        state.add(b"more")
-        assert list(state.records()) == [b"all", b"more"]
-    with pytest.raises(OutputError, match="no file that a seal keeps"):
-        SavedState(path, "seal")
-    with SavedState(path, "digest") as state:
-        assert list(state.records()) == [b"all", b"more"] and state.token == token
-        state.clear()
-        assert list(state.records()) == []
-        state.remove()
-    assert not os.path.exists(path) and re.fullmatch("[0-9a-f]{16}", token)
-
-
-def test_a_state_that_waits(path: str) -> None:
-    """It waits for its turn, and has what the one before it has put in place."""
-    first = SavedState(path, "digest")
-    found: list[list[bytes]] = []
-
-    def second() -> None:
-        with SavedState(path, "digest", wait=True) as state:
-            found.append(list(state.records()))
-
-    threads = [threading.Thread(target=second) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    first.replace(b"1")
-    first.replace(b"2")
-    assert found == []
-    first.close()
-    for thread in threads:
-        thread.join(60)
-    assert found == [[b"2"]] * 3
-
-
-def test_damaged_states(path: str) -> None:
-    """Of a torn or flipped file what comes before the damage is believed, and no more; without its head it is none."""
-    with SavedState(path, "digest") as state:
-        for text in (b"first", b"second" * 10, b"third"):
-            state.add(text)
-    with open(path, "rb") as file:
-        whole_file = file.read()
-    head = len(whole_file) - 3 * 40 - 5 - 60 - 5
-    ends = [head, head + 45, head + 145, head + 190]
-    assert ends[-1] == len(whole_file)
-    for at in range(len(whole_file)):
-        flipped = bytearray(whole_file)
-        flipped[at] ^= 1 << at % 8
-        for damaged in (whole_file[:at], bytes(flipped)):
-            with open(path, "wb") as file:
-                file.write(damaged)
-            if at < head:
-                with pytest.raises(OutputError):
-                    SavedState(path, "digest")
-                continue
-            with SavedState(path, "digest") as state:
-                good = [b"first", b"second" * 10, b"third"][: sum(end <= at for end in ends[1:])]
-                assert list(state.records()) == good
-                state.add(b"new")
-            with SavedState(path, "digest") as state:
-                assert list(state.records()) == [*good, b"new"]
-
-
-def test_where_a_file_cannot_be_without_a_name(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EOPNOTSUPP, "no")
-
-    monkeypatch.setattr(outputs, "_make_whole", refuse)
-    monkeypatch.setattr(outputs._libc, "renameat2", None)
-    with SavedState(path, "digest") as state:
-        state.add(b"x")
-    with SavedState(path, "digest") as state:
-        assert list(state.records()) == [b"x"]
-    assert os.listdir(tmp_path) == ["state"]
-
-
-# Unfinished files
-
-
-def test_unfinished(tmp_path: Path) -> None:
-    """It has its place at the end or not at all, and takes nobody else's."""
-    place = os.fspath(tmp_path / "file")
-    with outputs.Unfinished(place) as one, outputs.Unfinished(place) as other:
-        assert one.temporary != other.temporary
-        os.write(one.fd, b"1")
-        os.write(other.fd, b"2")
-        one.commit(replace=False)
-        with pytest.raises(FileExistsError):
-            other.commit(replace=False)
-    assert Path(place).read_bytes() == b"1" and os.listdir(tmp_path) == ["file"]
-    with outputs.Unfinished(place) as one:
-        os.write(one.fd, b"3")
-        one.commit(replace=True)
-    assert Path(place).read_bytes() == b"3" and os.listdir(tmp_path) == ["file"]
-    with pytest.raises(FileNotFoundError) as caught:
-        outputs.Unfinished(os.fspath(tmp_path / "nowhere" / "file"))
-    assert caught.value.filename == os.fspath(tmp_path / "nowhere" / "file")
 
 
 def test_names_as_long_as_can_be(data: Path, tmp_path: Path) -> None:

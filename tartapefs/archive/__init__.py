@@ -1,1 +1,1 @@
-"""The format of the archive: where each byte lies, and what it is. Arithmetic and bytes, no I/O."""
+"""The format of the archive: offsets, headers, members and the hash tree. Pure, no I/O."""

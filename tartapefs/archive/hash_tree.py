@@ -1,12 +1,12 @@
-"""The seal: one digest that stands for every byte of an archive. Pure arithmetic, no I/O.
+"""The hash tree of an archive, whose root is the seal: one digest for every byte. Pure, no I/O.
 
-Rule: a byte is believed if its block has the digest that a row of the index says, and a row if its hash is among those
-of the node above it, and so on up to the seal. Nothing that leads there needs to be read for that but one row a level,
-so a tape of any size is held to its seal as it is read.
+Rule: a byte is believed if its block has the digest in a row of the index, and a row if its hash is among the children
+of the node above it, and so on up to the seal. This takes one row a level, so a tape of any size is checked against its
+seal as it is read.
 
 - A block is `block_size` bytes of a body, the last one shorter; its digest is the plain hash of its bytes.
-- A member's digest is that of its block or, where it has several, the hash of its blocks' digests one after the other.
-  Where there is no body there is none.
+- A member's digest is that of its block or, if it has several, the hash of its blocks' digests one after the other.
+  A member without a body has none.
 - A leaf is a run of at most `RUN` members, `[start, stop)` of the archive; a member of several blocks ends it. Its hash
   is over "leaf", start, stop, and for each member its header of 512 bytes and its digest.
 - A piece is `FANOUT` blocks of a member that has several, the last one shorter: "piece", start, stop, their digests.
@@ -15,8 +15,8 @@ so a tape of any size is held to its seal as it is read.
   of its first child, and its children's hashes.
 - The seal is the hash over "seal", total size, number of members, block size, number of levels, and the top's hash.
 
-Numbers are of 8 bytes, big endian. All hashes are of one algorithm, which has 32 bytes. As start and stop are part of
-what is hashed, it is enough that a hash is among its parent's: nothing can stand in another's place.
+Numbers have 8 bytes, big endian. All hashes are of one algorithm and have 32 bytes. Since start and stop are hashed,
+it is enough that a hash is among its parent's children: no row can stand in for another.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,36 +32,36 @@ if TYPE_CHECKING:
 SealAlgorithm = Literal["blake3", "sha256"]
 ALGORITHMS: tuple[SealAlgorithm, ...] = ("blake3", "sha256")
 SIZE = 32  # bytes of a digest
-RUN = 8  # members in a leaf: whoever reads one has to hash the headers of all
+RUN = 8  # members in a leaf, at most: to read one takes a hash of all their headers
 FANOUT = 62  # digests in a row: eight rows fill one of the index's pages
-BLOCK_SIZE = 1 << 17  # bytes, by default; see docs/decisions/0009-seals.md
-SMALLEST_BLOCK, LARGEST_BLOCK = 1 << 16, 1 << 20
-MOST_LEVELS = 12  # 62 to the power of this is more than an archive has bytes
+BLOCK_SIZE = 1 << 17  # bytes, the default; see docs/decisions/0009-seals.md
+SMALLEST_BLOCK, LARGEST_BLOCK = 1 << 16, 1 << 20  # bytes
+MOST_LEVELS = 12  # an archive has fewer bytes than 62 to the power of this
 
 Hash = Callable[["ReadableBuffer"], bytes]
-Kind = Literal["leaf", "piece", "node"]
+RowKind = Literal["leaf", "piece", "node"]
 
 _two, _three = Struct(">QQ").pack, Struct(">QQQ").pack
 
 
 def hasher(algorithm: str) -> Hash:
-    """The hash of one buffer. Raises TapeError if it is not installed."""
+    """A function that returns the hash of a buffer. Raises TapeError if the algorithm is not installed."""
     new_hash = hashes.constructor(algorithm)
     return lambda data: new_hash(data).digest()
 
 
-def blocks(size: int, block_size: int) -> int:
-    """How many blocks a body of `size` bytes has."""
+def block_count(size: int, block_size: int) -> int:
+    """The number of blocks of a body of `size` bytes."""
     return (size + block_size - 1) // block_size
 
 
 def ends_leaf(count: int, size: int, block_size: int) -> bool:
-    """Whether a leaf of `count` members is ended by the last of them, with a body of `size` bytes."""
+    """Whether a leaf of `count` members ends with the last of them, which has a body of `size` bytes."""
     return count == RUN or size > block_size
 
 
 def leaf_hash(hash_: Hash, start: int, stop: int, members: bytes) -> bytes:
-    """`members`: the header and digest of each, one after the other."""
+    """The hash of a leaf. `members`: the header and digest of each, one after the other."""
     return hash_(b"leaf" + _two(start, stop) + members)
 
 
@@ -78,9 +78,9 @@ def seal_of(hash_: Hash, total_size: int, member_count: int, block_size: int, le
 
 
 class Row(NamedTuple):
-    """What the index keeps of the tree. `stop`: of a leaf, else 0. `level`: of a node, else 0."""
+    """A row of the index for the tree. `stop`: of a leaf, else 0. `level`: of a node, else 0."""
 
-    kind: Kind
+    kind: RowKind
     level: int
     start: int
     stop: int
@@ -88,10 +88,12 @@ class Row(NamedTuple):
 
 
 class Builder:
-    """Makes the tree of an archive, whose members are added in order. Memory: 32 bytes for each piece of a member.
+    """Builds the tree of an archive, whose members are added in order. Memory: 32 bytes for each piece of a member.
 
-    Rows of each kind come in the order of their keys (a node's is its level, then its start), as far as `add` gives
-    them; `finish` gives the rest.
+    `add` and `finish` return the rows, those of each kind in the order of their keys (a node's is its level, then its
+    start).
+
+    seal, levels: the root of the tree and the number of its levels, once `finish` is exhausted.
     """
 
     def __init__(self, algorithm: SealAlgorithm, block_size: int) -> None:
@@ -102,14 +104,17 @@ class Builder:
         self._run: list[bytes] = []
         self._digests: list[bytes] = []
         self._count = self._member_count = 0
-        self._pieces: list[tuple[int, bytes]] = []  # of the leaf that is under way
-        self._open: list[tuple[int, list[bytes]]] = []  # of each level from 1 on, the node under way, with its start
+        self._pieces: list[tuple[int, bytes]] = []  # of the current leaf
+        self._open: list[tuple[int, list[bytes]]] = []  # of each level from 1 on, the current node's start and children
         self._upper: list[Row] = []
         self.seal, self.levels = "", 0
 
     def add(self, header: bytes, size: int, digests: Callable[[int], bytes]) -> Iterator[Row]:
-        """Takes the next member. `digests(count)` gives those of its next `count` blocks, one after the other."""
-        start, count = self._position, blocks(size, self._block_size)
+        """Adds the next member; returns the rows that are complete now.
+
+        `digests(count)` returns those of its next `count` blocks, one after the other.
+        """
+        start, count = self._position, block_count(size, self._block_size)
         self._position = start + span(size)
         self._member_count += 1
         self._run.append(header)
@@ -144,7 +149,7 @@ class Builder:
         self._run, self._digests, self._pieces = [], [], []
 
     def _add_child(self, level: int, start: int, child: bytes) -> Iterator[Row]:
-        """Adds a hash to the node under way at `level`; full ones above level 1 wait for `finish`, few as they are."""
+        """Adds a hash to the current node at `level`. The few full nodes above level 1 wait for `finish`."""
         if len(self._open) < level:
             self._open.append((start, []))
         children = self._open[level - 1][1]
@@ -164,7 +169,7 @@ class Builder:
         yield from self._add_child(level + 1, start, node_hash(self._hash, level, start, row.digests))
 
     def finish(self) -> Iterator[Row]:
-        """The last rows; then `seal` and `levels` are known."""
+        """Returns the last rows."""
         if self._count:
             yield from self._end_leaf()
         level = 1
@@ -185,13 +190,13 @@ class Builder:
 
 
 class Checker:
-    """Whether hashes of leaves and pieces belong to a seal. Usable from many threads.
+    """Checks that leaves and pieces belong to a seal. Usable from many threads.
 
-    `node(level, start)` gives the start and the children of the node at `level` that a child at `start` belongs to;
-    what it gives need not be right.
+    `node(level, start)` returns the start and the children of the node at `level` above a child at `start`; the checker
+    does not trust them.
     """
 
-    _MOST_KNOWN = 1 << 14  # hashes, 100 bytes each with what it takes to keep them
+    _MAX_KNOWN = 1 << 14  # hashes, of 100 bytes each in a set
 
     def __init__(
         self,
@@ -208,11 +213,11 @@ class Checker:
         self._levels = levels
         self._seal = seal
         self._numbers = total_size, member_count, block_size
-        self._known: set[bytes] = set()  # hashes of which it is known
+        self._known: set[bytes] = set()  # hashes that belong to the seal
 
     def belongs(self, child: bytes, start: int) -> bool:
-        """Whether the leaf or piece at `start` with the hash `child` is one of those that the seal stands for."""
-        if child in self._known:  # as most are for who reads on
+        """Whether the leaf or piece at `start` with the hash `child` belongs to the seal."""
+        if child in self._known:  # as most do in a sequential read
             return True
         found: list[bytes] = []
         for level in range(1, self._levels + 1):
@@ -228,7 +233,7 @@ class Checker:
         else:
             if seal_of(self.hash, *self._numbers, self._levels, child) != self._seal:
                 return False
-        if len(self._known) + len(found) > self._MOST_KNOWN:
+        if len(self._known) + len(found) > self._MAX_KNOWN:
             self._known = set()
         self._known.update(found)
         return True
@@ -236,6 +241,6 @@ class Checker:
 
 def _is_among(child: bytes, children: bytes) -> bool:
     at = children.find(child)
-    while at % SIZE and at >= 0:  # by chance across two others
+    while at % SIZE and at >= 0:  # a match by chance across two others
         at = children.find(child, at + 1)
     return at >= 0

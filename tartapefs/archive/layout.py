@@ -1,20 +1,22 @@
-"""Where every byte of an archive lies: pure arithmetic, no I/O, no format.
+"""Computes where every byte of an archive lies. Pure arithmetic, no I/O.
 
-Rule: the archive is one run of members and a footer, without gaps. A member is a header of one block, its body, and
-padding to the next block; directories and links have no body. All ranges are half open, `[start, stop)`, in bytes from
-the archive's first, and a segment is never empty.
+Rule: the archive is a sequence of members and a footer, without gaps. A member is a header of one block, its body, and
+padding to the next block; directories and links have no body. All ranges are half-open, `[start, stop)`, in bytes from
+the start of the archive, and a segment is never empty.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-BLOCK = 512
+BLOCK = 512  # bytes
 FOOTER = 2 * BLOCK
 MAX_OFFSET = 2**63 - 1  # the largest off_t, and the largest integer SQLite stores
 
 
 class Kind(StrEnum):
+    """The kinds of segments."""
+
     HEADER = "header"
     BODY = "body"
     PADDING = "padding"
@@ -23,7 +25,11 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A non-empty byte range `[start, stop)` of the archive, of one kind."""
+    """A non-empty range of bytes of the archive.
+
+    kind: of all its bytes.
+    start, stop: the range `[start, stop)`, in bytes from the start of the archive.
+    """
 
     kind: Kind
     start: int
@@ -39,8 +45,8 @@ def span(size: int) -> int:
     return BLOCK + (size + BLOCK - 1) // BLOCK * BLOCK
 
 
-def blocks(size: int) -> int:
-    """The 512-byte blocks that hold `size` bytes: what `st_blocks` counts."""
+def block_count(size: int) -> int:
+    """The number of 512-byte blocks that hold `size` bytes, as `st_blocks` counts them."""
     return (size + BLOCK - 1) // BLOCK
 
 

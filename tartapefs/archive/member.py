@@ -1,4 +1,4 @@
-"""The member: what the recorder writes, the index holds, the player reads and events speak of."""
+"""The member: one object of the archive, as the recorder found it and the index holds it."""
 
 import os
 import stat
@@ -6,29 +6,41 @@ from typing import NamedTuple
 
 from tartapefs.archive import layout, ustar
 
-RECORDABLE = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK})  # kinds that have a place in an archive
+RECORDABLE = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK})  # the types of files that an archive can hold
 
 
 def path_of(name: bytes) -> bytes:
-    """Where below the source folder that lies which has this whole name in the archive; empty for the folder itself."""
+    """The path below the source folder of the member with this whole name; empty for the folder itself."""
     return name[name.index(b"/") + 1 :].rstrip(b"/")
 
 
 class Member(NamedTuple):
-    """One archived object, as recorded: what its header says, and the witness that drift is judged by.
+    """One object of the archive, as recorded: what its header says, and the metadata that tells drift.
+
+    start, stop: the range of its header, body and padding, in bytes from the start of the archive.
+    name: the whole name in the archive, a directory's slash included.
+    mode: `st_mode`, type and permission bits.
+    size: bytes of the body; 0 for directories and links.
+    mtime_ns, ctime_ns: nanoseconds since 1970.
+    ino: the inode number.
+    target: of a symbolic link; else empty.
+    owner: as written in the header; None if owners are not recorded.
+    arc_path: the name without a directory's slash, as `os.fsdecode` gives it.
+    path: below the source folder; empty for the folder itself.
+    is_file, is_directory, is_link: its type.
 
     A plain tuple since one is made for every member that is read: a frozen dataclass takes four times as long.
     """
 
-    start: int  # bytes, of its header
-    name: bytes  # the whole name in the archive, a directory's slash included
-    mode: int  # st_mode: type and permission bits
-    size: int  # bytes of the body; 0 for directories and links
+    start: int
+    name: bytes
+    mode: int
+    size: int
     mtime_ns: int
     ino: int
     ctime_ns: int
-    target: bytes  # of a symbolic link, else empty
-    owner: ustar.Owner | None  # None: scrubbed
+    target: bytes
+    owner: ustar.Owner | None
 
     @property
     def stop(self) -> int:
@@ -46,11 +58,11 @@ class Member(NamedTuple):
 
     @property
     def sort_key(self) -> list[bytes]:
-        """What members of an archive are in the order of."""
+        """The key that members of an archive are sorted by."""
         return self.name.rstrip(b"/").split(b"/")
 
     def same_object(self, other: "Member") -> bool:
-        """Whether all facts are the same that are recorded of what lies in the source, at home."""
+        """Whether both were recorded from the same object: all facts but start and owner agree."""
         return self[1:8] == other[1:8]
 
     @property
@@ -66,8 +78,8 @@ class Member(NamedTuple):
         return stat.S_ISLNK(self.mode)
 
     def header(self) -> bytes:
-        """The 512 bytes of its header. Raises ValueError where the name does not fit."""
+        """The 512 bytes of its header. Raises ValueError if the name does not fit."""
         return ustar.headers((self[1:],))[0]
 
 
-Headed = tuple[Member, bytes]  # with its header
+Headed = tuple[Member, bytes]  # a member with its header

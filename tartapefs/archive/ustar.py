@@ -1,8 +1,8 @@
-"""The 512-byte ustar header: facts of a member in, bytes out.
+"""Makes 512-byte ustar headers. Pure, no I/O.
 
 Source: POSIX.1-1988 ustar interchange format (IEEE Std 1003.1, pax, "ustar Interchange Format"), with one addition of
 GNU tar: a number that its octal field cannot hold is written in base 256, big endian, two's complement, the first byte
-0x80 for positive and 0xff for negative numbers. What still does not fit is refused by `split_name` and `check_target`.
+0x80 for positive and 0xff for negative numbers. `split_name` and `check_target` refuse what still does not fit.
 """
 
 import stat
@@ -12,13 +12,13 @@ from functools import lru_cache
 from typing import NamedTuple
 from zlib import adler32
 
-MAX_NAME = 255
-MAX_TARGET = 100
-LONGEST_UNSPLIT, _PREFIX = 100, 155
+MAX_NAME = 255  # bytes
+MAX_TARGET = 100  # bytes of a symbolic link's target
+LONGEST_UNSPLIT, _MAX_PREFIX = 100, 155  # bytes of the fields for names
 
 
 class Owner(NamedTuple):
-    """Who owns a member, as written in its header. Names are raw bytes of at most 31 in use."""
+    """The owner of a member, as written in its header. Of the names, raw bytes, the first 31 are written."""
 
     uid: int = 0
     gid: int = 0
@@ -28,12 +28,12 @@ class Owner(NamedTuple):
 
 SCRUBBED = Owner()
 
-# What is recorded of a member: name, mode, size, mtime_ns, inode, ctime_ns, target, owner; see `member.Member`.
+# The recorded facts of a member: name, mode, size, mtime_ns, inode, ctime_ns, target, owner; see `member.Member`.
 Facts = tuple[bytes, int, int, int, int, int, bytes, Owner | None]
 
 
 def _number(value: int, width: int) -> bytes:
-    """`value` in a field of `width` bytes: octal digits and a NUL, or base 256 where those cannot hold it.
+    """`value` in a field of `width` bytes: octal digits and a NUL, or base 256 if those cannot hold it.
 
     >>> _number(0o644, 8), _number(-1, 4), _number(8**11, 12).hex()
     (b'0000644\\x00', b'\\xff\\xff\\xff\\xff', '800000000000000200000000')
@@ -47,8 +47,8 @@ def _number(value: int, width: int) -> bytes:
 def split_name(name: bytes) -> tuple[bytes, bytes]:
     """`name` as (prefix, name): split at the rightmost "/" that leaves at most 155 bytes before and 100 after it.
 
-    A directory's closing slash belongs to its last part and is no place to split. Raises ValueError with the reason
-    where the name does not fit.
+    A directory's closing slash belongs to its last part: names are not split there. Raises ValueError with the reason
+    if the name does not fit.
 
     >>> split_name(b"a" * 100) == (b"", b"a" * 100)
     True
@@ -59,17 +59,17 @@ def split_name(name: bytes) -> tuple[bytes, bytes]:
         return b"", name
     if len(name) > MAX_NAME:
         raise ValueError(f"the name in the archive has {len(name)} bytes, at most {MAX_NAME} fit")
-    cut = name.rfind(b"/", 0, min(_PREFIX + 1, len(name) - 1))
+    cut = name.rfind(b"/", 0, min(_MAX_PREFIX + 1, len(name) - 1))
     if cut < 1 or len(name) - cut - 1 > LONGEST_UNSPLIT:
         raise ValueError(
             f"the name in the archive has {len(name)} bytes and no slash that leaves"
-            f" at most {_PREFIX} before and {LONGEST_UNSPLIT} after it"
+            f" at most {_MAX_PREFIX} before and {LONGEST_UNSPLIT} after it"
         )
     return name[:cut], name[cut + 1 :]
 
 
 def check_target(target: bytes) -> None:
-    """Raises ValueError with the reason where the target of a symbolic link does not fit into a header."""
+    """Raises ValueError with the reason if the target of a symbolic link does not fit into a header."""
     if len(target) > MAX_TARGET:
         raise ValueError(f"the link's target has {len(target)} bytes, at most {MAX_TARGET} fit")
 
@@ -77,25 +77,25 @@ def check_target(target: bytes) -> None:
 _TYPES = {stat.S_IFREG: b"0", stat.S_IFDIR: b"5", stat.S_IFLNK: b"2"}
 _NS = 10**9
 _OCTAL_11 = 8**11
-_SPACES = 8 * ord(" ")  # the checksum is taken over spaces in its own place
+_SPACES = 8 * ord(" ")  # the checksum counts its own field as spaces
 
 
 def _sum(part: bytes) -> int:
-    """The sum of at most 256 bytes: it stays below 65521, the modulus of Adler-32's low half, here started at 0."""
+    """The sum of at most 256 bytes: the low half of an Adler-32 from 0, whose modulus of 65521 it does not reach."""
     return adler32(part, 0) & 0xFFFF
 
 
-# What comes before the checksum: name; mode and ids; size and mtime, as they are or as eleven digits in three parts.
+# The fields before the checksum: name; mode and ids; size and mtime, as they are or as eleven digits in three parts.
 _pack_before = struct.Struct("100s24s24s").pack
 _pack_octal = struct.Struct("100s24s3s4s4sx3s4s4sx").pack
-# A look into a table takes a third of the time of "%o".
+# A table lookup takes a third of the time of "%o".
 _OCTAL_3 = [b"%03o" % n for n in range(8**3)]
 _OCTAL_4 = [b"%04o" % n for n in range(8**4)]
 
 
 @lru_cache(maxsize=256)
 def _fixed(mode: int, owner: Owner | None, prefix: bytes) -> tuple[bytes, bytes, int]:
-    """What most members of a folder share: mode and ids; all that follows the checksum; the sum of that, and spaces."""
+    """The fields that siblings share: mode and ids; all after the checksum; the sum of these and the spaces."""
     uid, gid, uname, gname = owner or SCRUBBED
     after = b"%b%bustar\x0000%b%b%b%b" % (
         _TYPES[mode & 0o170000],
@@ -113,10 +113,11 @@ def headers(members: Iterable[Facts]) -> list[bytes]:
     """The 512 bytes of the header of each of these members.
 
     Names are whole, a directory's slash included; modes are `st_mode` of regular files, directories and symbolic links;
-    sizes 0 for directories and links; times are floored to seconds. The scrubbed owner is written for None. Raises
-    ValueError where a name does not fit.
+    sizes 0 for directories and links; times are floored to seconds. None as owner is written as `SCRUBBED`.
 
-    One loop, and not a function for each: a third of the time goes into calls, and into what siblings share.
+    Raises ValueError if a name does not fit.
+
+    One loop, and not a function for each member: calls, and the fields that siblings share, are a third of the time.
     """
     made, shared = [], None
     for name, mode, size, mtime_ns, _, _, target, owner in members:

@@ -1,1 +1,1 @@
-"""The index: the SQLite file that holds what was recorded, and the only code that knows SQL."""
+"""The index: the SQLite file that holds what was recorded, and the only code with SQL."""

@@ -1,4 +1,4 @@
-"""A recorded folder, as its index describes it: the engine's view of a tape. Nothing here looks at the source."""
+"""A recording: an index with the path of its folder. Does not open the folder."""
 
 import hashlib
 import os
@@ -17,10 +17,9 @@ from tartapefs.index.reader import Index
 
 
 class Recording(Index):
-    """An index with the folder that it is of: opened by either's path, searched by name and offset.
+    """An index that is opened by its own path or its folder's, and searched by name and offset.
 
-    Works with and without `with`, from many threads, and on a read-only file system. Every lookup raises
-    TapeFormatError if the index is damaged, and ValueError once it is closed.
+    Its attributes are those of `api.Tape`.
     """
 
     def __init__(self, index_path: str, directory: str | None) -> None:
@@ -44,7 +43,7 @@ class Recording(Index):
 
     @classmethod
     def discover(cls, directory: str | os.PathLike[str], index_path: str | os.PathLike[str] | None = None) -> Self:
-        """The tape of the folder at `directory`. Raises TapeNotFoundError and TapeFormatError."""
+        """Opens the tape of the folder at `directory`. Raises TapeNotFoundError and TapeFormatError."""
         root = os.path.realpath(directory)
         try:
             return cls(os.fspath(index_path) if index_path else default_index(root), root)
@@ -56,7 +55,7 @@ class Recording(Index):
 
     @classmethod
     def from_index(cls, index_path: str | os.PathLike[str]) -> Self:
-        """The tape whose index is at `index_path`. Raises TapeNotFoundError and TapeFormatError."""
+        """Opens the tape whose index is at `index_path`. Raises TapeNotFoundError and TapeFormatError."""
         path = os.path.abspath(index_path)
         directory = os.path.dirname(os.path.dirname(path))
         return cls(path, directory if default_index(directory) == path else None)
@@ -107,7 +106,7 @@ class Recording(Index):
         return next(s for s in layout.segments(member.start, member.size) if offset < s.stop)
 
     def find(self, arc_path: str | bytes) -> Member:
-        """The member of this name in the archive, with or without a directory's slash. Raises KeyError.
+        """The member with this name in the archive, with or without a directory's slash. Raises KeyError.
 
         Members are in the order of their paths, so this is a binary search by offset.
         """
@@ -125,7 +124,7 @@ class Recording(Index):
         raise KeyError(arc_path)
 
     def expect(self, value: str) -> Literal["fingerprint", "seal"]:
-        """Which of the two digests of this tape `value` is; raises UnexpectedTapeError if neither.
+        """Tells which of the two digests of this tape `value` is. Raises UnexpectedTapeError if neither.
 
         If it is the seal, every member and every byte that is read from now on belongs to it, even if the index is
         damaged later. If it is the fingerprint, reads do not compare with it: `has_fingerprint` does.
@@ -137,7 +136,7 @@ class Recording(Index):
         raise UnexpectedTapeError(self.index_path, value, self.fingerprint, self.seal)
 
     def has_fingerprint(self, on_member: Callable[[], None] = lambda: None) -> bool:
-        """Whether the headers of all members have the fingerprint together. Reads the whole index."""
+        """Whether the headers of all members have the recorded fingerprint. Reads the whole index."""
         digest = hashlib.sha256()
         for member in self.members():
             digest.update(member.header())

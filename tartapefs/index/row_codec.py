@@ -1,10 +1,10 @@
-"""A pack: members that follow each other, as the bytes of one row of the index. Pure, members in and members out.
+"""Encodes a pack, members that follow each other, as the bytes of one row of the index, and decodes it. Pure, no I/O.
 
-Rule: `unpack` believes nothing. What it returns could have been recorded, every fact in its range and every name one
-that leads down from the root; anything else is a ValueError, or one of `MALFORMED`.
+Rule: `unpack` trusts nothing. What it returns could have been recorded: every fact is in its range, and every name lies
+below the root. For anything else it raises one of `MALFORMED`.
 
-A row of its own for each member cost more than all that is in it, to write and to read. In a pack each fact is a
-column, taken apart, checked and put together by calls for the whole of it (`docs/decisions/0011-packs.md`).
+A row for each member cost more to write and read than its facts. In a pack each fact is a column, which single calls
+take apart, check and put together (`docs/decisions/0011-packs.md`).
 """
 
 import re
@@ -18,47 +18,47 @@ from tartapefs.archive import ustar
 from tartapefs.archive.layout import BLOCK, MAX_OFFSET
 from tartapefs.archive.member import RECORDABLE, Member
 
-MOST = 32  # members in a pack: whoever reads one has to unpack all
-LONGEST = 1 << 15  # bytes; names, targets and owners have at most 500 a member
+MOST = 32  # members in a pack: to read one takes unpacking all
+LONGEST = 1 << 15  # bytes of a pack; names, targets and owners have at most 500 a member
 MALFORMED = (ValueError, TypeError, IndexError, OverflowError, struct.error)
 
 _NS = 10**9
 _FILE, _FOLDER, _LINK = stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK
 _NO_NAMES = frozenset((b"", b".", b".."))
 
-# How many folders and owners are named; of each folder, how many bytes it shares with the one before. Then of each
-# member: size, mtime in seconds and nanoseconds, inode, ctime likewise, mode, which of the folders it lies in, which
-# owner (1 is the first, 0 the scrubbed one). Then strings with NULs in between: last names, targets of links, what the
+# The numbers of folders and owners; for each folder, how many bytes it shares with the one before. Then for each
+# member: size, mtime in seconds and nanoseconds, inode, ctime likewise, mode, the number of its folder and of its owner
+# (1 is the first, 0 the scrubbed one). Then strings with NULs in between: last names, targets of links, the bytes that
 # folders do not share, owners.
 _HEAD = struct.Struct("<BB")
 _FACTS = struct.Struct("<QqIQqIHBB")
 _pack_facts = _FACTS.pack
-_tuple_new = tuple.__new__  # what a named tuple's own constructor comes to, at two thirds of its time
+_tuple_new = tuple.__new__  # as a named tuple's own constructor, in two thirds of the time
 
 
 def is_name(name: bytes) -> bool:
-    """Whether `name` is one component of a path that leads down: no slash, no NUL, not empty, "." or ".."."""
+    """Whether `name` is one component of a path: no slash, no NUL, not empty, "." or ".."."""
     return name not in _NO_NAMES and b"/" not in name and b"\0" not in name
 
 
 def pack(members: Sequence[ustar.Facts]) -> bytes:
-    """At most `MOST` members, whose names and targets fit into headers, as bytes, of which there are at most `LONGEST`.
+    """Encodes at most `MOST` members, whose names and targets fit into headers, in at most `LONGEST` bytes.
 
-    Their starts are not among them: they follow from the first one and the sizes.
+    The members' starts are not encoded: they follow from the first one and the sizes.
     """
-    folders: dict[bytes, int] = {}  # and their numbers
+    folders: dict[bytes, int] = {}  # to their numbers
     owners: dict[ustar.Owner | None, int] = {None: 0}
-    names, facts, folder_before, folder = [], [], None, 0
+    names, facts, previous, folder = [], [], None, 0
     for name, mode, size, mtime_ns, ino, ctime_ns, _, owner in members:
         above, _, last = name.rpartition(b"/")
         if not last:  # a folder's slash
             above, _, last = above.rpartition(b"/")
-        if above != folder_before:
-            folder_before = above
+        if above != previous:
+            previous = above
             folder = folders.setdefault(above and above + b"/", len(folders))
-        who = owners.setdefault(owner, len(owners)) if owner else 0
+        owner_number = owners.setdefault(owner, len(owners)) if owner else 0
         mtime, ctime = mtime_ns // _NS, ctime_ns // _NS
-        facts.append(_pack_facts(size, mtime, mtime_ns % _NS, ino, ctime, ctime_ns % _NS, mode, folder, who))
+        facts.append(_pack_facts(size, mtime, mtime_ns % _NS, ino, ctime, ctime_ns % _NS, mode, folder, owner_number))
         names.append(last)
     targets = [its_facts[6] for its_facts in members]
     shared, rests = _front_coded(folders)
@@ -68,7 +68,7 @@ def pack(members: Sequence[ustar.Facts]) -> bytes:
 
 
 def _front_coded(folders: Iterable[bytes]) -> tuple[bytes, list[bytes]]:
-    """Of each folder, how many bytes it has in common with the one before, up to a slash; and the rest of it."""
+    """For each folder, how many bytes it shares with the one before, up to a slash; and the rest of it."""
     before, shared, rests = b"", bytearray(), []
     for folder in folders:
         common = len(before)
@@ -81,16 +81,16 @@ def _front_coded(folders: Iterable[bytes]) -> tuple[bytes, list[bytes]]:
 
 
 def unpack(root: bytes, start: int, count: int, folder_count: int, data: bytes) -> tuple[list[int], int, list[Member]]:
-    """The members of a pack whose first one starts at `start`: their starts, where the last one ends, themselves.
+    """Decodes a pack whose first member starts at `start`; returns the starts, where the last one ends, the members.
 
-    There must be `count` of them, `folder_count` of which are folders; `root` is the name that all begin with, its
+    There must be `count` members, `folder_count` of which are folders; `root` is the name that all begin with, its
     slash included. Raises `MALFORMED`.
     """
-    folders_named, owners_named = _HEAD.unpack_from(data)
-    facts_start = _HEAD.size + folders_named
+    folder_total, owner_total = _HEAD.unpack_from(data)
+    facts_start = _HEAD.size + folder_total
     facts_stop = facts_start + count * _FACTS.size
     strings = data[facts_stop:].split(b"\0")
-    if not 0 < count <= MOST or len(strings) != 2 * count + folders_named + owners_named:
+    if not 0 < count <= MOST or len(strings) != 2 * count + folder_total + owner_total:
         raise ValueError("it is not as long as it says")
     columns = zip(*_FACTS.iter_unpack(data[facts_start:facts_stop]), strict=True)
     sizes, mtimes, mtime_nsecs, inos, ctimes, ctime_nsecs, modes, in_folder, owned_by = columns
@@ -101,7 +101,7 @@ def unpack(root: bytes, start: int, count: int, folder_count: int, data: bytes) 
         raise ValueError("a number is out of its range")
     if not _NO_NAMES.isdisjoint(names) or b"/" in b"".join(names):
         raise ValueError("a name does not lead down")
-    folders = _folders(root, data[_HEAD.size : facts_start], rests[:folders_named])
+    folders = _folders(root, data[_HEAD.size : facts_start], rests[:folder_total])
     above = [folders[number] for number in in_folder]
     names = list(map(add, above, names))
     if (start == 0) != (names[0] == root[:-1]) or b"" in above[start == 0 :]:
@@ -116,13 +116,13 @@ def unpack(root: bytes, start: int, count: int, folder_count: int, data: bytes) 
             ustar.split_name(name)
     mtimes_ns = [second * _NS + nsec for second, nsec in zip(mtimes, mtime_nsecs, strict=True)]
     ctimes_ns = [second * _NS + nsec for second, nsec in zip(ctimes, ctime_nsecs, strict=True)]
-    owners = _owners(owned_by, rests[folders_named:]) if owners_named or any(owned_by) else [None] * count
+    owners = _owners(owned_by, rests[folder_total:]) if owner_total or any(owned_by) else [None] * count
     facts = zip(starts, names, modes, sizes, mtimes_ns, inos, ctimes_ns, targets, owners, strict=True)
     return starts, stop, [_tuple_new(Member, fact) for fact in facts]
 
 
 def _folders(root: bytes, shared: bytes, rests: list[bytes]) -> list[bytes]:
-    """The names of the folders that members lie in, with their slashes; the root's own is empty."""
+    """The names of the folders of members, with their slashes; that of the root's own folder is empty."""
     folders, folder = [], b""
     for common, rest in zip(shared, rests, strict=True):
         folder = folder[:common] + rest

@@ -96,7 +96,7 @@ class SealedReader:
         """
         children, pieces = 0, 0
         for member in members:
-            count = hash_tree.blocks(member.size, self._facts.block_size)
+            count = hash_tree.block_count(member.size, self._facts.block_size)
             if count > 1:
                 whole = hashes.constructor(self._facts.algorithm)()
                 for number in range(0, count, hash_tree.FANOUT):
@@ -141,7 +141,7 @@ class SealedReader:
             ((_, digests, crc),) = rows
             if schema.digests_crc(start, digests=digests) != crc:
                 raise ValueError("they fail their checksum")
-            if len(digests) != hash_tree.blocks(stop - start, block_size) * hash_tree.SIZE:
+            if len(digests) != hash_tree.block_count(stop - start, block_size) * hash_tree.SIZE:
                 raise ValueError("they are not as many as the blocks")
             if not self._checker.belongs(hash_tree.piece_hash(self._checker.hash, start, stop, digests), start):
                 raise self._connections.malformed(f"the digests at {start} do not belong to its seal")

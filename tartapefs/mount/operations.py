@@ -84,7 +84,7 @@ class ArchiveFS:
             "st_nlink": 1,
             "st_ino": _ARCHIVE_INO,
             "st_size": self._tape.total_size,
-            "st_blocks": layout.blocks(self._tape.total_size),
+            "st_blocks": layout.block_count(self._tape.total_size),
         }
 
     def _is_archive(self, path: str) -> bool:

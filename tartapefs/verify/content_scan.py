@@ -81,7 +81,7 @@ def sampled_extents(tape: Tape, share: float, chance: random.Random) -> Iterator
     """Extents of single blocks, each block chosen with the probability `share`."""
     block_size = tape.block_size
     for member in tape.members():
-        count = hash_tree.blocks(member.size, block_size)
+        count = hash_tree.block_count(member.size, block_size)
         if count == 1:
             if chance.random() < share:
                 yield extent_of(BodyRange(member, 0, member.size))
@@ -227,7 +227,7 @@ class Verifier:
         """Yields each extent, in order, with all that differs in it. Raises TapeFormatError for a damaged index."""
         for extent, found in map_in_order(self._differences, extents):
             self.blocks += sum(
-                hash_tree.blocks(body.stop - body.start, self._tape.block_size) for body in extent.bodies
+                hash_tree.block_count(body.stop - body.start, self._tape.block_size) for body in extent.bodies
             )
             yield extent, found
 
@@ -254,7 +254,7 @@ class Verifier:
         block_size, size = self._tape.block_size, hash_tree.SIZE
         found, position = [], 0
         for member, start, stop in extent.bodies:
-            first, end = start // block_size, hash_tree.blocks(stop, block_size)
+            first, end = start // block_size, hash_tree.block_count(stop, block_size)
             if first == end:
                 continue
             recorded = self._tape.block_digests(member, first, end)

@@ -87,7 +87,7 @@ class _Comparison:
             now = self._extracted.fstat(fd)
             if not stat.S_ISREG(now.st_mode) or now.st_size != member.size:
                 return []  # its facts already say so
-            first, stop = body.start // block_size, hash_tree.blocks(body.stop, block_size)
+            first, stop = body.start // block_size, hash_tree.block_count(body.stop, block_size)
             recorded = self._tape.block_digests(member, first, stop)
             found = []
             for number in range(first, stop):

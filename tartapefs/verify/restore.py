@@ -157,7 +157,7 @@ class Restorer:
 
     def _write(self, fd: int, member: Member) -> None:
         block_size = self._tape.block_size
-        for number in range(hash_tree.blocks(member.size, block_size)):
+        for number in range(hash_tree.block_count(member.size, block_size)):
             offset = number * block_size
             block = aligned(min(block_size, member.size - offset))
             self._read(block, member.start + BLOCK + offset, member)

@@ -149,7 +149,7 @@ class _KnownDigests:
             return b""
         size = self._tape.block_size
         with suppress(TapeError, OSError):
-            return self._tape.block_digests(old, body.start // size, hash_tree.blocks(body.stop, size))
+            return self._tape.block_digests(old, body.start // size, hash_tree.block_count(body.stop, size))
         return None
 
 

@@ -252,7 +252,7 @@ MUTANTS = [
         Mutant(says, "index/row_codec.py", old, new, UNPACK)
         for says, old, new in (
             ("a pack has no more than it may", "if not 0 < count <= MOST", "if not 0 < count"),
-            ("a pack has all strings", "or len(strings) != 2 * count + folders_named + owners_named", ""),
+            ("a pack has all strings", "or len(strings) != 2 * count + folder_total + owner_total", ""),
             ("packs start where blocks do", "if start % BLOCK or stop", "if stop"),
             ("nothing ends beyond the largest offset", "or stop > MAX_OFFSET", ""),
             ("nanoseconds are less than a second", "or max(mtime_nsecs) >= _NS", ""),
@@ -303,7 +303,7 @@ MUTANTS = [
             ("folders are as many as it says", "if kinds.count(_FOLDER) != folder_count:", "if False:"),
             ("their numbers are limited", "{1,10}", "+"),
             ("their names are limited", "{0,31}", "*"),
-            ("no owner is taken from nowhere", "if owners_named or any(owned_by) else", "if owners_named else"),
+            ("no owner is taken from nowhere", "if owner_total or any(owned_by) else", "if owner_total else"),
         )
     ],
     Mutant(

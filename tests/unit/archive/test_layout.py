@@ -21,7 +21,7 @@ def blocks(size: int) -> int:
 @pytest.mark.parametrize("size", SIZES)
 def test_span_and_blocks(size: int) -> None:
     """A member takes a block for its header and whole blocks for its body."""
-    assert layout.blocks(size) == blocks(size)
+    assert layout.block_count(size) == blocks(size)
     assert layout.span(size) == 512 + 512 * blocks(size)
 
 

@@ -30,7 +30,7 @@ from tartapefs.record import tape_folder
 from tartapefs.record.options import Asked, Options, replaced_facts
 from tartapefs.record.owners import owner_of
 from tartapefs.record.settling import Settling
-from tartapefs.record.walk import Scan
+from tartapefs.record.walk import Walk
 from tartapefs.source.exclusion import Exclude
 from tartapefs.source.folder import Source
 
@@ -169,10 +169,10 @@ class TapeRecorder:
             root_name = os.fsencode(os.path.basename(self.root))
             settling = Settling(source, recorded_ns)
             owner = owner_of if self.owners_kept else None
-            scan = Scan(source, root_name + b"/", self._is_left_out, owner, settling.settled, settling.since)
-            fingerprint = writer.add(self._members(scan, settling))
+            walk = Walk(source, root_name + b"/", self._is_left_out, owner, settling.settled, settling.since)
+            fingerprint = writer.add(self._members(walk, settling))
             settling.finish()
-            self._raise_problems(scan, settling)
+            self._raise_problems(walk, settling)
             self._on_progress(self.member_count, self.total_size)
             writer.commit(
                 {
@@ -200,14 +200,14 @@ class TapeRecorder:
         before = self.replaced
         return before.recorded_ns if before and before.fingerprint == fingerprint else None
 
-    def _raise_problems(self, scan: Scan, settling: Settling) -> None:
-        self.skipped = (*scan.unreadable, *settling.busy)
-        self.left_out = scan.left_out + len(self.skipped)
+    def _raise_problems(self, walk: Walk, settling: Settling) -> None:
+        self.skipped = (*walk.unreadable, *settling.busy)
+        self.left_out = walk.left_out + len(self.skipped)
         if self.total_size > MAX_OFFSET:
             self._problems.append(Problem(".", f"an archive of {self.total_size} bytes is more than a file can have"))
-        unreadable = [] if self._skip_unreadable else scan.unreadable
+        unreadable = [] if self._skip_unreadable else walk.unreadable
         busy = [] if self._skip_busy else settling.busy
-        problems = self._problems + scan.restless
+        problems = self._problems + walk.unstable
         if problems:
             raise TapeConstraintError(problems + unreadable + busy)
         if unreadable:
@@ -215,11 +215,11 @@ class TapeRecorder:
         if busy:
             raise SourceBusyError(busy)
 
-    def _members(self, scan: Iterable[ustar.Facts], settling: Settling) -> Iterator[ustar.Facts]:
-        """Every member, in order; what does not fit goes to `_problems`."""
+    def _members(self, walk: Iterable[ustar.Facts], settling: Settling) -> Iterator[ustar.Facts]:
+        """Yields the members in order, without those that do not fit into a header, which become problems."""
         position = count = 0
         since, problems, longest_unsplit = settling.since, self._problems, ustar.LONGEST_UNSPLIT
-        for facts in scan:
+        for facts in walk:
             name, _, size, mtime_ns, _, ctime_ns, target, _ = facts
             if (target or len(name) > longest_unsplit) and not self._fits(facts):
                 continue

@@ -1,8 +1,8 @@
-"""The scan: one depth-first pass over the source, in the archive's order.
+"""The walk: one depth-first pass over the source, in the archive's order.
 
-Rule: a directory comes before its content, its content directly follows, siblings are sorted by their bytes. Memory
-is bounded by the folders on the way down: each holds the names that are still to come, and one descriptor. Nothing is
-followed; what cannot be read is collected and the pass goes on; what changes under it is drift.
+Rule: a directory comes before its content, which directly follows it; siblings are sorted by their bytes. Memory is
+bounded by the folders on the way down: each holds the names that are still to come, and one descriptor. No link is
+followed. What cannot be read is collected, and the walk goes on; what changes during the walk is drift.
 """
 
 import errno
@@ -26,11 +26,11 @@ _READABLE_FILE = stat.S_IFREG | stat.S_IRUSR
 _KIND_AND_READABLE = _KIND | stat.S_IRUSR
 OwnerOf = Callable[[int, int], ustar.Owner]  # (user, group)
 
-Seen = tuple[int, int, int, int, int, int, int]  # of a `stat`, as follows
+Seen = tuple[int, int, int, int, int, int, int]  # the fields of a `stat` that `seen_of` gives
 seen_of: Callable[[os.stat_result], Seen] = attrgetter(
     "st_mode", "st_uid", "st_gid", "st_size", "st_mtime_ns", "st_ino", "st_ctime_ns"
 )
-OnFile = Callable[[Folder, bytes, bytes, Seen], Seen | None]  # (its folder, name, path)
+OnFile = Callable[[Folder, bytes, bytes, Seen], Seen | None]  # (its folder, name, path, its first `stat`)
 
 
 class _Level(NamedTuple):
@@ -40,15 +40,15 @@ class _Level(NamedTuple):
     names: Iterator[bytes]
 
 
-class Scan:
-    """Iterate over it once for everything in the source; then `unreadable` and `left_out` tell what is not there.
-
-    `unreadable`: paths that this user cannot read. `restless`: folders that are never at rest. `left_out`: how many
-    sockets, pipes and devices there are.
+class Walk:
+    """An iterable over the facts of everything in the source, to be iterated over once.
 
     `root`: what all names in the archive begin with, a slash included. `owner_of` gives the owner to write for a user
-    and a group; without it owners are scrubbed. `on_file` is called for every regular file that changed after `since`
-    (ns) and gives its `stat`, as the caller wants it taken, or None to leave it out.
+    and a group; without it headers name no owners. `on_file` is called for every regular file that changed after
+    `since` (ns), and returns the `stat` to record, or None to leave the file out.
+
+    Attributes, complete after the iteration: `unreadable`, the paths that this user cannot read; `unstable`, the
+    folders of which each look shows another state; `left_out`, the number of sockets, pipes and devices.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class Scan:
         self._euid = os.geteuid()
         self._device = -1  # of the folder that was entered last
         self.unreadable: list[Problem] = []
-        self.restless: list[Problem] = []
+        self.unstable: list[Problem] = []
         self.left_out = 0
 
     def __iter__(self) -> Iterator[ustar.Facts]:
-        """One long function, and little in it for a file of this user's that has been at rest: the common case."""
+        """One long function, fast for the common case: a file of this user that did not change lately."""
         levels: list[_Level] = []
         euid, since, owner_of, all_are_in = self._euid, self._since, self._owner_of, self._exclude is None
         try:
@@ -91,7 +91,7 @@ class Scan:
                     try:
                         seen = seen_of(lstat(last))
                     except OSError as error:
-                        self._gone_or_unreadable(path_of(name), error)
+                        self._note_error(path_of(name), error)
                         continue
                     mode, uid, gid, size, mtime_ns, ino, ctime_ns = seen
                     if not (
@@ -101,7 +101,7 @@ class Scan:
                         and mtime_ns <= since
                         and all_are_in
                     ):
-                        found = self._look(level.folder, last, path_of(name), seen)
+                        found = self._examine(level.folder, last, path_of(name), seen)
                         if found is None:
                             continue
                         (mode, uid, gid, size, mtime_ns, ino, ctime_ns), target = found
@@ -109,7 +109,7 @@ class Scan:
                             try:
                                 folder = self._enter(levels, level.folder.folder(last), name + b"/")
                             except OSError as error:
-                                self._gone_or_unreadable(path_of(name), error)
+                                self._note_error(path_of(name), error)
                                 continue
                             if folder is None:
                                 continue
@@ -124,13 +124,13 @@ class Scan:
                 level.folder.close()
 
     def _enter(self, levels: list[_Level], folder: Folder, name: bytes) -> ustar.Facts | None:
-        """Adds the level of a folder, and returns what is to be recorded of itself; None if it is never at rest."""
+        """Adds the level of a folder, and returns its own facts; None if it is unstable."""
         try:
             found = folder.stat()  # before its names, so that what is added meanwhile shows
             mode, uid, gid, _, mtime_ns, ino, ctime_ns = seen_of(found)
             if (found.st_dev != self._device or ino == NO_SUBVOLUME) and (why := folder.why_unstable()):
                 path = os.fsdecode(path_of(name)) or "."
-                self.restless.append(Problem(path, f"{why}; leave it out (--exclude)"))
+                self.unstable.append(Problem(path, f"{why}; leave it out (--exclude)"))
                 folder.close()
                 return None
             self._device = found.st_dev
@@ -146,15 +146,15 @@ class Scan:
         if mtime_ns != level.mtime_ns:
             raise changed(path_of(level.name), Difference(Fact.MTIME, moment(level.mtime_ns), moment(mtime_ns)))
 
-    def _look(self, folder: Folder, name: bytes, path: bytes, seen: Seen) -> tuple[Seen, bytes] | None:
-        """What it is by a closer look, and the target of a link, else nothing; None if it is to be left out."""
+    def _examine(self, folder: Folder, name: bytes, path: bytes, seen: Seen) -> tuple[Seen, bytes] | None:
+        """Examines what is not the common case; returns its `stat` and a link's target, or None to leave it out."""
         mode, uid, _, _, mtime_ns, _, ctime_ns = seen
         kind = mode & _KIND
-        if (kind == stat.S_IFDIR and path == TAPE_FOLDER) or self._leaves_out(path, kind == stat.S_IFDIR):
+        if (kind == stat.S_IFDIR and path == TAPE_FOLDER) or self._is_left_out(path, kind == stat.S_IFDIR):
             return None
         try:
             if kind == stat.S_IFREG:
-                # The owner's permission is decided by the mode alone; for others an ACL may say more.
+                # For the owner the mode alone decides; for others an ACL may grant more.
                 if not (uid == self._euid and mode & stat.S_IRUSR) and not folder.is_readable(name):
                     raise PermissionError(errno.EACCES, "")
                 if ctime_ns <= self._since and mtime_ns <= self._since:
@@ -171,21 +171,21 @@ class Scan:
                 return seen, b""
             self.left_out += 1
         except OSError as error:
-            self._gone_or_unreadable(path, error)
+            self._note_error(path, error)
         return None
 
-    def _leaves_out(self, path: bytes, is_directory: bool) -> bool:
+    def _is_left_out(self, path: bytes, is_directory: bool) -> bool:
         return self._exclude is not None and self._exclude(path, is_directory)
 
-    def _gone_or_unreadable(self, path: bytes, error: OSError) -> None:
+    def _note_error(self, path: bytes, error: OSError) -> None:
         if isinstance(error, FileNotFoundError) or error.errno in (errno.ENOTDIR, errno.ELOOP):
             raise changed(path, Difference(Fact.TYPE, "as listed", "nothing, or another")) from error
-        if not self._leaves_out(path, False):
+        if not self._is_left_out(path, False):
             self.unreadable.append(Problem(os.fsdecode(path), os.strerror(error.errno or 0)))
 
 
 def changed(path: bytes, difference: Difference) -> TapeIntegrityError:
-    """The drift of something that changed while it was being recorded."""
+    """The error for a member that changed while it was being recorded."""
     return TapeIntegrityError(
         os.fsdecode(path) or ".", [difference], "it changed during the recording: record again once it is at rest"
     )

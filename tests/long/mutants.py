@@ -32,12 +32,12 @@ PLAYER = "unit/play/test_engine.py"
 INTEGRITY = "unit/source/test_drift.py"
 INDEX = "unit/index/test_reader.py"
 UNPACK = "unit/index/test_row_codec.py -k 'limits or rows_that or counts or number_of or parts_that'"
-RECORDER = "unit/record/test_recorder.py"
-RECORD_AGAIN = "unit/record/test_record_again.py"
+WALK = "unit/record/test_walk.py"
+OPTIONS = "unit/record/test_options.py"
 INSPECTION = "unit/play/test_inspection.py"
 AUDIT = "unit/play/test_audit.py"
 ESCAPE = "system/test_escape.py"
-BUSY = "unit/record/test_busy.py"
+SETTLING = "unit/record/test_settling.py"
 FS = "unit/mount/test_operations.py"
 SESSION = "unit/mount/test_session.py"
 STRATEGY = "unit/play/test_read_strategy.py"
@@ -325,43 +325,45 @@ MUTANTS = [
         "source/leases.py",
         "if error.errno == errno.EAGAIN and",
         "if False and",
-        BUSY,
+        SETTLING,
     ),
     Mutant(
         "the witness is taken while nobody writes",
         "record/settling.py",
         "return seen_of(settled)\n",
         "return seen\n",
-        BUSY,
+        SETTLING,
     ),
     Mutant(
         "who waits for a lease sends no SIGIO",
         "source/leases.py",
         "fcntl.F_SETSIG, signal.SIGURG",
         "fcntl.F_SETSIG, 0",
-        BUSY,
+        SETTLING,
     ),
-    Mutant("without leases dirty pages are written first", "source/leases.py", "        _write_back(fd)\n", "", BUSY),
+    Mutant(
+        "without leases dirty pages are written first", "source/leases.py", "        _write_back(fd)\n", "", SETTLING
+    ),
     Mutant(
         "what is fresh is not busy in the end",
         "record/settling.py",
         "if settled is None:\n                    raise",
         "if False:\n                    raise",
-        BUSY,
+        SETTLING,
     ),
     Mutant(
         "fresh members are looked at again",
         "record/recorder.py",
         "            settling.finish()\n            self._raise_problems",
         "            self._raise_problems",
-        RECORDER,
+        SETTLING,
     ),
     Mutant(
         "a folder that changes meanwhile is drift",
         "record/walk.py",
         "if mtime_ns != level.mtime_ns:",
         "if False:",
-        RECORDER,
+        WALK,
     ),
     Mutant(
         "pages are dropped at drift",
@@ -533,7 +535,7 @@ MUTANTS = [
         SEALED_MOUNT + " -k helper",
     ),
     *[
-        Mutant(says, module, old, new, RECORD_AGAIN)
+        Mutant(says, module, old, new, OPTIONS)
         for says, module, old, new in (
             ("digests are of the same facts", "verify/seal.py", "and old.same_object(body.member) else", "else"),
             ("all of them", "archive/member.py", "self[1:8] == other[1:8]", "self[1:2] == other[1:2]"),

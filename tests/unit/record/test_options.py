@@ -1,4 +1,4 @@
-"""What a recording takes over from the one that it replaces: patterns, owners, and digests of what did not change."""
+"""Options: what a recording leaves out, and what it takes over from the recording that it replaces."""
 
 import json
 import mmap
@@ -7,10 +7,12 @@ import random
 import shutil
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.filesystems import mounted
 from support.programs import run
+from support.recordings import assert_recorded
 
 from tartapefs import Tape, TapeConstraintError, TapePlayer, TapeRecorder
 from tartapefs.source.folder import Source
@@ -312,3 +314,60 @@ def test_what_rotted_still_shows(tmp_path: Path, asked: str) -> None:
             assert run("record", root, "--force", "--no-digest").returncode == 0
             assert run("seal", root).returncode == 0
             assert run("verify", root, "--deep").returncode == 0
+
+
+# Excluding
+
+
+@pytest.fixture
+def varied(tmp_path: Path) -> Path:
+    root = tmp_path / "tree"
+    for name in ("a.log", "keep.txt", "b/a.log", "b/c.txt", "build/x", "build/y/z", "b/build/x", "b/build.txt"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+    return root
+
+
+@pytest.mark.parametrize(
+    ("exclude", "left_out"),
+    [
+        ("*.log", [b"a.log", b"b/a.log"]),
+        ("/a.log", [b"a.log"]),
+        ("build/", [b"build", b"b/build"]),
+        (["*.log", "/build"], [b"a.log", b"b/a.log", b"build"]),
+        (("*.log", "!b/a.log"), [b"a.log"]),
+        (["build", "!build/x"], [b"build", b"b/build"]),  # what lies in a folder that is left out is left out
+        ("b", [b"b"]),
+        ([], []),
+        ("# no pattern", []),
+        ("nothing of this name", []),
+    ],
+    ids=str,
+)
+def test_exclude_by_pattern(varied: Path, exclude: Any, left_out: list[bytes]) -> None:
+    """As .gitignore would; the index tells which patterns they were."""
+    TapeRecorder(varied, exclude=exclude).commit()
+    assert_recorded(varied, tuple(left_out))
+    with Tape.discover(varied) as tape:
+        assert tape.excluded == ((exclude,) if isinstance(exclude, str) else tuple(exclude))
+
+
+def test_exclude_by_function(varied: Path) -> None:
+    """It is given each path below the root once, and not what lies in a folder that it left out."""
+    seen: list[str] = []
+
+    def is_build(path: str) -> bool:
+        seen.append(path)
+        return path.endswith("build")
+
+    TapeRecorder(varied, exclude=is_build).commit()
+    assert_recorded(varied, (b"build", b"b/build"))
+    assert sorted(seen) == ["a.log", "b", "b/a.log", "b/build", "b/build.txt", "b/c.txt", "build", "keep.txt"]
+    with Tape.discover(varied) as tape:
+        (excluded,) = tape.excluded
+        assert "is_build" in excluded
+
+
+def test_malformed_pattern_is_refused_at_once(varied: Path) -> None:
+    with pytest.raises(ValueError):
+        TapeRecorder(varied, exclude="!")

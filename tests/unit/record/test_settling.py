@@ -26,10 +26,11 @@ from pathlib import Path
 import pytest
 from support.filesystems import KINDS, Filesystem, filesystem_of
 from support.programs import run
+from support.recordings import assert_recorded, played
 from support.reference import Reference
 from support.users import as_nobody
 
-from tartapefs import SourceBusyError, Tape, TapeIntegrityError, TapePlayer, TapeRecorder
+from tartapefs import SourceBusyError, TapeIntegrityError, TapeRecorder
 from tartapefs.record import settling
 from tartapefs.source import file_systems
 
@@ -62,20 +63,6 @@ def make_root(root: Path) -> Path:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settling, "_PATIENCE", 0.1)
-
-
-def played(root: Path, index: Path | None = None) -> bytes:
-    with Tape.discover(root, index) as tape:
-        player = TapePlayer(tape, root)
-        try:
-            return player.read(0, tape.total_size)
-        finally:
-            player.close()
-
-
-def assert_recorded(root: Path) -> None:
-    expected = Reference(root)
-    assert played(root) == expected.read(0, expected.size)
 
 
 def assert_refused(root: Path) -> None:
@@ -377,3 +364,41 @@ def test_command_line(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr
         assert [skipped["path"] for skipped in json.loads(result.stdout)["skipped"]] == ["logs/app.log", "other"]
         assert "left out: logs/app.log: " in result.stderr
+
+
+# Changes that could hide from `stat`
+
+
+@pytest.mark.parametrize("keep_mtime", [False, True])
+def test_fresh_files_are_settled(tmp_path: Path, keep_mtime: bool) -> None:
+    """Recorded right after it was written, changed right after that, at equal size: the change shows."""
+    root = tmp_path / "tree"
+    root.mkdir()
+    for turn in range(8):
+        file = root / f"{turn}"
+        file.write_bytes(b"before")
+        TapeRecorder(root, overwrite=True).commit()
+        mtime_ns = file.stat().st_mtime_ns
+        file.write_bytes(b"after!")
+        if keep_mtime:
+            os.utime(file, ns=(mtime_ns, mtime_ns))
+        with pytest.raises(TapeIntegrityError):
+            played(root)
+
+
+@pytest.mark.parametrize(
+    "mtime", [-5, 0, 2_000_000_000, int(time.time()) + 3600], ids=["before", "epoch", "coarse", "now"]
+)
+def test_fresh_files_of_any_mtime_are_settled(tmp_path: Path, mtime: int) -> None:
+    """Also where the time of change is fresh, and the modification time was set to be anything else."""
+    root = tmp_path / "tree"
+    root.mkdir()
+    file = root / "file"
+    for _ in range(8):
+        file.write_bytes(b"before")
+        os.utime(file, (mtime, mtime))
+        TapeRecorder(root, overwrite=True).commit()
+        file.write_bytes(b"after!")
+        os.utime(file, (mtime, mtime))
+        with pytest.raises(TapeIntegrityError):
+            played(root)

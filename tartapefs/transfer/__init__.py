@@ -1,1 +1,1 @@
-"""Copies at the far end: how far they are right, completing them, digests, parts, uploads, URLs."""
+"""Checks and completes copies, computes digests, compares recordings, uploads parts, and serves URLs."""

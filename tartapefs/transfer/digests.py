@@ -1,13 +1,12 @@
-"""Digests of an archive that nobody stores: of the whole, of its parts as S3 has them, of each member.
+"""Digests of an archive without storing it: of the whole, of its parts as S3 has them, and of each member.
 
-Rule: a digest takes bytes of the archive from anywhere, in any order and from any thread: of what it is given it uses
-what goes on where it stopped, and it can tell which ranges it still misses. `Digests.complete` reads those, and no
-others, from the player, whose every byte is checked; so a digest comes out whole however the reading before was broken
-up, and the same as that of the archive in one piece.
+Rule: a digest takes bytes of the archive from any offset, in any order and from any thread; it uses those that continue
+where it stopped, and tells which ranges it still needs. `Digests.complete` reads those, and no others, from the player,
+which checks every byte. So a digest is that of the archive in one piece, however it was read.
 
-A hash of the whole can only go on in order; S3's ETag is made of independent parts, in any order. What was reached is
-kept in a state (see `outputs`), which belongs to one recording. BLAKE3's package
-cannot save a hash half way, so that one begins anew in each session.
+A hash of the whole takes bytes in order only; S3's ETag consists of independent parts, in any order. The progress is
+kept in a state (see `outputs`), which belongs to one recording. BLAKE3's package cannot save a hash half way, so that
+one starts again in each session.
 """
 
 import hashlib
@@ -40,13 +39,13 @@ _SAVE_EVERY = 10.0  # seconds
 
 
 def sums_line(digest: str, name: bytes) -> bytes:
-    """A line as `sha256sum` writes it: a name with a backslash, newline or return in it is escaped, and marked so."""
+    """A line as `sha256sum` writes it: a name that contains a backslash, newline or return is escaped, and marked."""
     escaped = name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
     return b"%b%b  %b\n" % (b"\\" if escaped != name else b"", digest.encode(), escaped)
 
 
 class Sums:
-    """The SHA-256 of every file's content, written to `out` in the archive's order, as `sha256sum -c` reads it."""
+    """Writes the SHA-256 of every file's content to `out`, in the archive's order, as `sha256sum -c` reads it."""
 
     def __init__(self, tape: Tape, out: BinaryIO, resumable: bool = False) -> None:
         self._tape, self._out, self._resumable = tape, out, resumable
@@ -66,7 +65,7 @@ class Sums:
             self._range_digest = RangeDigest("sha256", body, body + self._member.size, self._resumable)
 
     def _advance(self) -> None:
-        """Writes the line of each file that is complete, which an empty one is at once."""
+        """Writes the lines of files that are complete; an empty one is at once."""
         while self._member is not None and self._range_digest.is_complete:
             line = sums_line(self._range_digest.hexdigest(), self._member.name)
             self._written += self._out.write(line)
@@ -96,13 +95,13 @@ class Sums:
             }
 
     def cut(self) -> None:
-        """Cuts `out` to what this has written, in an earlier session or never. A pipe has nothing to cut."""
+        """Cuts `out` to what this has written, in an earlier session or this one, if it is a file."""
         if self._out.seekable():
             self._out.truncate(self._written)
             self._out.seek(self._written)
 
     def load(self, saved: dict[str, Any]) -> None:
-        """Goes on if `out` still has what was written to it when this was saved; else it begins anew."""
+        """Continues if `out` still begins with what was written to it when this was saved; else starts again."""
         start = saved["member"]
         self._out.seek(0)
         lines = hashlib.sha256(self._out.read(saved["written"]))
@@ -120,7 +119,7 @@ class Sums:
 
 
 def _union(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Sorted ranges, joined where they touch or overlap."""
+    """Joins sorted ranges where they touch or overlap."""
     low = high = -1
     for start, stop in ranges:
         if start > high:
@@ -137,14 +136,16 @@ def _size(ranges: Iterable[tuple[int, int]]) -> int:
 
 
 class Digests:
-    """Several digests of `tape`, made in one pass, or in as many as it takes.
+    """Several digests of `tape`, computed in one pass or over several sessions.
 
     `algorithms`: of the whole archive. `part_sizes`: of S3 multipart uploads, in bytes. `sums`: a binary file, which
     gets the SHA-256 of each member's content; open for reading and writing if there is a `state`. `state`: the path of
-    a file that keeps what was reached; if it exists, the digests go on from there.
+    a file that keeps the progress; if it exists, the digests continue from there.
+
+    Attributes: `tape`; `whole`, the digests by their algorithms; `parts`, those of uploads by their part sizes; `sums`.
 
     Raises OutputError for a file that is no state, or one that belongs to another recording or is damaged, and OSError
-    where it cannot be read or made.
+    if it cannot be read or created.
     """
 
     def __init__(
@@ -165,7 +166,7 @@ class Digests:
         self._all |= {f"s3:{size}": parts for size, parts in self.parts.items()}
         if self.sums is not None:
             self._all["sums"] = self.sums
-        self._others: dict[str, Any] = {}  # what the state keeps for digests that are not asked for now
+        self._others: dict[str, Any] = {}  # what the state keeps of digests that are not requested now
         if self._state is not None:
             with SavedState(self._state, STATE, wait=True) as kept_state:
                 records = list(kept_state.records())
@@ -176,21 +177,21 @@ class Digests:
             self.sums.cut()
 
     def add(self, offset: int, data: "ReadableBuffer") -> None:
-        """Offers the bytes at `offset`, as the player gave them, to every digest. From any thread, in any order."""
+        """Gives the bytes at `offset`, as the player read them, to every digest. From any thread, in any order."""
         for digest in self._all.values():
             digest.add(offset, data)
 
     def missing(self) -> list[tuple[int, int]]:
-        """The ranges of the archive that some digest still needs, in order."""
+        """The ranges of the archive that at least one digest still needs, in order."""
         return list(_union(heapq.merge(*(digest.missing() for digest in self._all.values()))))
 
     def complete(
         self, player: TapePlayer, on_progress: Callable[[int, int], None] = lambda position, done: None
     ) -> None:
-        """Reads what is missing, each byte once, and hashes it in a thread for each digest while it reads on.
+        """Reads what is missing, each byte once, and hashes it meanwhile, in one thread for each digest.
 
         `on_progress` is called after each chunk with the position in the archive and the bytes read so far. The state,
-        if there is one, is saved every ten seconds and at the end, also when this is interrupted or fails. Raises what
+        if there is one, is saved every ten seconds and at the end, also after an interruption or an error. Raises what
         `TapePlayer.read` raises.
         """
         spare, buffer = aligned(CHUNK), aligned(CHUNK)
@@ -223,21 +224,21 @@ class Digests:
 
     @property
     def not_kept(self) -> tuple[Algorithm, ...]:
-        """The algorithms of the whole whose state cannot be saved here: they begin anew in each session."""
+        """The algorithms of the whole archive that cannot be saved half way here: they start again in each session."""
         return tuple(name for name in self.whole if not is_resumable(name))
 
     @property
     def read_again(self) -> int:
-        """How many bytes are missing for those alone."""
+        """How many bytes are missing for the `not_kept` ones alone."""
         others = (digest.missing() for name, digest in self._all.items() if name not in self.not_kept)
         return _size(self.missing()) - _size(_union(heapq.merge(*others)))
 
     def _identity(self) -> dict[str, Any]:
-        """What a state belongs to: the headers alone do not tell two contents of the same second apart."""
+        """The recording that a state belongs to. Headers alone do not distinguish contents of the same second."""
         return {"fingerprint": self.tape.fingerprint, "rows": self.tape.rows_digest}
 
     def save(self) -> None:
-        """Replaces the state file by what was reached until now. Raises OSError."""
+        """Replaces the state file by the progress until now. Raises OSError."""
         assert self._state is not None, "there is no state file"
         digests = {name: saved for name, digest in self._all.items() if (saved := digest.save()) is not None}
         content = self._identity() | {"digests": self._others | digests}

@@ -1,12 +1,12 @@
-"""One tape, uploaded by many machines: its parts are planned here and sent by the workers of a Dask cluster.
+"""Uploads one tape from many machines: plans its parts here, and has the workers of a Dask cluster send them.
 
-Rule: the target becomes visible whole or not at all, and what was whole there before stays until then. Every worker
-opens the tape itself, and sends a part while it hashes what it reads; the part counts once the far end has the same
-MD5. Drift, whichever worker finds it, ends the upload and takes away what was sent. Any other failure is tried again on
-other workers, and if it stays, what was sent stays too: the same call, made again, reads the parts that are there,
-compares, and sends only what is missing or different.
+Rule: the target becomes visible whole or not at all; an earlier complete one stays until then. Every worker opens the
+tape itself, and hashes a part while it sends it; the part counts once the far end has the same MD5. Drift, whichever
+worker finds it, ends the upload and removes what was sent. Any other failure is retried on other workers; if it stays,
+so does what was sent: the same call, repeated, reads the parts that are there, compares them, and sends only those that
+are missing or different.
 
-No state is kept here: what is there, the far end tells. After the last part each host looks once at all directories of
+No state is kept here: the far end tells which parts are there. After the last part each host audits all directories of
 its source, since the audit before the footer came before the other parts were read.
 """
 
@@ -37,14 +37,19 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """What `upload` has made of the archive at `url`."""
+    """The result of an upload.
+
+    Attributes: `url`; `size` of the archive and `part_size`, in bytes; `parts`, their number; `sent`, how many parts
+    this call sent: the others were there, and were compared; `etag`, as S3 forms it: MD5 of the parts' MD5s, and their
+    number.
+    """
 
     url: str
-    size: int  # bytes
-    part_size: int  # bytes
+    size: int
+    part_size: int
     parts: int
-    sent: int  # parts that this call sent; the others were there, and were compared
-    etag: str  # as S3 forms it: MD5 of the parts' MD5s, and their number
+    sent: int
+    etag: str
 
 
 def upload(
@@ -62,13 +67,13 @@ def upload(
     """Uploads the archive of `directory`, a path that leads to the same tape here and on every worker of `client`.
 
     `url`: `s3://bucket/key` is one object, by multipart upload; any URL of fsspec that ends in a slash is a folder, in
-    which each part is a file and MD5SUMS, written last, says that they are complete. `part_size`: bytes, by default
+    which each part is a file, and MD5SUMS, written last, says that they are complete. `part_size`: bytes, by default
     64 MiB or as much as 10,000 parts need. `storage_options`: the arguments of `boto3.client("s3")`, or of fsspec's
     file system. `check`: as for a TapePlayer. `attempts`: how often a part may fail before the upload ends.
     `on_progress` is called with the bytes done and the bytes in all.
 
-    Raises ValueError for parts that S3 would refuse, TapeIntegrityError for drift, which takes away what was sent, and
-    TapeError for a part that failed too often, after which the same call goes on with what is there.
+    Raises ValueError for parts that S3 would refuse; TapeIntegrityError for drift, after it has removed what was sent;
+    and TapeError for a part that failed too often, after which the same call continues with the parts that are there.
     """
     path = os.path.realpath(directory)
     with Tape.discover(path, index) as tape, closing(TapePlayer(tape, check=check)) as player:
@@ -101,7 +106,7 @@ def upload(
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What became of a task. Errors come as values: an error of boto3 does not cross to another process."""
+    """The result of a task. Errors are values, since those of boto3 cannot be pickled."""
 
     worker: str = ""  # its address
     md5: str = ""
@@ -134,18 +139,18 @@ class _Job:
 
 
 def _send(job: _Job, numbered: tuple[int, str]) -> _Outcome:
-    """On a worker: sees to it that the far end has this part, which may be there with that MD5."""
-    at, there = numbered
+    """On a worker: sends a part, unless the far end has it with the MD5 that it reported."""
+    at, stored = numbered
 
     def send(player: TapePlayer) -> _Outcome:
         part = Parts(player, job.part_size)[at]
         body = HashedPart(player, part.start, part.stop, part.name)
-        if there:
+        if stored:
             buffer = aligned(CHUNK)
             while body.readinto(buffer):
                 pass
-            if body.hexdigest() == there:
-                return _Outcome(md5=there)
+            if body.hexdigest() == stored:
+                return _Outcome(md5=stored)
             body.seek(0)
         job.target.send(at, body)
         return _Outcome(md5=body.hexdigest(), sent=True)
@@ -154,7 +159,7 @@ def _send(job: _Job, numbered: tuple[int, str]) -> _Outcome:
 
 
 def _audit(job: _Job, _: str) -> _Outcome:
-    """On a worker: looks at all directories of the source."""
+    """On a worker: audits all directories of the source."""
 
     def audit(player: TapePlayer) -> _Outcome:
         player.audit()
@@ -164,7 +169,7 @@ def _audit(job: _Job, _: str) -> _Outcome:
 
 
 def _on_worker(job: _Job, work: Callable[[TapePlayer], _Outcome]) -> _Outcome:
-    """Opens the tape, and gives what becomes of `work`."""
+    """Opens the tape, does `work`, and returns its result or error."""
     here = import_module("distributed").get_worker().address
     player = None
     try:
@@ -184,11 +189,11 @@ def _run(
     attempts: int,
     pinned: bool = False,
 ) -> Iterator[tuple[_Item, _Outcome]]:
-    """Runs `task` on the cluster for each item, and gives what came of those that succeeded, in any order.
+    """Runs `task` on the cluster for each item, and yields the results of those that succeed, in any order.
 
-    What fails is tried again on other workers. The cluster has hardly more tasks than threads at a time, so that after
-    drift those that run can be waited for: a part that arrives after the abort would stay there. `pinned`: the items
-    are the addresses of the workers to run on, as long as these live.
+    Failed tasks are retried on other workers. The cluster gets hardly more tasks than it has threads, so that after
+    drift the running ones can be waited for: a part that arrives after the abort would stay. `pinned`: the items are
+    the addresses of the workers to run on, as long as these live.
     """
     waiting, failures = deque(items), Counter[_Item]()
     under_way: dict[str, _Item] = {}

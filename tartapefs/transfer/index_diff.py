@@ -1,9 +1,9 @@
-"""Two recordings of one archive: what was added, removed, changed and moved, and how much of the old bytes is the new.
+"""Compares two recordings: what was added, removed, changed and moved, and which prefix both archives share.
 
-Rule: headers are compared byte by byte, made anew from both indexes. A body is believed equal only if size and
-modification time (in nanoseconds) agree as recorded, and, where both recordings are of the same folder, inode and
-change time too; it is not read. So the prefix that is told is exact to the byte inside a header, and never too long
-unless a file changed in a way that no `stat` shows; within a body that may differ, it ends at the body's first byte.
+Rule: headers are compared byte by byte, built from both indexes. Bodies are not read: one counts as equal only if its
+recorded size and modification time (in nanoseconds) agree and, if both recordings are of the same folder, inode and
+change time too. So the prefix is exact to the byte inside a header, ends at the first byte of a body that may differ,
+and is never too long unless a file changed in a way that no `stat` shows.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,8 +14,8 @@ from tartapefs.api.tape import Tape
 from tartapefs.archive.layout import BLOCK
 from tartapefs.archive.member import Member
 
-Kind = Literal["added", "removed", "changed", "moved"]
-Progress = Callable[[int, int], None]  # (members so far, where the last of them lies in the new archive)
+ChangeKind = Literal["added", "removed", "changed", "moved"]
+Progress = Callable[[int, int], None]  # (members so far, offset of the last of them in the new archive)
 _PROGRESS_EVERY = 1024  # members
 
 
@@ -25,24 +25,27 @@ def _nothing(members: int, position: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One member that is not where or what it was: `old` and `new` are its records, None where there is none."""
+    """A member that differs, or lies at another offset.
 
-    kind: Kind
+    Attributes: `kind`; `old` and `new`, the member in each recording, or None.
+    """
+
+    kind: ChangeKind
     old: Member | None
     new: Member | None
 
     @property
     def member(self) -> Member:
-        return self.new or self.old  # type: ignore[return-value]  # one of them there is
+        return self.new or self.old  # type: ignore[return-value]  # at least one is a member
 
 
 def first_difference(one: bytes, other: bytes) -> int:
-    """The first place where they differ: the length of the shorter one if it begins the other.
+    """The first index at which they differ; the length of the shorter one if the other begins with it.
 
     >>> first_difference(b"abcd", b"abxd"), first_difference(b"ab", b"abc"), first_difference(b"", b"")
     (2, 2, 0)
     """
-    low, high = 0, min(len(one), len(other))  # equal below `low`; by halves, since a comparison of bytes is memcmp
+    low, high = 0, min(len(one), len(other))  # equal below `low`; by halves, since comparing bytes is memcmp
     while low < high:
         middle = (low + high + 1) // 2
         if one[low:middle] == other[low:middle]:
@@ -53,21 +56,21 @@ def first_difference(one: bytes, other: bytes) -> int:
 
 
 class Comparison:
-    """The archive of `old` against that of `new`. `check`: "mtime" never compares inode and change time."""
+    """Compares the archive of `old` with that of `new`. `check`: "mtime" never compares inode and change time."""
 
     def __init__(self, old: Tape, new: Tape, check: Literal["full", "mtime"] = "full") -> None:
         self.old, self.new = old, new
         self._same_folder = check == "full" and old.root_ino == new.root_ino
 
     def _same_content(self, one: Member, other: Member) -> bool:
-        """For two members with the same header."""
+        """Whether two members with the same header count as equal."""
         return not one.size or (
             one.mtime_ns == other.mtime_ns
             and (not self._same_folder or (one.ino == other.ino and one.ctime_ns == other.ctime_ns))
         )
 
     def prefix(self, on_progress: Progress = _nothing) -> int:
-        """The length of the longest prefix of the old archive that the new one has too, in bytes."""
+        """The length of the longest common prefix of both archives, in bytes."""
         if self.old.rows_digest == self.new.rows_digest:
             return self.old.total_size
         stop = 0
@@ -82,13 +85,13 @@ class Comparison:
             stop = one.stop
             if count % _PROGRESS_EVERY == 0:
                 on_progress(count, other.start)
-        # A footer is NUL bytes, and a header begins with a name: where one ends and the other goes on, they differ.
+        # If only one archive ends here, they differ: a footer is NUL bytes, and a header begins with a name.
         return stop if self.old.total_size != self.new.total_size else self.old.total_size
 
     def changes(self, on_progress: Progress = _nothing) -> Iterator[Change]:
-        """All members that differ, in the archive's order; nothing of what is the same in the same place.
+        """Yields all members that differ, in the archive's order. Memory does not grow with their number.
 
-        "moved": the same header and content at another offset. Memory does not grow with their number.
+        "moved" is the same header and content at another offset.
         """
         ours, theirs = self.old.members(), self.new.members()
         one, other, count = next(ours, None), next(theirs, None), 0

@@ -1,6 +1,6 @@
-"""Digests that take ranges of an archive: of a whole, in order, and of parts, in any order.
+"""Digests that take ranges of an archive: of a whole range, in order, and of parts, in any order.
 
-Rule: a digest uses what goes on where it stopped, and tells which ranges it still misses.
+Rule: a digest takes bytes from any offset, uses those that continue where it stopped, and tells which it still needs.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ def _new_hash(algorithm: Algorithm, resumable: bool) -> IncrementalHash:
 
 
 def etag(md5s: Iterable[bytes]) -> str:
-    """The ETag that S3 gives to a multipart upload whose parts have these MD5s, 16 bytes each, in order.
+    """The ETag of an S3 multipart upload whose parts have these MD5s, 16 bytes each, in order.
 
-    (Of an object that is stored plain or with SSE-S3; with SSE-KMS or SSE-C S3 makes up others.)
+    This holds for objects that are stored plain or with SSE-S3; with SSE-KMS or SSE-C, S3 gives other ETags.
 
     >>> etag([hashlib.md5(b"a").digest(), hashlib.md5(b"b").digest()])
     '96e024ba2074fe77e8e965ba43a704be-2'
@@ -36,7 +36,10 @@ def etag(md5s: Iterable[bytes]) -> str:
 
 
 class RangeDigest:
-    """The digest of the bytes `[start, stop)` of the archive. `position`: the next byte that it needs."""
+    """The digest of the bytes `[start, stop)` of the archive.
+
+    Attributes: `algorithm`; `start`, `stop` and `position`, the next byte that it needs, offsets in the archive.
+    """
 
     def __init__(self, algorithm: Algorithm, start: int, stop: int, resumable: bool = False) -> None:
         self.algorithm = algorithm
@@ -50,7 +53,7 @@ class RangeDigest:
         return self.position == self.stop
 
     def add(self, offset: int, data: "ReadableBuffer") -> None:
-        """Takes of `data`, which lies at `offset` of the archive, what goes on at `position`."""
+        """Hashes the bytes of `data`, which begins at `offset` of the archive, from `position` on."""
         view = memoryview(data)
         with self._lock:
             low = self.position - offset
@@ -70,7 +73,7 @@ class RangeDigest:
         return self._result if self._hash is None else self._hash.hexdigest()
 
     def save(self) -> dict[str, Any] | None:
-        """What `load` goes on from; None if nothing of it can be kept."""
+        """What `load` continues from; None if the hash cannot be saved half way."""
         with self._lock:
             if self.is_complete:
                 return {"position": self.position, "result": self.hexdigest()}
@@ -79,13 +82,14 @@ class RangeDigest:
             return None
 
     def load(self, saved: dict[str, Any]) -> None:
+        """Continues from what `save` gave. Raises ValueError, KeyError or TypeError for anything else."""
         position = saved["position"]
         if not isinstance(position, int) or not self.start <= position <= self.stop:
             raise ValueError("a position outside its range")
         if position == self.stop:
             self._hash, self._result = None, str(saved["result"])
         elif not is_resumable(self.algorithm):
-            return  # saved where it could be, and begun anew where it cannot
+            return  # it was saved on a machine where that works; here it starts again
         else:
             self._hash = ResumableHash.restore(self.algorithm, saved["state"])
         self.position = position
@@ -94,7 +98,8 @@ class RangeDigest:
 class PartDigests:
     """The ETag of the archive as a multipart upload in parts of `size` bytes: MD5 over the MD5s of the parts.
 
-    Parts are numbered from 0 here and from 1 in S3. `md5s`: those that are complete.
+    Attributes: `size`, of a part, and `total_size`, of the archive, in bytes; `count` of parts; `md5s`, of the complete
+    parts, by their numbers, from 0 here and from 1 in S3.
     """
 
     def __init__(self, size: int, total_size: int, resumable: bool = False) -> None:
@@ -108,7 +113,7 @@ class PartDigests:
         self._lock = threading.Lock()
 
     def range(self, number: int) -> tuple[int, int]:
-        """Where part `number`, from 0, lies: `[start, stop)`."""
+        """The offsets `[start, stop)` of part `number`, from 0."""
         return number * self.size, min((number + 1) * self.size, self.total_size)
 
     def _range_digest(self, number: int) -> RangeDigest | None:
@@ -122,12 +127,12 @@ class PartDigests:
     def add(self, offset: int, data: "ReadableBuffer") -> None:
         view = memoryview(data)
         for number in range(offset // self.size, min(-(-(offset + len(view)) // self.size), self.count)):
-            window = self._range_digest(number)
-            if window is not None:
-                window.add(offset, view)
-                if window.is_complete:
+            digest = self._range_digest(number)
+            if digest is not None:
+                digest.add(offset, view)
+                if digest.is_complete:
                     with self._lock:
-                        self.md5s[number] = bytes.fromhex(window.hexdigest())
+                        self.md5s[number] = bytes.fromhex(digest.hexdigest())
                         self._open.pop(number, None)
 
     def missing(self) -> Iterator[tuple[int, int]]:
@@ -144,7 +149,7 @@ class PartDigests:
 
     def save(self) -> dict[str, Any]:
         with self._lock:
-            begun = ((number, window.save()) for number, window in self._open.items())
+            begun = ((number, digest.save()) for number, digest in self._open.items())
             return {
                 "md5s": {str(number): md5.hex() for number, md5 in self.md5s.items()},
                 "open": {str(number): state for number, state in begun if state},
@@ -156,6 +161,6 @@ class PartDigests:
         if not all(0 <= number < self.count and len(md5) == 16 for number, md5 in self.md5s.items()):
             raise ValueError("a part outside the archive")
         for text, state in saved["open"].items():
-            window = self._range_digest(int(text))
-            if window is not None:
-                window.load(state)
+            digest = self._range_digest(int(text))
+            if digest is not None:
+                digest.load(state)

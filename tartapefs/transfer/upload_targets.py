@@ -30,7 +30,7 @@ _session_lock = threading.Lock()
 
 
 class HashedPart(Window):
-    """A window that knows the MD5 of what was read from it, in order; a read from its start starts anew."""
+    """A window that computes the MD5 of what is read from it, in order; a read at its start starts again."""
 
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
         if self.tell() == 0:
@@ -44,14 +44,14 @@ class HashedPart(Window):
 
 
 class UploadTarget(Protocol):
-    """Where parts go. `there` is asked before the first part, `finish` after the last; `send` is called on workers."""
+    """Where parts go. `there` is called before the first part, `finish` after the last, and `send` on workers."""
 
     def there(self, parts: Parts) -> dict[int, str]:
-        """The MD5 of each part that is there already, by its number from 0."""
+        """The MD5 of each part that the far end has, by its number from 0."""
         ...
 
     def send(self, at: int, part: "HashedPart") -> None:
-        """Stores the part. Raises TapeError where what is stored is not what was read."""
+        """Stores part `at`. Raises TapeError if the stored bytes are not those that were read."""
         ...
 
     def finish(self, md5s: list[str], predicted: str, parts: Parts) -> None: ...
@@ -81,7 +81,7 @@ def target_for(url: str, options: dict[str, Any], parts: Parts, size: int) -> Up
 
 @dataclass(frozen=True, slots=True)
 class S3Object:
-    """One object, by multipart upload. It goes on with the latest unfinished upload of its key."""
+    """One object, by multipart upload. Continues the latest unfinished upload of its key."""
 
     bucket: str
     key: str
@@ -128,7 +128,7 @@ class S3Object:
 
 
 def _is_of_a_part(name: str) -> bool:
-    """Whether a file in a folder of parts is one, or the MD5 of one, under way or not."""
+    """Whether a file in a folder of parts is a part or the MD5 of one, complete or under way."""
     return _PART.fullmatch(name.removeprefix(_UNDER_WAY).removesuffix(".md5")) is not None
 
 
@@ -138,9 +138,9 @@ def _session() -> Any:
 
 
 def _s3(options: dict[str, Any]) -> "closing[Any]":
-    """A client of boto3. From one session it takes 5 ms to make, not 70, but only one thread at a time may do so.
+    """Makes a client of boto3: in 5 ms from one session, else in 70, but only one thread at a time may do so.
 
-    It computes no checksum of its own, for which it would read every part once more: a part's MD5 is compared anyway.
+    It computes no checksums, for which it would read every part once more: a part's MD5 is compared anyway.
     """
     config = _import("botocore.config").Config(request_checksum_calculation="when_required")
     with _session_lock:
@@ -149,10 +149,10 @@ def _s3(options: dict[str, Any]) -> "closing[Any]":
 
 @dataclass(frozen=True, slots=True)
 class PartsFolder:
-    """A folder of fsspec's with a file for each part, and beside it its MD5, written once the part is whole.
+    """A folder of fsspec's with a file for each part and a file with its MD5, written once the part is whole.
 
-    A set of parts that is complete, as MD5SUMS says, stays as it is until the next one is complete: meanwhile the parts
-    of that one have names that begin with `under_way`, which is empty where there is no complete set.
+    A complete set of parts, as MD5SUMS says, stays until the next one is complete. Meanwhile the names of the new parts
+    begin with `under_way`, which is empty if there is no complete set.
     """
 
     url: str
@@ -176,7 +176,7 @@ class PartsFolder:
     def _open(self) -> tuple[Any, str]:
         try:
             fs, path = _import("fsspec").core.url_to_fs(self.url, **self.options)
-        except ImportError as error:  # fsspec needs another package for it, and says which
+        except ImportError as error:  # it says which package fsspec needs for this URL
             raise TapeError(f"{self.url}: {error}") from None
         return fs, path.rstrip("/")
 
@@ -186,7 +186,7 @@ class PartsFolder:
         fs.invalidate_cache()
         try:
             listed = fs.ls(path, detail=True)
-        except FileNotFoundError:  # an object store has no folder until something is in it
+        except FileNotFoundError:  # an object store has no empty folders
             listed = []
         return fs, path, {found["name"].rpartition("/")[2]: found["size"] for found in listed}
 
@@ -196,7 +196,7 @@ class PartsFolder:
         return found | self._whole(listed, self.under_way, parts) if self.under_way else found
 
     def _whole(self, listed: tuple[Any, str, dict[str, int]], begin: str, parts: Parts) -> dict[int, str]:
-        """The MD5 of each part whose name begins so and that is whole."""
+        """The MD5 of each whole part whose file's name begins with `begin`."""
         fs, path, sizes = listed
         whole = {
             f"{begin}{part.name}.md5": at
@@ -227,7 +227,7 @@ class PartsFolder:
         moving = [name for at, name in enumerate(names) if ready.get(at) == md5s[at]]
         others = {name for name in sizes if _is_of_a_part(name)} - kept
         if self.under_way and others:
-            fs.rm_file(f"{path}/{_SUMS}")  # from here on the parts are of two sets
+            fs.rm_file(f"{path}/{_SUMS}")  # from here on there are parts of two sets
         for name in (name for part in moving for name in (part, f"{part}.md5")):
             fs.mv(f"{path}/{self.under_way}{name}", f"{path}/{name}")
             others.discard(self.under_way + name)

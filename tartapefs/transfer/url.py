@@ -1,8 +1,8 @@
-"""The archive by URL, for all that reads through fsspec: tartape:///srv/data/archive.tar is that of /srv/data.
+"""A file system of fsspec: tartape:///srv/data/archive.tar is the archive of /srv/data.
 
-Rule: nothing is kept between two calls but the options, so file systems and open files cross to other processes, and a
-folder that was recorded again is seen by the next call. Each open file has a player of its own, which checks what it
-reads; what fsspec's cache of a file holds was checked when it was read, not when it is handed out once more.
+Rule: between two calls only the options are kept. So file systems and open files can be pickled, and the next call sees
+that a folder was recorded again. Each open file has its own player, which checks what it reads; bytes from fsspec's
+cache were checked when they were read, not when they are served again.
 """
 
 import errno
@@ -18,9 +18,9 @@ from tartapefs.play.engine import Check, TapePlayer
 
 
 class TapeFileSystem(AbstractFileSystem):
-    """Every recorded folder, as a folder that holds its archive and nothing else. Read-only.
+    """Shows every recorded folder as a folder with its archive in it. Read-only.
 
-    `index`: where the index is, if not in the folder. `check`: what each read compares, as for a TapePlayer.
+    `index`: the path of the index, if not in the folder. `check`: what each read compares, as for a TapePlayer.
     """
 
     protocol = "tartape"
@@ -62,7 +62,7 @@ class TapeFileSystem(AbstractFileSystem):
         return [found if detail else found["name"]]
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
-        """Exactly the range that is asked for, without a cache that reads ahead."""
+        """Reads exactly this range, without a cache that reads ahead."""
         data: bytes = super().cat_file(path, start, end, **{"cache_type": "none"} | options)
         return data
 
@@ -73,7 +73,7 @@ class TapeFileSystem(AbstractFileSystem):
 
 
 class TapeFile(AbstractBufferedFile):
-    """An archive, open for reading; fsspec's cache asks for it in blocks of `block_size`."""
+    """An archive, open for reading; fsspec's cache requests blocks of `block_size` bytes."""
 
     def __init__(self, fs: TapeFileSystem, path: str, mode: str, **options: Any) -> None:
         folder, name = os.path.split(path)

@@ -22,16 +22,18 @@ if TYPE_CHECKING:
 class Window(io.RawIOBase):
     """The bytes `[start, stop)` of the archive that `player` plays, as a file of `stop - start` bytes.
 
-    Attributes: `name`; `start` and `stop`, offsets in the archive, in bytes; `size`, in bytes.
-
     `readinto` and `read` return all bytes requested, fewer only at the window's end, or raise what
     `TapePlayer.readinto` raises. Windows of one player can be read concurrently; reads of one window are serialized.
     Closing it leaves the player and the tape as they are; the source is closed with the last window on it.
+
+    name: "archive.tar", or that of a part.
+    start, stop: its offsets in the archive, in bytes; half-open.
+    size: in bytes.
     """
 
     def __init__(self, player: TapePlayer, start: int, stop: int, name: str) -> None:
         self.name = name
-        self.start = start  # in the archive, in bytes
+        self.start = start
         self.stop = stop
         self._player = player
         self._position = 0
@@ -94,8 +96,8 @@ class Window(io.RawIOBase):
 class Parts(Sequence[Window]):
     """The archive as a sequence of windows of `size` bytes, the last one shorter; each access makes a new one.
 
-    They are named archive.tar.part-00001-of-00042, in the order of the archive; numbers have as many digits as the
-    last one, five at least, so the names sort. Raises ValueError for a `size` below 1.
+    Their names are archive.tar.part-00001-of-00042 and so on; numbers have as many digits as the last one, five at
+    least, so the names sort. Raises ValueError for a `size` below 1.
     """
 
     def __init__(self, player: TapePlayer, size: int) -> None:

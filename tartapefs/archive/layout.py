@@ -15,7 +15,11 @@ MAX_OFFSET = 2**63 - 1  # the largest off_t, and the largest integer SQLite stor
 
 
 class Kind(StrEnum):
-    """The kinds of segments."""
+    """The kinds of segments.
+
+    HEADER, BODY, PADDING: of a member.
+    FOOTER: the zeros at the end of the archive.
+    """
 
     HEADER = "header"
     BODY = "body"

@@ -27,6 +27,7 @@ class Member(NamedTuple):
     owner: as written in the header; None if owners are not recorded.
     arc_path: the name without a directory's slash, as `os.fsdecode` gives it.
     path: below the source folder; empty for the folder itself.
+    sort_key: what members of an archive are sorted by.
     is_file, is_directory, is_link: its type.
 
     A plain tuple since one is made for every member that is read: a frozen dataclass takes four times as long.

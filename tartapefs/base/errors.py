@@ -17,7 +17,11 @@ RECORD_AGAIN = 'run "tartapefs record --force" to record again'
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A path of the source that cannot be recorded. `path` is relative to the root, as `os.fsdecode` gives it."""
+    """A path of the source that cannot be recorded.
+
+    path: relative to the root, as `os.fsdecode` gives it.
+    reason: text for people.
+    """
 
     path: str
     reason: str
@@ -27,7 +31,17 @@ class Problem:
 
 
 class Fact(StrEnum):
-    """A fact that was recorded of a member or of the whole tape; its value names it in messages and JSON."""
+    """A fact that was recorded of a member or of the whole tape; its value names it in messages and JSON.
+
+    TYPE, SIZE, MODE, MTIME, CTIME, INODE: of a member, as `stat` gives them.
+    TARGET: of a link.
+    ACCESS: whether the member can be read.
+    PATH: whether folders lead to the member.
+    CONTENTS: of the member's body.
+    SOURCE, INDEX: the source folder and the index as a whole.
+    COPY: of the archive.
+    FINGERPRINT, RECORDING: which tape it is.
+    """
 
     TYPE = "type"
     SIZE = "size"
@@ -53,6 +67,7 @@ class Difference:
     what: the fact, a string such as "size".
     recorded, found: both values, as text for people.
     part: for contents, the block that differs, such as "block 1 (bytes 512 to 1024 of its body)"; else empty.
+    subject: the fact, with this part, as text for people.
     """
 
     what: Fact
@@ -62,7 +77,6 @@ class Difference:
 
     @property
     def subject(self) -> str:
-        """The fact, with the part that differs."""
         return f"{self.what} of {self.part}" if self.part else self.what.value
 
     def __str__(self) -> str:
@@ -84,7 +98,11 @@ def _remake(kind: type[TapeError], arguments: tuple[object, ...]) -> TapeError:
 
 
 class TapeNotFoundError(TapeError, FileNotFoundError):
-    """There is no index at `path`."""
+    """There is no index here.
+
+    path: of the index.
+    errno: ENOENT.
+    """
 
     def __init__(self, path: str, remedy: str) -> None:
         super().__init__(f"{printable(path)}: no tape here; {remedy}")
@@ -93,7 +111,11 @@ class TapeNotFoundError(TapeError, FileNotFoundError):
 
 
 class TapeExistsError(TapeError, FileExistsError):
-    """There is an index at `path` already, and nobody asked to replace it."""
+    """There is an index already, and the caller did not ask to replace it.
+
+    path: of the index.
+    errno: EEXIST.
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__(f"{printable(path)}: already recorded; {RECORD_AGAIN}")
@@ -102,7 +124,11 @@ class TapeExistsError(TapeError, FileExistsError):
 
 
 class TapeSealedError(TapeError, FileExistsError):
-    """The index at `path` holds digests already."""
+    """The index holds digests already.
+
+    path: of the index.
+    errno: EEXIST.
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__(f"{printable(path)}: has digests already; {RECORD_AGAIN} if the folder changed")
@@ -111,7 +137,11 @@ class TapeSealedError(TapeError, FileExistsError):
 
 
 class UnexpectedTapeError(TapeError):
-    """The tape is not the one that has the fingerprint or seal `expected`."""
+    """The tape does not have the expected fingerprint or seal.
+
+    path: of the index.
+    expected: the fingerprint or seal, 64 hex digits.
+    """
 
     def __init__(self, path: str, expected: str, fingerprint: str, seal: str) -> None:
         sealed = f"its seal {seal}" if seal else "it has no seal"
@@ -124,7 +154,11 @@ class UnexpectedTapeError(TapeError):
 
 
 class TapeBusyError(TapeError, BlockingIOError):
-    """Another recorder is writing the index at `path`."""
+    """Another recorder is writing the index.
+
+    path: of the index.
+    errno: EAGAIN.
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__(
@@ -135,7 +169,11 @@ class TapeBusyError(TapeError, BlockingIOError):
 
 
 class TapeFormatError(TapeError):
-    """The file at `path` is not an index that can be believed, for `reason`."""
+    """The file is not an index that can be believed.
+
+    path: of the file.
+    reason: text for people.
+    """
 
     def __init__(self, path: str, reason: str) -> None:
         reason = printable(reason)  # it may quote what is in the file
@@ -154,25 +192,39 @@ class _ProblemsError(TapeError):
 
 
 class TapeConstraintError(_ProblemsError):
-    """`problems`: paths that the archive format has no room for, or a request that no tape can satisfy."""
+    """The archive format has no room for some paths, or no tape can satisfy the request.
+
+    problems: these paths, one at least.
+    """
 
     _says = "cannot be recorded"
 
 
 class SourceUnreadableError(_ProblemsError):
-    """`problems`: paths of the source that this user cannot read."""
+    """This user cannot read some paths of the source.
+
+    problems: these paths, one at least.
+    """
 
     _says = "cannot be read by this user"
 
 
 class SourceBusyError(_ProblemsError):
-    """`problems`: files of the source that changed within the last minute, and that a program can still write."""
+    """Files of the source changed within the last minute, and a program can still write to them.
+
+    problems: these files, one at least.
+    """
 
     _says = "is being written"
 
 
 class TapeIntegrityError(TapeError, RuntimeError):
-    """The source is not as recorded: drift. `member` is the name in the archive, `differences` what was found."""
+    """The source is not as recorded: drift.
+
+    member: the name in the archive.
+    differences: what was found, each a Difference.
+    remedy: what to do about it, as text for people.
+    """
 
     def __init__(self, member: str, differences: Iterable[Difference], remedy: str = RECORD_AGAIN) -> None:
         self.member = member
@@ -186,7 +238,11 @@ class TapeIntegrityError(TapeError, RuntimeError):
 
 
 class OffsetError(TapeError, ValueError):
-    """`offset` is outside the archive, whose offsets are 0 to `total_size`, in bytes."""
+    """An offset is outside the archive.
+
+    offset: in bytes.
+    total_size: of the archive, in bytes; offsets are 0 to this.
+    """
 
     def __init__(self, offset: int, total_size: int) -> None:
         super().__init__(f"offset {offset} is outside the archive (0 to {total_size})")
@@ -195,7 +251,11 @@ class OffsetError(TapeError, ValueError):
 
 
 class OutputError(TapeError):
-    """No command writes to `path`, for `reason`: it is part of a tape, or somebody else's."""
+    """No command writes to this file, which is part of a tape, or another user's.
+
+    path: of the file.
+    reason: text for people.
+    """
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"{printable(path)}: {reason}")
@@ -204,7 +264,12 @@ class OutputError(TapeError):
 
 
 class OutputBusyError(OutputError, BlockingIOError):
-    """Another program is writing the file at `path`."""
+    """Another program is writing the file.
+
+    path: of the file.
+    reason: text for people.
+    errno: EAGAIN.
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__(path, "is being written by another program; wait for it to end")
@@ -212,7 +277,11 @@ class OutputBusyError(OutputError, BlockingIOError):
 
 
 class MountError(TapeError):
-    """`mountpoint` could not be mounted or unmounted, for `reason`."""
+    """A folder could not be mounted or unmounted.
+
+    mountpoint: the path of the folder.
+    reason: text for people.
+    """
 
     def __init__(self, mountpoint: str, reason: str) -> None:
         super().__init__(f"{printable(mountpoint)}: {reason}")

@@ -42,28 +42,50 @@ _pack_numbers = struct.Struct("<qHH").pack
 
 @dataclass(frozen=True, slots=True)
 class TapeFacts:
-    """What an index says of the tape as a whole."""
+    """What an index says of the tape as a whole.
+
+    root_name: the folder's name in the archive.
+    fingerprint: SHA-256 over all headers, 64 hex digits.
+    total_size: bytes of the archive, footer included.
+    member_count: the number of members.
+    recorded_ns: when the folder was recorded, in nanoseconds since 1970.
+    excluded: patterns; a callable is named by its repr.
+    left_out: the number of sockets, pipes, devices and unreadable files that were left out.
+    owners_kept: whether headers name the owners of files.
+    root_ino, index_ino: the inodes of the source folder and of the index file when recorded.
+    rows_digest: SHA-256 over the facts of all rows, 64 hex digits.
+
+    Only of a sealed tape; empty or 0 otherwise:
+
+    seal: the second fingerprint, over contents too, 64 hex digits.
+    algorithm: of the digests, one of `hash_tree.ALGORITHMS`.
+    block_size: bytes of a body that have a digest of their own.
+    levels: of nodes.
+    unsealed_rows: `rows_digest` before sealing, when the packs ended elsewhere.
+
+    Only of a tape without a seal that is to get one; empty or 0 otherwise:
+
+    due_algorithm, due_block_size: of its digests; the size in bytes.
+    """
 
     root_name: bytes
-    fingerprint: str  # SHA-256 over all headers, 64 hex digits
-    total_size: int  # bytes of the archive, footer included
+    fingerprint: str
+    total_size: int
     member_count: int
-    recorded_ns: int  # since 1970
-    excluded: tuple[str, ...]  # patterns; a callable is named by its repr
-    left_out: int  # sockets, pipes, devices, and what could not be read
+    recorded_ns: int
+    excluded: tuple[str, ...]
+    left_out: int
     owners_kept: bool
-    root_ino: int  # of the source folder when recorded
-    index_ino: int  # of the index file itself
-    rows_digest: str  # SHA-256 over the facts of all rows, 64 hex digits
-    # Only of a sealed tape:
-    seal: str = ""  # the second fingerprint: 64 hex digits
-    algorithm: str = ""  # one of `hash_tree.ALGORITHMS`
-    block_size: int = 0  # bytes
-    levels: int = 0  # of nodes
-    unsealed_rows: str = ""  # the rows' digest before sealing, when the packs ended elsewhere
-    # Only of a tape without a seal that is to get one:
+    root_ino: int
+    index_ino: int
+    rows_digest: str
+    seal: str = ""
+    algorithm: str = ""
+    block_size: int = 0
+    levels: int = 0
+    unsealed_rows: str = ""
     due_algorithm: str = ""
-    due_block_size: int = 0  # bytes
+    due_block_size: int = 0
 
     def to_keep(self) -> dict[str, Any]:
         """Facts to copy into the index that replaces this one, as `IndexWriter.commit` takes them."""

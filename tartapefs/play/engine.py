@@ -38,7 +38,11 @@ _FOOTER_AUDIT_AGE = 1.0  # seconds
 
 
 class Scrubbed(NamedTuple):
-    """The progress of `TapePlayer.scrub`: `position` in the archive, in bytes, and complete `passes` through it."""
+    """The progress of `TapePlayer.scrub`.
+
+    position: in the archive, in bytes.
+    passes: how often it came to the end of the archive.
+    """
 
     position: int
     passes: int
@@ -59,9 +63,15 @@ class TapePlayer:
 
     Usable from many threads. Raises TapeError if no source is known, and OSError if it cannot be opened.
 
-    Attributes: `tape`; `source`, its open folder; `at_home`, whether inode and change time are compared; `strict`;
-    `inspector`, which compares members with the source; `drift`, None or the TapeIntegrityError that made the tape
-    invalid; `drifted`, an event that is set from then on; `scrubbed`, the progress of `scrub`, in bytes and passes.
+    tape: as given.
+    source: the open folder.
+    at_home: whether inode and change time are compared.
+    strict: as given.
+    inspector: compares members with the source.
+    drift: None, or the TapeIntegrityError that made the tape invalid.
+    drifted: a `threading.Event` that is set from then on.
+    scrubbed: the progress of `scrub`, in bytes and passes.
+    is_bound_by_python: whether the interpreter lock bound the last read, so that more threads would not help.
     """
 
     def __init__(
@@ -90,7 +100,7 @@ class TapePlayer:
         self.inspector = self._filler.inspector
         self._strategy = ReadStrategy(self._filler)
         self.drift: TapeIntegrityError | None = None
-        self.drifted = threading.Event()  # set once `drift` is
+        self.drifted = threading.Event()
         self.scrubbed = Scrubbed(0, 0)
         self._end = tape.total_size - FOOTER
         self._footer_reached = -math.inf  # when a read last reached the footer (monotonic, seconds)
@@ -111,7 +121,6 @@ class TapePlayer:
 
     @property
     def is_bound_by_python(self) -> bool:
-        """Whether the last read was bound by the interpreter lock, so that threads would only wait for each other."""
         return self._strategy.is_bound_by_python
 
     def rest(self) -> None:

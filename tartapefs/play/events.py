@@ -13,20 +13,39 @@ from tartapefs.archive.member import Member
 
 @dataclass(frozen=True, slots=True)
 class StartMetadata:
-    start_offset: int  # bytes: where in the archive the member's header starts
-    resumed: bool  # the stream started after that
+    """Where a member begins.
+
+    start_offset: of its header in the archive, in bytes.
+    resumed: whether the stream began after that.
+    """
+
+    start_offset: int
+    resumed: bool
 
 
 @dataclass(frozen=True, slots=True)
 class EndMetadata:
-    end_offset: int  # bytes: where in the archive the member ends, padding included
-    md5sum: str | None  # of the body, 32 hex digits; None if it was not sent from its first byte, or there is none
-    is_complete: bool  # every byte of the member was sent, from its header on
+    """How a member ended.
+
+    end_offset: of its end in the archive, padding included, in bytes.
+    md5sum: of the body, 32 hex digits; None if it was not sent from its first byte, or there is no body.
+    is_complete: whether every byte of the member was sent, from its header on.
+    """
+
+    end_offset: int
+    md5sum: str | None
+    is_complete: bool
 
 
 @dataclass(frozen=True, slots=True)
 class FileStart:
-    """A member begins: a file, directory or link."""
+    """A member begins: a file, directory or link.
+
+    entry: the member.
+    metadata: where it begins.
+    type: "file_start".
+    data: empty.
+    """
 
     entry: Member
     metadata: StartMetadata
@@ -36,7 +55,11 @@ class FileStart:
 
 @dataclass(frozen=True, slots=True)
 class FileData:
-    """The next bytes of the archive: of a member, or of the footer."""
+    """The next bytes of the archive: of a member, or of the footer.
+
+    data: these bytes.
+    type: "file_data".
+    """
 
     data: bytes
     type: ClassVar[Literal["file_data"]] = "file_data"
@@ -44,7 +67,13 @@ class FileData:
 
 @dataclass(frozen=True, slots=True)
 class FileEnd:
-    """A member has been sent to its last byte, and agreed with the recording until then."""
+    """A member has been sent to its last byte, and agreed with the recording until then.
+
+    entry: the member.
+    metadata: how it ended.
+    type: "file_end".
+    data: empty.
+    """
 
     entry: Member
     metadata: EndMetadata
@@ -54,7 +83,11 @@ class FileEnd:
 
 @dataclass(frozen=True, slots=True)
 class TapeCompleted:
-    """The archive's last byte has been sent."""
+    """The archive's last byte has been sent.
+
+    type: "tape_completed".
+    data: empty.
+    """
 
     type: ClassVar[Literal["tape_completed"]] = "tape_completed"
     data: ClassVar[bytes] = b""

@@ -530,8 +530,8 @@ MUTANTS = [
     Mutant(
         "the helper is held to contents",
         "play/helper_process.py",
-        "filler.at_home, strict=filler.strict)",
-        "filler.at_home, contents=False)",
+        "filler.at_home, strict=filler.strict, allow",
+        "filler.at_home, contents=False, allow",
         SEALED_MOUNT + " -k helper",
     ),
     *[

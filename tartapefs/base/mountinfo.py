@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 
@@ -49,3 +50,10 @@ def mounts(process: str = "self") -> Iterator[Mount]:
     with open(f"/proc/{process}/mountinfo", "rb") as lines:
         for line in lines:
             yield parsed(line.rstrip(b"\n"))
+
+
+def number_of(fd: int) -> int | None:
+    """The number of the mount that the descriptor was opened through; None if /proc does not tell."""
+    with suppress(OSError), open(f"/proc/self/fdinfo/{fd}", "rb") as facts:
+        return next((int(line.split()[1]) for line in facts if line.startswith(b"mnt_id:")), None)
+    return None

@@ -1,8 +1,8 @@
-"""Which files are part of a tape, and so no place for anything that a command writes.
+"""Which files are part of a tape, so that no command may write to them.
 
-Rule: device and inode tell, not paths. Part of a tape is the index, whatever lies below the source, and whatever is a
-file of the source by another name: a hard link, or a bind mount. A new file in any other recorded folder would be drift
-there, and is refused, too.
+Rule: files are compared by device and inode, not by path. Part of a tape are the index, every file below the source,
+and every file of the source under another name: a hard link, or a bind mount. A new file in any other recorded folder
+would be drift there, and is refused, too.
 """
 
 import os
@@ -12,25 +12,31 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from tartapefs.base import mountinfo
 from tartapefs.base.errors import OutputError
 from tartapefs.base.text import printable
 
-TAPE_FOLDER = b".tartape"  # holds the index; no part of the archive where it lies directly in the root
+TAPE_FOLDER = b".tartape"  # holds the index; no part of the archive if it lies directly in the root
 INDEX_MARK = 0x54415045  # "TAPE", where file(1) looks for it in an SQLite file
 _INDEX = f"{os.fsdecode(TAPE_FOLDER)}/index.db"  # of a recorded folder
-_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def default_index(root: str) -> str:
-    """Where the index of the folder at `root` lies unless the user says otherwise."""
+    """The path of the index of the folder at `root`, unless the user names another."""
     return os.path.join(root, _INDEX)
 
 
 @dataclass(frozen=True, slots=True)
 class TapeFiles:
-    """What an output must not be. `holds`: whether this file or folder is in the source, whatever its name here."""
+    """The files that no output may be.
 
-    root: str  # the source folder
+    root: path of the source folder.
+    index: path of the index.
+    holds: whether the file or folder with this `stat` is in the source, by whatever name.
+    """
+
+    root: str
     index: str
     holds: Callable[[os.stat_result], bool] = lambda found: False
 
@@ -40,7 +46,7 @@ def refuse_part(output: str, tape: TapeFiles) -> None:
     path = os.path.realpath(output)
     with suppress(FileNotFoundError):
         found = os.stat(path)
-        if is_index(path) or (found.st_dev, found.st_ino) == _place(tape.index):
+        if is_index(path) or _identity(found) == _identity_at(tape.index):
             raise OutputError(output, "is the index of a tape")
         if stat.S_ISREG(found.st_mode) and (found.st_nlink > 1 or _is_mount_point(path)) and tape.holds(found):
             raise OutputError(output, f"is a file of {printable(tape.root)}, by another name")
@@ -52,12 +58,12 @@ def refuse_below(output: str, tape: TapeFiles, in_tape_folder: bool = False) -> 
 
     `in_tape_folder`: it may lie in the source's own folder for the index, which is no part of the archive.
     """
-    source = [folder.place for folder in _way_up(os.path.realpath(tape.root))] if os.path.isdir(tape.root) else []
+    source = [folder.identity for folder in _ancestors(os.path.realpath(tape.root))] if os.path.isdir(tape.root) else []
     devices = {device for device, _ in source[:1]}
-    tape_folder = _place(os.path.join(tape.root, os.path.dirname(_INDEX))) if in_tape_folder else None
+    tape_folder = _identity_at(os.path.join(tape.root, os.path.dirname(_INDEX))) if in_tape_folder else None
     below = None
-    for folder in _way_up(os.path.dirname(os.path.realpath(output)), output):
-        if folder.place in source[:1]:
+    for folder in _ancestors(os.path.dirname(os.path.realpath(output)), output):
+        if folder.identity in source[:1]:
             if tape_folder is None or below != tape_folder:
                 raise OutputError(output, f"lies in {folder.path}, the folder of the tape, and would change it")
         elif folder.is_recorded:
@@ -65,11 +71,11 @@ def refuse_below(output: str, tape: TapeFiles, in_tape_folder: bool = False) -> 
         elif (
             folder.is_mount_point
             and folder.stat.st_dev in devices
-            and folder.place not in source
+            and folder.identity not in source
             and tape.holds(folder.stat)
         ):
             raise OutputError(output, f"lies in {folder.path}, which is a folder of the tape by another name")
-        below = folder.place
+        below = folder.identity
 
 
 class _Folder(NamedTuple):
@@ -79,31 +85,34 @@ class _Folder(NamedTuple):
     is_mount_point: bool
 
     @property
-    def place(self) -> tuple[int, int]:
-        return self.stat.st_dev, self.stat.st_ino
+    def identity(self) -> tuple[int, int]:
+        return _identity(self.stat)
 
 
-def _place(path: str) -> tuple[int, int] | None:
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _identity_at(path: str) -> tuple[int, int] | None:
     with suppress(OSError):
-        found = os.stat(path)
-        return found.st_dev, found.st_ino
+        return _identity(os.stat(path))
     return None
 
 
-def _way_up(path: str, output: str | None = None) -> Iterator[_Folder]:
-    """The folder at `path`, which is a real one, the folder that it lies in, and so on up to the root."""
+def _ancestors(path: str, output: str | None = None) -> Iterator[_Folder]:
+    """The folder at `path`, a real path, the folder that it lies in, and so on up to the root."""
     try:
-        fd = os.open(path, _PLACE)
+        fd = os.open(path, _FOLDER)
     except OSError as error:
         error.filename = output
         raise
     try:
         is_root = False
         while not is_root:
-            found, mount, is_recorded = os.fstat(fd), _mount(fd), is_index(_INDEX, fd)
-            below, fd = fd, os.open("..", _PLACE, dir_fd=fd)
+            found, mount, is_recorded = os.fstat(fd), mountinfo.number_of(fd), is_index(_INDEX, fd)
+            below, fd = fd, os.open("..", _FOLDER, dir_fd=fd)
             os.close(below)
-            is_mount_point = _mount(fd) != mount
+            is_mount_point = mountinfo.number_of(fd) != mount
             is_root = os.path.samestat(found, os.fstat(fd)) and not is_mount_point
             yield _Folder(printable(path), found, is_recorded, is_mount_point)
             path = os.path.dirname(path)
@@ -111,19 +120,12 @@ def _way_up(path: str, output: str | None = None) -> Iterator[_Folder]:
         os.close(fd)
 
 
-def _mount(fd: int) -> bytes:
-    """The number of the mount that a file is seen through; none where /proc does not tell."""
-    with suppress(OSError), open(f"/proc/self/fdinfo/{fd}", "rb") as facts:
-        return next((line for line in facts if line.startswith(b"mnt_id:")), b"")
-    return b""
-
-
 def _is_mount_point(path: str) -> bool:
     file = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        folder = os.open(os.path.dirname(path), _PLACE)
+        folder = os.open(os.path.dirname(path), _FOLDER)
         try:
-            return _mount(file) != _mount(folder)
+            return mountinfo.number_of(file) != mountinfo.number_of(folder)
         finally:
             os.close(folder)
     finally:
@@ -131,12 +133,12 @@ def _is_mount_point(path: str) -> bool:
 
 
 def has_index_mark(head: bytes) -> bool:
-    """Whether a file that begins like this is an SQLite file of ours (see "Database File Format" of SQLite)."""
+    """Whether a file with these first 100 bytes is an SQLite file of ours (see "Database File Format" of SQLite)."""
     return head[:16] == b"SQLite format 3\0" and head[68:72] == INDEX_MARK.to_bytes(4, "big")
 
 
 def is_index(path: str, folder: int | None = None) -> bool:
-    """Whether a regular file lies at `path`, seen from `folder`, that is an index, damaged or not, of any version."""
+    """Whether the regular file at `path`, relative to `folder`, is an index of any version, damaged or not."""
     with suppress(OSError):
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
         try:

@@ -68,16 +68,16 @@ def why_unstable(fd: int, found: os.stat_result) -> str | None:
     return None
 
 
-def foreign_types(root: int, path: bytes) -> list[str]:
-    """The types of file systems such as "nfs4" or "fuse.sshfs" on which the folder `root`, at `path`, lies in part.
+def foreign_types(root: int, path: str) -> list[str]:
+    """The types of file systems such as "nfs4" that the folder `root`, at `path`, lies on in whole or in part.
 
     They may answer from a cache, the kernel's or their own; then a change does not show at once.
     """
-    below, found = os.fsdecode(path) + "/", set()
     with suppress(OSError):
-        with open(f"/proc/self/fdinfo/{root}", "rb") as facts:
-            (number,) = (int(line.split()[1]) for line in facts if line.startswith(b"mnt_id:"))
-        for mount in mountinfo.mounts():
-            if (mount.number == number or mount.mountpoint.startswith(below)) and _FOREIGN.fullmatch(mount.fstype):
-                found.add(mount.fstype)
-    return sorted(found)
+        number = mountinfo.number_of(root)
+        return sorted({
+            mount.fstype
+            for mount in mountinfo.mounts()
+            if (mount.number == number or mount.mountpoint.startswith(f"{path}/")) and _FOREIGN.fullmatch(mount.fstype)
+        })  # fmt: skip
+    return []

@@ -120,7 +120,7 @@ class Source:
 
     def foreign_types(self) -> list[str]:
         """The types of file systems such as "nfs4" or "fuse.sshfs" on which the source lies in whole or in part."""
-        return file_systems.foreign_types(self.descriptor, self._path)
+        return file_systems.foreign_types(self.descriptor, self.root)
 
     def lock(self) -> None:
         """Locks the folder until this is closed; raises BlockingIOError if another process has locked it.

@@ -602,7 +602,7 @@ MUTANTS = [
     Mutant(
         "nor below the source, however it is reached",
         "base/tape_files.py",
-        "if folder.place in source[:1]:",
+        "if folder.identity in source[:1]:",
         "if False:",
         f"{OUTPUTS} -k 'no_place_in_another or units_that_is'",
     ),

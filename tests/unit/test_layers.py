@@ -135,7 +135,6 @@ OPEN_THEIR_OWN = {
     ),
     *("base.forked_work", "base.mountinfo", "base.outputs", "base.processes"),
     *("base.saved_state", "base.tape_files"),
-    "source.file_systems",
     *(module for module in MODULES if module.partition(".")[0] == "cli"),
 }
 OPEN_THE_SOURCE = {"source.folder", "source.system_calls"}

@@ -50,3 +50,13 @@ def test_a_process_that_is_gone() -> None:
     with pytest.raises(FileNotFoundError):
         list(mountinfo.mounts("0"))
     assert not Path("/proc/0").exists()
+
+
+def test_the_number_of_a_descriptor_is_that_of_its_mount(tmp_path: Path) -> None:
+    fd = os.open("/proc/self", os.O_PATH)
+    try:
+        number = mountinfo.number_of(fd)
+        assert [mount.fstype for mount in mountinfo.mounts() if mount.number == number] == ["proc"]
+    finally:
+        os.close(fd)
+    assert mountinfo.number_of(-1) is None

@@ -12,7 +12,8 @@ PYTHONS ?= $(foreach minor,11 12 13 14,$(firstword $(wildcard \
 # One more than cores, for tests that wait; a worker that is done takes tests from the others.
 WORKERS := -n 3 --dist worksteal
 # What the other versions of Python and libfuse 3 could change.
-MOUNT_TESTS := tests/unit/mount/test_operations.py tests/system/test_hold.py tests/system/test_mount.py tests/system/test_mounted.py
+MOUNT_TESTS := tests/unit/mount/test_operations.py $(addprefix tests/system/, \
+	test_hold.py test_mount.py test_mount_by_users.py test_mounted.py test_unmount.py)
 PYTHON_TESTS := $(MOUNT_TESTS) tests/unit/index tests/unit/play tests/unit/mount/test_libfuse.py
 
 RUN_PACKAGES := python3 python3-venv fuse3

@@ -196,7 +196,7 @@ def _run(
     the addresses of the workers to run on, as long as these live.
     """
     waiting, failures = deque(items), Counter[_Item]()
-    under_way: dict[str, _Item] = {}
+    running: dict[str, _Item] = {}
     futures = import_module("distributed").as_completed()
     drift: TapeIntegrityError | None = None
 
@@ -205,16 +205,16 @@ def _run(
         if avoid:
             workers = [worker for worker in client.nthreads() if worker != avoid]
         future = client.submit(task, item, pure=False, workers=workers or None, allow_other_workers=bool(workers))
-        under_way[future.key] = item
+        running[future.key] = item
         futures.add(future)
 
-    def fill() -> None:
-        while waiting and len(under_way) <= sum(client.nthreads().values()):
+    def submit_waiting() -> None:
+        while waiting and len(running) <= sum(client.nthreads().values()):
             submit(waiting.popleft())
 
-    fill()
+    submit_waiting()
     for future in futures:
-        item, outcome = under_way.pop(future.key), _outcome(future)
+        item, outcome = running.pop(future.key), _outcome(future)
         if outcome.drift is not None:
             drift = drift or outcome.drift
             waiting.clear()
@@ -229,7 +229,7 @@ def _run(
             submit(item, avoid=outcome.worker)
         else:
             yield item, outcome
-        fill()
+        submit_waiting()
     if drift is not None:
         raise drift
 

@@ -41,8 +41,8 @@ def test_rsync_broken_half_way(tree: Path, tmp_path: Path, mount: Callable[..., 
         result = run("check", tree, copy, "--check", "mtime", "--json", *options)
         facts = json.loads(result.stdout)
         assert result.returncode == 1 and facts["good"] == facts["wrong"] == wrong
-        (stretch,) = facts["zeros"]
-        assert stretch[0] <= wrong and stretch[1] == size
+        ((start, stop),) = facts["zeros"]
+        assert start <= wrong and stop == size
     assert run("resume", tree, copy, "--check", "mtime").returncode == 0
     assert copy.read_bytes() == expected
 

@@ -1,4 +1,4 @@
-"""Upload targets: what is refused before the first part is sent, and which packages they need."""
+"""Upload targets: what is refused before the first part is sent, which packages they need, and a folder of parts."""
 
 import json
 import os
@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.reference import Reference
+from support.seals import playing
 
-from tartapefs import TapeError, TapeNotFoundError, TapeRecorder
+from tartapefs import TapeError, TapeNotFoundError, TapePlayer, TapeRecorder
+from tartapefs.api.archive_file import Parts
 from tartapefs.distributed import upload
 from tartapefs.transfer import upload_targets
+from tartapefs.transfer.upload_targets import HashedPart, UploadTarget, target_for
 
 PART = 5 << 20  # the smallest that S3 takes
 
@@ -63,3 +67,46 @@ def test_without_the_extra(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import sys, json, tartapefs.distributed; print(json.dumps(sorted(sys.modules)))"
     loaded = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     assert not {"boto3", "distributed", "fsspec"} & set(loaded)
+
+
+def send_all(target: UploadTarget, player: TapePlayer, parts: Parts) -> list[str]:
+    """Sends all parts, and gives their MD5s."""
+    md5s = []
+    for at, part in enumerate(parts):
+        body = HashedPart(player, part.start, part.stop, part.name)
+        target.send(at, body)
+        md5s.append(body.hexdigest())
+    return md5s
+
+
+def test_a_folder_of_parts(tree: Path, tmp_path: Path) -> None:
+    """The files of a complete set stay until the next one is complete; an abort removes only what is under way."""
+    TapeRecorder(tree).commit()
+    out, url = tmp_path / "out", f"file://{tmp_path}/out/"
+    before = Reference(tree)
+    with playing(tree) as player:
+        parts = Parts(player, 100_000)
+        target = target_for(url, {}, parts, 100_000)
+        md5s = send_all(target, player, parts)
+        assert target.there(parts) == dict(enumerate(md5s)) and not (out / "MD5SUMS").exists()
+        target.finish(md5s, "", parts)
+        names = [part.name for part in parts]
+    complete = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert b"".join(complete[name] for name in names) == before.read(0, before.size)
+    subprocess.run(["md5sum", "--check", "--strict", "--quiet", "MD5SUMS"], cwd=out, check=True)
+
+    (tree / "photos" / "more.bin").write_bytes(os.urandom(150_000))
+    TapeRecorder(tree, overwrite=True).commit()
+    with playing(tree) as player:
+        parts = Parts(player, 100_000)
+        aborted = target_for(url, {}, parts, 100_000)
+        send_all(aborted, player, parts)
+        assert complete.items() < {path.name: path.read_bytes() for path in out.iterdir()}.items()
+        aborted.abort()
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == complete
+        target = target_for(url, {}, parts, 100_000)
+        target.finish(send_all(target, player, parts), "", parts)
+        names = [part.name for part in parts]
+    assert sorted(path.name for path in out.iterdir()) == sorted(["MD5SUMS", *names, *(f"{n}.md5" for n in names)])
+    assert b"".join((out / name).read_bytes() for name in names) == Reference(tree).read(0, Reference(tree).size)
+    subprocess.run(["md5sum", "--check", "--strict", "--quiet", "MD5SUMS"], cwd=out, check=True)

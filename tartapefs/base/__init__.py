@@ -1,1 +1,1 @@
-"""What knows nothing of tapes: errors, text for people, processes, signals, files that commands write."""
+"""Modules that know nothing of tapes: errors, text for people, processes, signals, files that commands write."""

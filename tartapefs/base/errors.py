@@ -1,8 +1,8 @@
-"""Every error that tartapefs raises on purpose: one base, facts as attributes, one line a person can act on.
+"""Every error that tartapefs raises on purpose: one base, facts as attributes, a message of one line with a remedy.
 
-Where Python has a built-in error of the same meaning, ours is that too (`TapeNotFoundError` is a `FileNotFoundError`),
-so that callers need not know this module. An `OSError` of the source folder (a disk that fails) is none of these: it
-passes through as it is, since it says nothing about the tape.
+If Python has a built-in error of the same meaning, ours derives from it, too (`TapeNotFoundError` from
+`FileNotFoundError`), so that callers need not know this module. An `OSError` of the source folder (a disk that fails)
+passes through unchanged, since it says nothing about the tape.
 """
 
 import errno
@@ -87,7 +87,7 @@ class TapeError(Exception):
     """The base of all errors of tartapefs."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Made again from the message and the facts, not by calling the class: so it crosses to another process whole.
+        # From the message and the attributes, not by calling the class: so another process gets the whole error.
         return _remake, (type(self), self.args), self.__dict__
 
 
@@ -233,7 +233,7 @@ class TapeIntegrityError(TapeError, RuntimeError):
         super().__init__(f"{printable(member)}: {'; '.join(map(str, self.differences))}; {remedy}")
 
     def again(self) -> "TapeIntegrityError":
-        """The same error to raise once more, without the traceback of the first time."""
+        """Returns the same error without a traceback, to raise it once more."""
         return TapeIntegrityError(self.member, self.differences, self.remedy)
 
 

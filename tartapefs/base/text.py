@@ -1,8 +1,8 @@
-"""Facts as they are shown to people and programs: one line, whatever bytes a name holds.
+"""Text for people and programs: names, types and times, each on one line.
 
-A file name is any bytes but NUL and "/". Shown raw, one that holds a newline forges a log line, one that holds an
-escape sequence repaints a terminal, and a right-to-left override shows `gpj.exe` as `exe.jpg`. `printable` writes all
-of these as backslash escapes, as `ls -b` does, so that the result is one line that says exactly which bytes are meant.
+A file name holds any bytes but NUL and "/". Shown raw, a newline forges a log line, an escape sequence repaints a
+terminal, and a right-to-left override shows `gpj.exe` as `exe.jpg`. `printable` writes these as backslash escapes, as
+`ls -b` does: the result is one line that shows exactly which bytes the name has.
 """
 
 import os
@@ -65,7 +65,7 @@ def file_type(mode: int) -> str:
 
 
 def moment(ns: int) -> str:
-    """A time in nanoseconds since 1970, in UTC; as bare seconds where the calendar ends.
+    """A time in nanoseconds since 1970 as text in UTC; as seconds if Python's calendar does not reach it.
 
     >>> moment(1_700_000_000_000_000_001)
     '2023-11-14 22:13:20.000000001Z'

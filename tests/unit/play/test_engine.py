@@ -19,6 +19,36 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.changes import (
+    add_file,
+    append,
+    chmod,
+    chmod_and_back,
+    chown,
+    empty,
+    overwrite,
+    overwrite_keeping_times,
+    remove,
+    rename,
+    replace,
+    replace_by_copy,
+    replace_by_copy_keeping_folder_times,
+    replace_by_copy_of_folder,
+    replace_by_file,
+    replace_by_folder,
+    replace_by_link,
+    replace_by_link_to_a_copy,
+    replace_by_pipe,
+    replace_by_socket,
+    replace_folder_by_link,
+    replace_folder_by_link_to_a_copy,
+    retarget,
+    retarget_keeping_times,
+    shrink,
+    times_kept,
+    touch,
+    touch_by_a_nanosecond,
+)
 from support.daemon import open_in
 from support.reference import Reference
 
@@ -475,159 +505,35 @@ def test_printed_program_that_resumes_far_inside(tmp_path: Path, monkeypatch: py
 # Drift
 
 
-def restamp(path: Path, found: os.stat_result) -> None:
-    """Gives the path the modification time that it had: what a program that hides a change would do."""
-    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns), follow_symlinks=False)
+def of_parent(change: Change) -> Change:
+    """The change to the folder of the path."""
+
+    def changed(path: Path) -> None:
+        change(path.parent)
+
+    changed.__name__ = f"parent_{change.__name__}"
+    return changed
 
 
-def grow(path: Path) -> None:
-    with open(path, "ab") as file:
-        file.write(b"more")
+def of_root(change: Change) -> Change:
+    """The change to the root, the folder above that of the path."""
+
+    def changed(path: Path) -> None:
+        change(path.parents[1])
+
+    changed.__name__ = f"root_{change.__name__}"
+    return changed
 
 
-def shrink(path: Path) -> None:
-    os.truncate(path, path.stat().st_size - 1)
+def move_beside(path: Path) -> None:
+    path.rename(path.with_name("moved"))
 
 
-def empty(path: Path) -> None:
-    os.truncate(path, 0)
-
-
-def touch(path: Path) -> None:
-    os.utime(path)
-
-
-def touch_by_a_nanosecond(path: Path) -> None:
-    found = path.stat()
-    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns + 1))
-
-
-def chmod(path: Path) -> None:
-    path.chmod(0o600 if path.stat().st_mode & 0o077 else 0o644)
-
-
-def chmod_and_back(path: Path) -> None:
-    mode = path.stat().st_mode
-    path.chmod(0o600)
-    path.chmod(mode & 0o7777)
-
-
-def chown(path: Path) -> None:
-    if os.geteuid():
-        pytest.skip("only root gives files away")
-    os.chown(path, 1234, 1234)
-
-
-def overwrite(path: Path) -> None:
-    with open(path, "r+b") as file:
-        file.write(b"X")
-
-
-def overwrite_and_restamp(path: Path) -> None:
-    found = path.stat()
-    overwrite(path)
-    restamp(path, found)
-
-
-def replace(path: Path) -> None:
-    path.with_name("new").write_bytes(b"x" * path.stat().st_size)
-    path.with_name("new").rename(path)
-
-
-def replace_by_copy(path: Path) -> None:
-    subprocess.run(["cp", "-p", path, path.with_name("new")], check=True)
-    path.with_name("new").rename(path)
-
-
-def exchange_with_equal(path: Path) -> None:
-    """As a restore from a backup would, folder times included."""
-    found = path.parent.stat()
-    replace_by_copy(path)
-    restamp(path.parent, found)
-
-
-def delete(path: Path) -> None:
-    path.unlink()
-
-
-def rename(path: Path) -> None:
-    path.rename(path.with_name("renamed"))
-
-
-def become_link(path: Path) -> None:
-    path.rename(path.parent.parent / "outside")
-    path.symlink_to("../outside")
-
-
-def become_link_to_an_equal_file(path: Path) -> None:
-    subprocess.run(["cp", "-p", path, path.parents[2] / "outside"], check=True)
-    found = path.lstat()
-    path.unlink()
-    path.symlink_to(path.parents[2] / "outside")
-    restamp(path, found)
-
-
-def become_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def become_pipe(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-def become_socket(path: Path) -> None:
-    path.unlink()
-    os.mknod(path, 0o140600)
-
-
-def parent_becomes_link_to_itself(path: Path) -> None:
-    path.parent.rename(path.parents[2] / "moved")
-    path.parent.symlink_to(path.parents[2] / "moved")
-
-
-def parent_becomes_link_to_a_copy(path: Path) -> None:
-    subprocess.run(["cp", "-a", path.parent, path.parents[2] / "copy"], check=True)
-    shutil.rmtree(path.parent)
-    path.parent.symlink_to(path.parents[2] / "copy")
-
-
-def parent_becomes_link_within(path: Path) -> None:
-    """To a copy inside the root: followed nowhere either."""
-    path.parent.rename(path.parents[1] / "moved")
-    path.parent.symlink_to("moved")
-
-
-def parent_becomes_file(path: Path) -> None:
-    parent = path.parent
-    shutil.rmtree(parent)
-    parent.write_bytes(b"")
-
-
-def parent_deleted(path: Path) -> None:
-    shutil.rmtree(path.parent)
-
-
-def root_moves(path: Path) -> None:
-    path.parents[1].rename(path.parents[2] / "moved")
-
-
-def root_is_replaced_by_a_copy(path: Path) -> None:
-    root = path.parents[1]
-    subprocess.run(["cp", "-a", root, root.with_name("copy")], check=True)
-    root.rename(root.with_name("moved"))
-    root.with_name("copy").rename(root)
-
-
-def root_becomes_link_to_itself(path: Path) -> None:
-    root = path.parents[1]
-    root.rename(root.with_name("moved"))
-    root.symlink_to("moved")
-
+replace_parent_by_link_to_a_copy = of_parent(replace_folder_by_link_to_a_copy)
+move_root = of_root(move_beside)
 
 FILE_CHANGES: dict[Change, str] = {  # and what the message must say of it
-    grow: "size",
+    append: "size",
     shrink: "size",
     empty: "size",
     touch: "mtime",
@@ -636,25 +542,25 @@ FILE_CHANGES: dict[Change, str] = {  # and what the message must say of it
     chmod_and_back: "ctime",
     chown: "ctime",
     overwrite: "mtime",
-    overwrite_and_restamp: "ctime",
+    overwrite_keeping_times: "ctime",
     replace: "inode",
     replace_by_copy: "inode",
-    exchange_with_equal: "inode",
-    delete: "nothing",
+    replace_by_copy_keeping_folder_times: "inode",
+    remove: "nothing",
     rename: "nothing",
-    become_link: "symbolic link",
-    become_link_to_an_equal_file: "symbolic link",
-    become_folder: "directory",
-    become_pipe: "pipe",
-    become_socket: "socket",
-    parent_becomes_link_to_itself: "path",
-    parent_becomes_link_to_a_copy: "",
-    parent_becomes_link_within: "path",
-    parent_becomes_file: "nothing",
-    parent_deleted: "nothing",
-    root_moves: "moved",
-    root_is_replaced_by_a_copy: "moved",
-    root_becomes_link_to_itself: "moved",
+    replace_by_link: "symbolic link",
+    replace_by_link_to_a_copy: "symbolic link",
+    replace_by_folder: "directory",
+    replace_by_pipe: "pipe",
+    replace_by_socket: "socket",
+    of_parent(replace_folder_by_link): "path",
+    replace_parent_by_link_to_a_copy: "",
+    of_parent(replace_by_link): "path",
+    of_parent(replace_by_file): "nothing",
+    of_parent(remove): "nothing",
+    move_root: "moved",
+    of_root(replace_by_copy_of_folder): "moved",
+    of_root(replace_by_link): "moved",
 }
 
 
@@ -735,50 +641,22 @@ def test_drift_of_a_file(tmp_path: Path, change: Change, part: str, monkeypatch:
 
 @pytest.mark.parametrize(
     "change",
-    [grow, touch, chmod, chmod_and_back, replace_by_copy, delete, become_link, root_moves],
+    [append, touch, chmod, chmod_and_back, replace_by_copy, remove, replace_by_link, move_root],
     ids=lambda change: change.__name__,
 )
 def test_drift_shows_at_the_header(player: TapePlayer, small: Path, change: Change) -> None:
     """A header is not served either once the file is not the recorded one."""
     member = player.tape.find("data/photos/512")
     change(small / "photos" / "512")
-    name = "data" if change is root_moves else member.arc_path
+    name = "data" if change is move_root else member.arc_path
     assert_drift(player, member.start + 100, 1, name, FILE_CHANGES[change])
 
 
-@pytest.mark.parametrize("change", [touch, delete, chmod, grow], ids=lambda change: change.__name__)
+@pytest.mark.parametrize("change", [touch, remove, chmod, append], ids=lambda change: change.__name__)
 def test_drift_of_an_empty_file(player: TapePlayer, small: Path, change: Change) -> None:
     member = player.tape.find("data/photos/0")
     change(small / "photos" / "0")
     assert_drift(player, member.start, 512, member.arc_path, FILE_CHANGES[change])
-
-
-def add_file(path: Path) -> None:
-    (path / "new").write_bytes(b"")
-
-
-def remove_file(path: Path) -> None:
-    (path / "2024" / "a").unlink()
-
-
-def retarget(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("photos/511")
-
-
-def retarget_and_restamp(path: Path) -> None:
-    found = path.lstat()
-    retarget(path)
-    restamp(path, found)
-
-
-def become_file(path: Path) -> None:
-    path.unlink()
-    path.write_bytes(b"photos/512")
-
-
-def delete_folder(path: Path) -> None:
-    shutil.rmtree(path)
 
 
 @pytest.mark.parametrize(
@@ -786,15 +664,15 @@ def delete_folder(path: Path) -> None:
     [
         ("photos", add_file, "mtime"),
         ("photos", chmod, "mode"),
-        ("photos", delete_folder, "nothing"),
+        ("photos", remove, "nothing"),
         ("photos/2024", add_file, "mtime"),
         ("empty folder", add_file, "mtime"),
         ("", add_file, "mtime"),
         ("", chmod, "mode"),
         ("link", retarget, "target"),
-        ("link", retarget_and_restamp, "target"),
-        ("link", become_file, "regular file"),
-        ("link", delete, "nothing"),
+        ("link", retarget_keeping_times, "target"),
+        ("link", replace_by_file, "regular file"),
+        ("link", remove, "nothing"),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
@@ -827,7 +705,7 @@ def test_root_that_was_away(player: TapePlayer, small: Path) -> None:
 
 def test_drift_elsewhere_is_not_met(player: TapePlayer, small: Path, archive: bytes) -> None:
     """A read is judged by the members that it touches."""
-    grow(small / "z")
+    append(small / "z")
     z = player.tape.find("data/z")
     assert player.read(0, z.start) == archive[: z.start]
     with pytest.raises(TapeIntegrityError):
@@ -836,7 +714,7 @@ def test_drift_elsewhere_is_not_met(player: TapePlayer, small: Path, archive: by
 
 def test_padding_is_checked(player: TapePlayer, small: Path) -> None:
     """Bytes that are always zero are those of a member nevertheless."""
-    grow(small / "photos" / "1")
+    append(small / "photos" / "1")
     member = player.tape.find("data/photos/1")
     with pytest.raises(TapeIntegrityError):
         player.read(member.stop - 1, 1)
@@ -848,7 +726,7 @@ def test_drift_in_the_middle_of_a_play(player: TapePlayer, small: Path, archive:
     with pytest.raises(TapeIntegrityError, match="data/z"):
         for event in player.play(chunk_size=512):
             if event.type == "file_start" and event.entry.arc_path == "data/link":
-                grow(small / "z")
+                append(small / "z")
             sent += event.data
     assert sent == archive[: player.get_offset_of("data/z")]
 
@@ -899,7 +777,7 @@ def test_error_while_the_file_drifts(player: TapePlayer, small: Path, monkeypatc
     """If the file is not as recorded, that is what is said."""
 
     def failing(*arguments: object) -> int:
-        grow(small / "z")
+        append(small / "z")
         raise OSError(errno.EIO, "the disk")
 
     monkeypatch.setattr(os, "preadv", failing)
@@ -1070,17 +948,15 @@ def test_no_way_leads_by_a_link(deep: Path) -> None:
             folder.resolve(b"a/b/file")
 
 
-@pytest.mark.parametrize("way", [replace, exchange_with_equal], ids=lambda way: way.__name__)
+@pytest.mark.parametrize("way", [replace, replace_by_copy_keeping_folder_times], ids=lambda way: way.__name__)
 def test_a_kept_file_hides_no_other(deep: Path, way: Change) -> None:
     """Where inodes do not count: what has the name now is read, or found to be another."""
-    before = (deep / "file").stat()
     with Tape.discover(deep) as tape, closing(TapePlayer(tape, check="mtime")) as player:
         start = tape.find("deep/file").start + 512
         old = player.read(start, 1000)
-        way(deep / "file")
-        with open(deep / "file", "r+b") as file:
-            file.write(b"other bytes")
-        restamp(deep / "file", before)
+        with times_kept(deep / "file"):
+            way(deep / "file")
+            overwrite(deep / "file", data=b"other bytes")
         assert player.read(start + 1, 999) == b"ther bytes" + (deep / "file").read_bytes()[11:1000]
         assert player.read(start, 1000) != old
 
@@ -1117,7 +993,7 @@ def test_copied_tape(small: Path, tmp_path: Path, archive: bytes) -> None:
         player = TapePlayer(tape)
         assert not player.at_home
         assert player.read(0, tape.total_size) == archive
-        for harmless in (chmod_and_back, replace_by_copy_in_place):
+        for harmless in (chmod_and_back, replace_by_copy_keeping_folder_times):
             harmless(copy / "photos" / "513")
             assert player.read(0, tape.total_size) == archive
         touch(copy / "photos" / "513")
@@ -1126,12 +1002,8 @@ def test_copied_tape(small: Path, tmp_path: Path, archive: bytes) -> None:
         player.close()
 
 
-def replace_by_copy_in_place(path: Path) -> None:
-    exchange_with_equal(path)
-
-
 @pytest.mark.usefixtures("way_to_open")
-@pytest.mark.parametrize("change", [become_link_to_an_equal_file, parent_becomes_link_to_a_copy, become_pipe],
+@pytest.mark.parametrize("change", [replace_by_link_to_a_copy, replace_parent_by_link_to_a_copy, replace_by_pipe],
                          ids=lambda change: change.__name__)  # fmt: skip
 def test_no_link_is_followed_in_a_copy(small: Path, tmp_path: Path, change: Change) -> None:
     """Nor where no inode tells the difference."""

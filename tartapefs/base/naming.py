@@ -12,7 +12,7 @@ _LONGEST = 255  # bytes
 def file_name(template: str, fingerprint: str, seal: str, root: str) -> str:
     """`template` with these values in place of `{fingerprint}`, `{seal}` and `{root}`.
 
-    Raises ValueError, with a line that says why: if anything else is in braces, if the seal is wanted and empty, and if
+    Raises ValueError, with the reason in one line, if other text is in braces, if the seal is used but empty, and if
     the result is not a file name.
 
     >>> file_name("{root}-{fingerprint}.tar", "0123abcd", "", "photos")

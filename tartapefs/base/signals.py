@@ -1,7 +1,7 @@
-"""What signals may do to a process, and when.
+"""Signals: which ones end a process, and the blocks of code that none interrupts.
 
-Rule: a handler may end what is under way anywhere but in an `undisturbed` block. A program that is only starting or
-ending has nothing to clean up: there signals end it without a word.
+Rule: a handler may raise anywhere but in an `undisturbed` block. A program that is only starting or ending has nothing
+to clean up: then a signal ends it at once, without a message.
 """
 
 import os
@@ -14,20 +14,20 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # those that ask a proc
 
 
 def handle(handler: Callable[[int, FrameType | None], object]) -> None:
-    """Has `handler` called for each signal that asks this process to end, unless its caller has it ignored (nohup)."""
+    """Sets `handler` for the signals that ask this process to end, but for those that its parent ignores (nohup)."""
     for number in ENDING:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
 
 
 def end_at_once() -> None:
-    """Has these signals end the process, with the exit code that a shell gives: 130 for SIGINT."""
+    """Lets these signals end the process at once, with the exit code that a shell gives: 130 for SIGINT."""
     handle(lambda number, frame: os._exit(128 + number))
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """A block that no signal's handler interrupts; what came meanwhile is handled at its end."""
+    """Blocks all signals in a `with` block; their handlers run at its end."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -37,7 +37,7 @@ def undisturbed() -> Iterator[None]:
 
 
 def ignore() -> None:
-    """For a forked process that ends when its parent does, and not before."""
+    """Ignores these signals, in a forked process that ends with its parent and not before."""
     for number in (*ENDING, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     signal.set_wakeup_fd(-1)

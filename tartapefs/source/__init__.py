@@ -1,1 +1,1 @@
-"""The source folder: the only code that opens what lies in it, and the comparison that drift is judged by."""
+"""The source folder: the only code that opens files in it, and the comparison that decides what is drift."""

@@ -1,7 +1,7 @@
-"""Whether a member is still as recorded: the one comparison that drift is judged by.
+"""Drift: the one comparison that decides whether a member is still as recorded.
 
-Rule: type, permission bits, modification time, a file's size and a link's target always count; inode and change time
-count only at home, that is, where the tape was recorded, since a copy has new ones.
+Rule: type, permission bits, modification time, a file's size and a link's target always count. Inode and change time
+count only at home, that is, in the folder that was recorded: a copy has new ones.
 """
 
 import errno
@@ -15,7 +15,7 @@ from tartapefs.source.folder import Source
 
 
 def agrees(member: Member, found: os.stat_result, at_home: bool) -> bool:
-    """Whether `found` shows the member as recorded. A link's target is not in a `stat`: see `differences`."""
+    """Whether the `lstat` that was `found` is as recorded. It does not show a link's target: see `differences`."""
     return (
         found.st_mode == member.mode
         and found.st_mtime_ns == member.mtime_ns
@@ -25,9 +25,9 @@ def agrees(member: Member, found: os.stat_result, at_home: bool) -> bool:
 
 
 def differences(member: Member, found: os.stat_result | None, target: bytes, at_home: bool) -> tuple[Difference, ...]:
-    """What of `member` is not as recorded, most telling first; empty if it agrees.
+    """Returns what differs from the recording of `member`, the most important first; empty if it agrees.
 
-    `found` is its `lstat` now, None if nothing is there; `target` where it leads, if it is a link.
+    `found`: its `lstat` now, None if nothing is there. `target`: that of a link now.
     """
     recorded_type = file_type(member.mode)
     if found is None:
@@ -52,7 +52,7 @@ def differences(member: Member, found: os.stat_result | None, target: bytes, at_
 
 
 def inspect(member: Member, source: Source, at_home: bool) -> tuple[Difference, ...]:
-    """What of `member` is not as recorded now, as `differences` gives it. Raises OSError where that cannot be told."""
+    """Returns the differences of `member` now, as `differences` does. Raises OSError if the source cannot be read."""
     path = member.path
     try:
         found = source.lstat(path)
@@ -60,7 +60,7 @@ def inspect(member: Member, source: Source, at_home: bool) -> tuple[Difference, 
     except (FileNotFoundError, NotADirectoryError):
         return differences(member, None, b"", at_home)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # readlink: it was a link, and is none any more
+        if error.errno != errno.EINVAL:  # of readlink: the link was replaced since the lstat
             raise
         return (Difference(Fact.TYPE, file_type(member.mode), "another at each look"),)
     if agrees(member, found, at_home) and target == member.target:
@@ -69,6 +69,7 @@ def inspect(member: Member, source: Source, at_home: bool) -> tuple[Difference, 
 
 
 def unreadable(error: OSError) -> Difference:
+    """The difference of a member that cannot be read."""
     return Difference(Fact.ACCESS, "readable", error.strerror or "an error")
 
 
@@ -78,17 +79,18 @@ def only_stamps(found: tuple[Difference, ...]) -> bool:
 
 
 def only_times(found: tuple[Difference, ...]) -> bool:
-    """Whether no difference is in more than times: of a folder its names decide then."""
+    """Whether only mtime or ctime differ. Of a folder, its names decide then."""
     return all(difference.what in (Fact.MTIME, Fact.CTIME) for difference in found)
 
 
 def check_root(source: Source, root_name: str) -> None:
-    """Raises TapeIntegrityError if the path of the source folder leads elsewhere by now."""
+    """Raises TapeIntegrityError if the path of the source folder leads elsewhere now."""
     if not source.is_at_its_path():
         raise TapeIntegrityError(root_name, [Difference(Fact.SOURCE, source.root, "moved or gone")])
 
 
 def drift(member: Member, found: tuple[Difference, ...]) -> TapeIntegrityError:
+    """Returns the error to raise for these differences."""
     if [difference.what for difference in found] == [Fact.CTIME]:  # contents, size and mtime may well be as recorded
         return TapeIntegrityError(member.arc_path, found, f'{RECORD_AGAIN}, or read with "--check mtime"')
     return TapeIntegrityError(member.arc_path, found)

@@ -31,6 +31,8 @@ class Mutant(NamedTuple):
 PLAYER = "unit/play/test_engine.py"
 INTEGRITY = "unit/source/test_drift.py"
 INDEX = "unit/index/test_reader.py"
+CONNECTIONS = "unit/index/test_connections.py"
+SCHEMA = "unit/index/test_schema.py"
 UNPACK = "unit/index/test_row_codec.py -k 'limits or rows_that or counts or number_of or parts_that'"
 WALK = "unit/record/test_walk.py"
 OPTIONS = "unit/record/test_options.py"
@@ -198,14 +200,14 @@ MUTANTS = [
         "index/schema.py",
         'is_intact = facts.pop("facts_digest", None) == facts_digest(facts)',
         'is_intact = facts.pop("facts_digest", None) is not None',
-        "unit/index/test_recording.py",
+        SCHEMA,
     ),
     Mutant(
         "digests that are due are of a kind",
         "index/schema.py",
         'if (tape.due_algorithm, tape.due_block_size) != ("", 0):',
         "if False:",
-        INDEX + " -k due",
+        SCHEMA + " -k due",
     ),
     Mutant(
         "rows join without a gap",
@@ -227,9 +229,9 @@ MUTANTS = [
         "index/connections.py",
         "if self._is_in_place(found):",
         "if True:",
-        INDEX,
+        CONNECTIONS,
     ),
-    Mutant("the schema is ours", "index/connections.py", "if tables != [", "if False and tables != [", INDEX),
+    Mutant("the schema is ours", "index/connections.py", "if tables != [", "if False and tables != [", CONNECTIONS),
     Mutant("the ends of the tape are checked", "index/reader.py", "            self._check_ends()\n", "", INDEX),
     Mutant(
         "verify counts and sums the rows",

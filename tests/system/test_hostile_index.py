@@ -16,20 +16,20 @@ from pathlib import Path
 
 import pytest
 from support import packed
-from support.programs import run
-from unit.index.test_reader import (
+from support.damaged_index import (
     PAGE,
     Damage,
     chain,
+    consistent,
     edited,
     execute,
+    fix_checksums,
     giant,
     index_of,
     interior,
     replanted,
-    seal,
-    sealed,
 )
+from support.programs import run
 
 from tartapefs import TapeRecorder
 
@@ -125,7 +125,7 @@ def growing_folders(path: Path) -> None:
 
 def strings_without_end(path: Path) -> None:
     """Nothing but strings: 32,768 of them in each pack."""
-    sealed("UPDATE pack SET members = zeroblob(32768) WHERE start > 0")(path)
+    consistent("UPDATE pack SET members = zeroblob(32768) WHERE start > 0")(path)
 
 
 def beyond_any_offset(path: Path) -> None:
@@ -141,7 +141,7 @@ def beyond_any_offset(path: Path) -> None:
 
 def counts_without_end(path: Path) -> None:
     """Numbers of members that are none: infinite, and whose sum is none."""
-    sealed("UPDATE pack SET count = 9e999 WHERE start > 0",
+    consistent("UPDATE pack SET count = 9e999 WHERE start > 0",
            "UPDATE pack SET count = -9e999 WHERE start = (SELECT max(start) FROM pack)")(path)  # fmt: skip
 
 
@@ -173,7 +173,7 @@ def no_folder_in_sight(path: Path) -> None:
     """
     columns = "count, folders, members, crc"
     execute(path, f"INSERT INTO pack SELECT {2**52}, {columns} FROM pack ORDER BY start DESC LIMIT 1")
-    seal(path)
+    fix_checksums(path)
 
     def plant(root: int, new: int, old: bytes) -> list[bytes]:
         assert old[0] == 5 and int.from_bytes(old[3:5], "big") > 1, "the packs fill three pages or more"

@@ -235,10 +235,6 @@ def test_no_module_is_long() -> None:
     assert not long
 
 
-# Those whose helpers are still to move to tests/support.
-IMPORTED_TESTS = {"unit.index.test_reader"}
-
-
 def test_no_test_imports_another() -> None:
     """What tests share lies in tests/support."""
     tests = PROJECT / "tests"
@@ -247,4 +243,4 @@ def test_no_test_imports_another() -> None:
     found = {name for tree in trees.values() for name in imports(tree)}
     found |= {f"{node.module}.{alias.name}" for tree in trees.values() for node in ast.walk(tree)
               if isinstance(node, ast.ImportFrom) for alias in node.names}  # fmt: skip
-    assert found & modules <= IMPORTED_TESTS
+    assert not found & modules

@@ -6,13 +6,16 @@ import random
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from support.pack_trees import BLOCK, TREES, recorded_tree
 from support.reference import Reference
 
-from tartapefs import Kind, Member, OffsetError, Tape, TapeFormatError, TapePlayer, TapeRecorder
-from tartapefs.index import row_codec as packs
+from tartapefs import Kind, Member, OffsetError, Tape, TapeError, TapeFormatError, TapePlayer, TapeRecorder
+from tartapefs.index import row_codec
+from tartapefs.transfer.digests import Digests
 from tartapefs.verify.seal import seal
 
 
@@ -89,7 +92,7 @@ def test_members_that_overlap_a_range(varied: Path, tape: Tape, width: int) -> N
 @pytest.mark.parametrize("sealed", [False, True])
 def test_members_with_headers(varied: Path, sealed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same members of any range, in both directions, in packs of a few; whatever was read before."""
-    monkeypatch.setattr(packs, "MOST", 9 if sealed else 3)
+    monkeypatch.setattr(row_codec, "MOST", 9 if sealed else 3)
     TapeRecorder(varied, overwrite=True).commit()
     with Tape.discover(varied) as tape, contextlib.closing(TapePlayer(tape)) as player:
         if sealed:
@@ -437,3 +440,29 @@ def test_children_of_each_folder(tmp_path: Path) -> None:
             assert [child.name.rstrip(b"/") for child in tape.children(folder)] == [
                 folder.name + name for name in expected
             ]
+
+
+def test_find_every_member_of_every_pack(root: Path) -> None:
+    with Tape.discover(root) as tape:
+        for name, start in Reference(root).starts.items():
+            assert tape.find(name).start == start
+            with pytest.raises(KeyError):
+                tape.find(name.rstrip(b"/") + b"\1")
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_a_tape_that_is_sealed_stays_the_same_recording(tmp_path: Path, name: str) -> None:
+    """Its rows are cut otherwise; what is kept of digests begun before goes on all the same."""
+    root, state = recorded_tree(tmp_path / "tree", TREES[name], False), tmp_path / "state"
+    with Tape.discover(root) as bare, closing(TapePlayer(bare, root)) as player:
+        Digests(bare, ("sha256",), state=state).save()
+        seal(bare, player.source, player.at_home, "sha256", BLOCK)
+        with Tape.discover(root) as tape:
+            assert tape.seal
+            assert list(tape.members()) == list(bare.members())
+            assert tape.rows_digest == bare.rows_digest
+            Digests(tape, ("sha256",), state=state)
+    (root / "another").touch()
+    TapeRecorder(root, overwrite=True).commit()
+    with Tape.discover(root) as tape, pytest.raises(TapeError, match="another recording"):
+        Digests(tape, ("sha256",), state=state)

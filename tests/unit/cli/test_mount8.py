@@ -3,7 +3,7 @@
 import pytest
 from click import UsageError
 
-from tartapefs.cli.mount8 import arguments
+from tartapefs.cli.mount8 import arguments, asks_to_write, exit_code, is_call
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,30 @@ def test_refused_option_strings(options: str, named: str) -> None:
 
 def test_sloppy_passes_over_what_is_unknown_alone() -> None:
     assert list(arguments("ro,colour=red,name=x", sloppy=True)) == ["--name=x"]
+
+
+@pytest.mark.parametrize(
+    ("options", "asks"),
+    [("", False), ("ro", False), ("rw", True), ("rw,ro", False), ("ro,cached,rw", True), ("name=rw", False)],
+)
+def test_the_last_of_ro_and_rw_counts(options: str, asks: bool) -> None:
+    assert asks_to_write(options) is asks
+
+
+@pytest.mark.parametrize(
+    ("argv", "called"),
+    [
+        (["/srv", "/mnt", "-o", "ro"], True),
+        (["/srv", "/mnt"], False),
+        (["mount", "/srv", "-o", "ro"], False),
+        (["/srv", "-o", "ro"], False),
+        ([], False),
+    ],
+)
+def test_a_call_by_mount_fuse3_is_known_by_its_form(argv: list[str], called: bool) -> None:
+    assert is_call(argv, {"mount", "record"}) is called
+
+
+@pytest.mark.parametrize(("code", "expected"), [(0, 0), (None, 0), (1, 32), (2, 1), (3, 32), (5, 32), (130, 8)])
+def test_exit_codes_are_those_of_mount8(code: object, expected: int) -> None:
+    assert exit_code(code) == expected

@@ -50,20 +50,26 @@ def check_headers(tape: Recording, throttle: Callable[[], None]) -> None:
 class Throttle:
     """Limits the thread that calls it often to `share` of one core (above 0, at most 1), by pauses.
 
-    `pause(seconds)` makes them. Raises ValueError for another share.
+    `pause(seconds)` makes them; `clock()` is the thread's processor time in seconds. Raises ValueError for another
+    share.
     """
 
-    def __init__(self, share: float, pause: Callable[[float], object] = time.sleep) -> None:
+    def __init__(
+        self,
+        share: float,
+        pause: Callable[[float], object] = time.sleep,
+        clock: Callable[[], float] = time.thread_time,
+    ) -> None:
         if not 0 < share <= 1:
             raise ValueError(f"{share} is no share of one core; it is above 0, and at most 1")
-        self._share, self._pause = share, pause
-        self._begun = time.thread_time()
+        self._share, self._pause, self._clock = share, pause, clock
+        self._begun = clock()
 
     def __call__(self) -> None:
-        spent = time.thread_time() - self._begun
+        spent = self._clock() - self._begun
         if spent > _LONGEST_RUN and self._share < 1:
             self._pause(min(spent / self._share - spent, _LONGEST_PAUSE))
-            self._begun = time.thread_time()
+            self._begun = self._clock()
 
 
 def verify(

@@ -28,7 +28,9 @@ class Mutant(NamedTuple):
     tests: str
 
 
-PLAYER = "unit/play/test_engine.py"
+ASSEMBLE = "unit/play/test_assemble.py"
+DESCRIPTORS = "unit/play/test_descriptor_cache.py unit/play/test_assemble.py"
+PLAYER = "unit/play/test_assemble.py unit/play/test_engine.py"
 INTEGRITY = "unit/source/test_drift.py"
 INDEX = "unit/index/test_reader.py"
 CONNECTIONS = "unit/index/test_connections.py"
@@ -70,28 +72,28 @@ MUTANTS = [
         "play/assemble.py",
         "if seen != member[2:7] and not agrees(member, found, at_home):",
         "if False:",
-        PLAYER,
+        ASSEMBLE,
     ),
     Mutant(
         "so is one of a file that was kept open",
         "play/descriptor_cache.py",
         " and agrees(member, found, at_home)",
         "",
-        PLAYER,
+        DESCRIPTORS,
     ),
     Mutant(
         "whose path leads to it",
         "source/folder.py",
         "if found.st_ino != ino or found.st_dev != dev:",
         "if False:",
-        PLAYER,
+        DESCRIPTORS,
     ),
     Mutant(
         "and by no link",
         "source/folder.py",
         "if not all(stat.S_ISDIR(one.st_mode) for one in found[:-1]):",
         "if False:",
-        PLAYER,
+        DESCRIPTORS,
     ),
     Mutant(
         "no stat is answered by the kernel's cache",
@@ -133,14 +135,14 @@ MUTANTS = [
         "source/folder.py",
         "if any(one.st_dev != self._local for one in found):",
         "if False:",
-        PLAYER,
+        DESCRIPTORS,
     ),
     Mutant(
         "what is short is read anew",
         "play/descriptor_cache.py",
         "if os.preadv(fd, (part,), position) == len(part):",
         "if os.preadv(fd, (part,), position):",
-        PLAYER,
+        DESCRIPTORS,
     ),
     Mutant(
         "large files close when nobody reads",
@@ -149,9 +151,9 @@ MUTANTS = [
         "            pass\n",
         "system/test_mounted.py -k stays_open",
     ),
-    Mutant("members without a body are checked", "play/assemble.py", "self._check(member)\n", "pass\n", PLAYER),
+    Mutant("members without a body are checked", "play/assemble.py", "self._check(member)\n", "pass\n", ASSEMBLE),
     Mutant("the root's path is checked", "source/drift.py", "if not source.is_at_its_path():", "if False:", PLAYER),
-    Mutant("a path that strays is drift", "play/assemble.py", "failure.errno in _NOT_BELOW", "False", PLAYER),
+    Mutant("a path that strays is drift", "play/assemble.py", "failure.errno in _NOT_BELOW", "False", ASSEMBLE),
     Mutant(
         "the first drift is kept",
         "play/engine.py",
@@ -160,13 +162,13 @@ MUTANTS = [
         PLAYER,
     ),
     Mutant("drift stops every later read", "play/engine.py", "if self.drift is not None:", "if False:", PLAYER),
-    Mutant("a file that ends early is an error", "play/assemble.py", "read_all(fd, part, position)", "pass", PLAYER),
+    Mutant("a file that ends early is an error", "play/assemble.py", "read_all(fd, part, position)", "pass", ASSEMBLE),
     Mutant(
         "the footer waits for an audit",
         "play/engine.py",
         "if self._audited < max(",
         "if False and self._audited < max(",
-        AUDIT,
+        PLAYER,
     ),
     Mutant("the audit looks at directories", "play/audit.py", "found = inspector.inspect(folder)", "found = ()", AUDIT),
     *[

@@ -6,11 +6,13 @@ Each takes the path of what it changes, unless it says otherwise.
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+Change = Callable[[Path], None]
 
 
 @contextmanager

@@ -89,3 +89,9 @@ KINDS = [  # parameters for a fixture
         "overlay": "mkfs.ext4",
     }.items()
 ]
+
+
+def is_on_a_local_disk(path: Path) -> bool:
+    """Whether it lies on a file system of which large files are kept open."""
+    kind = subprocess.run(["stat", "-f", "-c", "%T", path], capture_output=True, text=True, check=True).stdout.strip()
+    return kind in ("ext2/ext3", "xfs", "btrfs", "tmpfs", "f2fs", "zfs", "bcachefs")

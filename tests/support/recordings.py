@@ -46,3 +46,20 @@ def nothing_written(root: Path, mtime_ns: int) -> None:
     """No folder for the index, and the root's own time as it was."""
     assert not os.path.lexists(root / ".tartape")
     assert root.stat().st_mtime_ns == mtime_ns
+
+
+def around_blocks(size: int) -> list[int]:
+    """Every multiple of 512 up to the end of the archive, and the offsets one below and one above it."""
+    places = {block + side for block in range(0, size + 1, 512) for side in (-1, 0, 1)}
+    return sorted(place for place in places if 0 <= place <= size)
+
+
+def bodies(root: Path) -> dict[str, bytes | None]:
+    """The content of each file of the folder by its name in the archive; None for folders and links."""
+    found: dict[str, bytes | None] = {root.name: None}
+    for path in root.rglob("*"):
+        if ".tartape" not in path.parts:
+            found[str(path.relative_to(root.parent))] = (
+                None if path.is_symlink() or path.is_dir() else path.read_bytes()
+            )
+    return found

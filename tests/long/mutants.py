@@ -56,7 +56,7 @@ EXTRACTED = "unit/verify/test_extracted.py"
 RESTORE = "unit/verify/test_restore.py"
 OUTPUTS = "system/test_outputs.py"
 SAVED_STATE = "unit/base/test_saved_state.py"
-BEHIND = "unit/source/test_behind.py"
+BEHIND = "system/test_behind.py"
 HOLES = "system/test_holes.py"
 
 MUTANTS = [

@@ -23,6 +23,11 @@ def times_kept(path: Path) -> Iterator[None]:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns), follow_symlinks=False)
 
 
+def below(name: str, change: Callable[..., object], *arguments: object) -> Callable[[Path], object]:
+    """The change, with these arguments, to what has this name below the root that it is given."""
+    return lambda root: change(root / name, *arguments)
+
+
 # Of a file
 
 
@@ -174,9 +179,9 @@ def replace_by_copy_of_folder(path: Path) -> None:
 # Of a link
 
 
-def retarget(path: Path) -> None:
+def retarget(path: Path, target: str = "another target") -> None:
     path.unlink()
-    path.symlink_to("another target")
+    path.symlink_to(target)
 
 
 def retarget_keeping_times(path: Path) -> None:

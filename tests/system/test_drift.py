@@ -4,13 +4,34 @@ import errno
 import os
 import random
 import shutil
-import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.changes import (
+    add_file,
+    append,
+    below,
+    empty,
+    overwrite,
+    overwrite_keeping_times,
+    remove,
+    rename,
+    replace,
+    replace_by_copy,
+    replace_by_file,
+    replace_by_folder,
+    replace_by_link_to_a_copy,
+    replace_by_pipe,
+    replace_by_socket,
+    replace_folder_by_link,
+    retarget,
+    shrink,
+    touch,
+    touch_by_a_nanosecond,
+)
 from support.daemon import daemon_of
 from support.drifting import Mounted, failing, opened
 from support.programs import run
@@ -47,131 +68,49 @@ def mounted(tmp_path: Path, mount: Mount, request: pytest.FixtureRequest) -> Ite
 
 B, C, LINK, PHOTOS, TOP = "data/photos/b.bin", "data/photos/deep/c.bin", "data/photos/link", "data/photos/", "data/"
 BODY = 512
-
-
-def overwrite(root: Path) -> None:
-    with (root / "photos" / "b.bin").open("r+b") as file:
-        file.seek(10_000)
-        file.write(b"not what was there")
-
-
-def overwrite_and_put_times_back(root: Path) -> None:
-    path = root / "photos" / "b.bin"
-    found = path.stat()
-    overwrite(root)
-    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
-
-
-def grow(root: Path) -> None:
-    with (root / "photos" / "b.bin").open("ab") as file:
-        file.write(b"x")
-
-
-def replace_by_equal_copy(root: Path) -> None:
-    path, copy = root / "photos" / "b.bin", root.parent / "copy"
-    shutil.copy2(path, copy)
-    copy.replace(path)
-
-
-def replace_by_another(root: Path) -> None:
-    other = root.parent / "other"
-    other.write_bytes(b"z" * SIZE)
-    other.replace(root / "photos" / "b.bin")
-
-
-def delete(root: Path) -> None:
-    (root / "photos" / "b.bin").unlink()
-
-
-def link_to_equal_content(root: Path) -> None:
-    path = root / "photos" / "b.bin"
-    path.rename(root.parent / "outside.bin")
-    path.symlink_to(root.parent / "outside.bin")
-
-
-def make_directory(root: Path) -> None:
-    delete(root)
-    (root / "photos" / "b.bin").mkdir()
-
-
-def make_pipe(root: Path) -> None:
-    delete(root)
-    os.mkfifo(root / "photos" / "b.bin")
-
-
-def make_socket(root: Path) -> None:
-    delete(root)
-    here = os.getcwd()
-    os.chdir(root / "photos")  # the path of a socket must be short
-    try:
-        with socket.socket(socket.AF_UNIX) as made:
-            made.bind("b.bin")
-    finally:
-        os.chdir(here)
-
-
-def retarget(root: Path) -> None:
-    (root / "photos" / "link").unlink()
-    (root / "photos" / "link").symlink_to("a.bin")
-
-
-def link_to_file(root: Path) -> None:
-    (root / "photos" / "link").unlink()
-    (root / "photos" / "link").write_bytes(b"b.bin")
-
-
-def link_instead_of_folder(root: Path) -> None:
-    """The same files, at the same path, but through a link."""
-    (root / "photos" / "deep").rename(root.parent / "deep")
-    (root / "photos" / "deep").symlink_to(root.parent / "deep")
-
-
-def file_instead_of_folder(root: Path) -> None:
-    shutil.rmtree(root / "photos" / "deep")
-    (root / "photos" / "deep").write_bytes(b"x")
+FILE = "photos/b.bin"
 
 
 # Change, the member that is read and from where on, what the log says of it: what, recorded, found.
 CHANGES: dict[str, tuple[Callable[[Path], object], str, int, str, str, str]] = {
-    "overwritten": (overwrite, B, BODY, "mtime", "", ""),
-    "overwritten, times put back": (overwrite_and_put_times_back, B, BODY + 9000, "ctime", "", ""),
-    "grown": (grow, B, BODY, "size", "20000", "20001"),
-    "grown, header read": (grow, B, 0, "size", "20000", "20001"),
-    "shrunk": (lambda root: os.truncate(root / "photos/b.bin", SIZE - 1), B, BODY, "size", "20000", "19999"),
-    "shrunk, last bytes read": (lambda root: os.truncate(root / "photos/b.bin", 1), B, SIZE, "size", "20000", "1"),
-    "emptied": (lambda root: os.truncate(root / "photos/b.bin", 0), B, BODY, "size", "20000", "0"),
-    "touched": (lambda root: os.utime(root / "photos/b.bin"), B, BODY, "mtime", "", ""),
-    "touched by a nanosecond": (
-        lambda root: os.utime(root / "photos/b.bin", ns=(0, (root / "photos/b.bin").stat().st_mtime_ns + 1)),
-        B, 0, "mtime", "", "",
+    "overwritten": (below(FILE, overwrite, 10_000, b"not what was there"), B, BODY, "mtime", "", ""),
+    "overwritten, times put back": (
+        below(FILE, overwrite_keeping_times, 10_000, b"not what was there"), B, BODY + 9000, "ctime", "", "",
     ),
-    "chmod": (lambda root: (root / "photos/b.bin").chmod(0o640), B, BODY, "mode", "0644", "0640"),
-    "chmod, header read": (lambda root: (root / "photos/b.bin").chmod(0o640), B, 0, "mode", "0644", "0640"),
+    "grown": (below(FILE, append), B, BODY, "size", "20000", "20004"),
+    "grown, header read": (below(FILE, append), B, 0, "size", "20000", "20004"),
+    "shrunk": (below(FILE, shrink), B, BODY, "size", "20000", "19999"),
+    "shrunk, last bytes read": (below(FILE, os.truncate, 1), B, SIZE, "size", "20000", "1"),
+    "emptied": (below(FILE, empty), B, BODY, "size", "20000", "0"),
+    "touched": (below(FILE, touch), B, BODY, "mtime", "", ""),
+    "touched by a nanosecond": (below(FILE, touch_by_a_nanosecond), B, 0, "mtime", "", ""),
+    "chmod": (below(FILE, os.chmod, 0o640), B, BODY, "mode", "0644", "0640"),
+    "chmod, header read": (below(FILE, os.chmod, 0o640), B, 0, "mode", "0644", "0640"),
     "a hard link more": (lambda root: os.link(root / "photos/b.bin", root.parent / "x"), B, BODY, "ctime", "", ""),
-    "replaced": (replace_by_another, B, BODY, "mtime", "", ""),
-    "replaced by an equal copy": (replace_by_equal_copy, B, BODY, "inode", "", ""),
-    "replaced by an equal copy, header read": (replace_by_equal_copy, B, 0, "inode", "", ""),
-    "deleted": (delete, B, BODY, "type", "regular file", "nothing"),
-    "deleted, header read": (delete, B, 0, "type", "regular file", "nothing"),
-    "swapped for a link": (link_to_equal_content, B, BODY, "type", "regular file", "symbolic link"),
-    "swapped for a folder": (make_directory, B, BODY, "type", "regular file", "directory"),
-    "swapped for a pipe": (make_pipe, B, BODY, "type", "regular file", "pipe"),
-    "swapped for a socket": (make_socket, B, BODY, "type", "regular file", "socket"),
-    "a link retargeted": (retarget, LINK, 0, "target", "b.bin", "a.bin"),
-    "a link swapped for a file": (link_to_file, LINK, 0, "type", "symbolic link", "regular file"),
-    "a folder renamed": (
-        lambda root: (root / "photos/deep").rename(root / "photos/other"), C, BODY, "type", "regular file", "nothing",
+    "replaced": (below(FILE, replace), B, BODY, "mtime", "", ""),
+    "replaced by an equal copy": (below(FILE, replace_by_copy), B, BODY, "inode", "", ""),
+    "replaced by an equal copy, header read": (below(FILE, replace_by_copy), B, 0, "inode", "", ""),
+    "deleted": (below(FILE, remove), B, BODY, "type", "regular file", "nothing"),
+    "deleted, header read": (below(FILE, remove), B, 0, "type", "regular file", "nothing"),
+    "swapped for a link": (below(FILE, replace_by_link_to_a_copy), B, BODY, "type", "regular file", "symbolic link"),
+    "swapped for a folder": (below(FILE, replace_by_folder), B, BODY, "type", "regular file", "directory"),
+    "swapped for a pipe": (below(FILE, replace_by_pipe), B, BODY, "type", "regular file", "pipe"),
+    "swapped for a socket": (below(FILE, replace_by_socket), B, BODY, "type", "regular file", "socket"),
+    "a link retargeted": (below("photos/link", retarget, "a.bin"), LINK, 0, "target", "b.bin", "a.bin"),
+    "a link swapped for a file": (
+        below("photos/link", replace_by_file), LINK, 0, "type", "symbolic link", "regular file",
     ),
+    "a folder renamed": (below("photos/deep", rename), C, BODY, "type", "regular file", "nothing"),
     "a folder renamed, its header read": (
-        lambda root: (root / "photos/deep").rename(root / "photos/other"),
+        below("photos/deep", rename),
         "data/photos/deep/", 0, "type", "directory", "nothing",
     ),
-    "a folder swapped for a link to it": (link_instead_of_folder, C, BODY, "path", "", ""),
-    "a folder swapped for a file": (file_instead_of_folder, C, BODY, "type", "regular file", "nothing"),
-    "a file added": (lambda root: (root / "photos/new").touch(), PHOTOS, 0, "mtime", "", ""),
-    "a folder's mode": (lambda root: (root / "photos").chmod(0o700), PHOTOS, 0, "mode", "0755", "0700"),
+    "a folder swapped for a link to it": (below("photos/deep", replace_folder_by_link), C, BODY, "path", "", ""),
+    "a folder swapped for a file": (below("photos/deep", replace_by_file), C, BODY, "type", "regular file", "nothing"),
+    "a file added": (below("photos", add_file), PHOTOS, 0, "mtime", "", ""),
+    "a folder's mode": (below("photos", os.chmod, 0o700), PHOTOS, 0, "mode", "0755", "0700"),
     "an empty folder removed": (
-        lambda root: (root / "gone").rmdir(), "data/gone/", 0, "type", "directory", "nothing",
+        below("gone", remove), "data/gone/", 0, "type", "directory", "nothing",
     ),
     "the source moved away": (lambda root: root.rename(root.parent / "moved"), B, BODY, "source", "", ""),
     "the source swapped for an equal copy": (
@@ -249,7 +188,7 @@ def test_what_was_undone_stays_invalid(mounted: Mounted) -> None:
 
 def test_a_new_recording_is_for_a_new_mount(mounted: Mounted, mount: Mount) -> None:
     """The old mount stays invalid, the remedy works, and a new mount plays what is there now."""
-    overwrite(mounted.root)
+    overwrite(mounted.root / FILE)
     mounted.fails(lambda: mounted.read(B, BODY, SIZE))
     assert run("record", "--force", mounted.root).returncode == 0
     again = mount(mounted.root)
@@ -291,7 +230,7 @@ def test_a_copy_of_the_tape_is_checked_too(tmp_path: Path, mount: Mount) -> None
     subprocess.run(["cp", "-a", original, root], check=True)
     with opened(original, mount(root, "--log", log), log) as mounted:
         assert mounted.read_all() == mounted.expected
-        replace_by_equal_copy(root)
+        replace_by_copy(root / FILE)
         at = mounted.starts[B.encode()]
         assert mounted.read(B, BODY, SIZE) == mounted.expected[at + BODY : at + BODY + SIZE]
         (root / "photos" / "b.bin").chmod(0o600)
@@ -395,7 +334,7 @@ def test_a_read_that_ends_early_is_no_answer(mounted: Mounted) -> None:
 @pytest.mark.needs("strace")
 def test_drift_seen_while_the_file_cannot_be_read(mounted: Mounted) -> None:
     """A changed file whose bytes fail too is drift, not a passing error."""
-    overwrite(mounted.root)
+    overwrite(mounted.root / FILE)
     inject = [*READ, "-e", "inject=pread64,preadv,preadv2:error=EIO"]
     with failing(daemon_of(mounted.archive.parent), "-P", mounted.root / "photos" / "b.bin", *inject):
         mounted.fails(lambda: mounted.read(B, BODY))

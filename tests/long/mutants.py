@@ -54,6 +54,8 @@ HASH_TREE = "unit/archive/test_hash_tree.py"
 SEALED_MOUNT = "system/test_sealed_mount.py"
 EXTRACTED = "unit/verify/test_extracted.py"
 RESTORE = "unit/verify/test_restore.py"
+COPIES = "unit/transfer/test_copies.py"
+RESUMABLE_HASH = "unit/base/test_resumable_hash.py"
 OUTPUTS = "system/test_outputs.py"
 SAVED_STATE = "unit/base/test_saved_state.py"
 BEHIND = "system/test_behind.py"
@@ -644,6 +646,41 @@ MUTANTS = [
         "if len(content) != size or sha256(content).digest() != checksum:",
         "if len(content) != size:",
         f"{SAVED_STATE} -k damaged",
+    ),
+    Mutant(
+        "a copy's holes are looked at",
+        "transfer/copies.py",
+        "self._in_holes(tail), key",
+        "iter(()), key",
+        COPIES + " -k hole",
+    ),
+    Mutant(
+        "zeros in copy and archive tell nothing",
+        "transfer/copies.py",
+        "elif is_zero and not any(",
+        "elif False and not any(",
+        COPIES + " -k 'wrong_byte or any_break'",
+    ),
+    Mutant(
+        "OpenSSL writes within its struct",
+        "base/resumable_hash.py",
+        "return is_right and not any(first._context.guard) and not any(second._context.guard)",
+        "return is_right",
+        RESUMABLE_HASH,
+    ),
+    Mutant(
+        "and is not called in FIPS mode",
+        "base/resumable_hash.py",
+        "if _hashlib.get_fips_mode():",
+        "if False:",
+        RESUMABLE_HASH,
+    ),
+    Mutant(
+        "a resumed hash is hashlib's",
+        "base/resumable_hash.py",
+        "is_right = second.digest() ==",
+        "is_right = True or second.digest() ==",
+        RESUMABLE_HASH,
     ),
 ]
 

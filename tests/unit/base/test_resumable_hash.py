@@ -87,3 +87,9 @@ def test_a_library_with_a_larger_struct(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(resumable_hash.ResumableHash, "update", write_behind)
     assert not resumable_hash.is_resumable("sha256")
+
+
+@pytest.mark.usefixtures("looked_up_again")
+def test_a_library_whose_digests_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resumable_hash.ResumableHash, "digest", lambda self: bytes(self.digest_size))
+    assert not resumable_hash.is_resumable("sha256")

@@ -56,6 +56,10 @@ DAMAGES: dict[str, Callable[[bytearray], object]] = {
     "zeros from a body on": lambda copy: copy.__setitem__(slice(777_777, None), bytes(len(copy) - 777_777)),
     "zeros from a header on": lambda copy: copy.__setitem__(slice(515, None), bytes(len(copy) - 515)),
     "zeros from before zeros of its own on": lambda copy: copy.__setitem__(slice(-2_205_024, None), bytes(2_205_024)),
+    "zeros from shortly before zeros of its own on": lambda copy: copy.__setitem__(
+        slice(-2_015_024, None),
+        bytes(2_015_024),  # between the last sample before them and the first one in them
+    ),
     "all zeros": lambda copy: copy.__setitem__(slice(0, None), bytes(len(copy))),
     "other bytes from a body on": lambda copy: copy.__setitem__(slice(3_000_001, None), b"x" * (len(copy) - 3_000_001)),
     "beyond": lambda copy: copy.extend(b"and more"),

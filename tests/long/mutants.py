@@ -40,7 +40,7 @@ WALK = "unit/record/test_walk.py"
 OPTIONS = "unit/record/test_options.py"
 INSPECTION = "unit/play/test_inspection.py"
 AUDIT = "unit/play/test_audit.py"
-ESCAPE = "system/test_escape.py"
+SYSTEM_CALLS = "unit/source/test_system_calls.py"
 SETTLING = "unit/record/test_settling.py"
 FS = "unit/mount/test_operations.py"
 SESSION = "unit/mount/test_session.py"
@@ -317,14 +317,14 @@ MUTANTS = [
         "source/system_calls.py",
         "_RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS",
         "0",
-        ESCAPE,
+        SYSTEM_CALLS,
     ),
     Mutant(
         "nor without openat2",
         "source/system_calls.py",
         "FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW",
         "FOLDER = os.O_PATH | os.O_DIRECTORY",
-        ESCAPE,
+        SYSTEM_CALLS,
     ),
     Mutant(
         "files that are being written are refused",

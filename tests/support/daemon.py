@@ -66,6 +66,11 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+def bytes_read(pid: int) -> int:
+    """What the process has read from files so far, in bytes."""
+    return int(Path(f"/proc/{pid}/io").read_text().split()[1])
+
+
 def waits_for_fuse(pid: int) -> bool:
     """Whether the process waits in the kernel for an answer of a FUSE file system."""
     try:

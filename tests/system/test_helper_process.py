@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.daemon import daemon_of, helper_of, is_gone
+from support.daemon import bytes_read, daemon_of, helper_of, is_gone
 from support.programs import needs_two_cores, run, wait_until
 from support.reference import Reference
 from support.trees import make_many
@@ -24,11 +24,6 @@ def many(tmp_path: Path) -> Path:
     root = make_many(tmp_path / "many")
     TapeRecorder(root).commit()
     return root
-
-
-def bytes_read(pid: int) -> int:
-    """What the process has read from files so far, in bytes."""
-    return int(Path(f"/proc/{pid}/io").read_text().split()[1])
 
 
 @needs_two_cores

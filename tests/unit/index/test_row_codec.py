@@ -5,6 +5,7 @@
 
 import stat
 import struct
+import sys
 import tracemalloc
 from typing import Any
 
@@ -339,15 +340,26 @@ HUGE: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("huge", HUGE)
-def test_no_bytes_take_memory_without_end(huge: str) -> None:
-    """As long as a row may be, and of the parts that cost most."""
+def test_no_bytes_take_work_or_memory_without_end(huge: str) -> None:
+    """A row as long as it may be, of the parts that cost most: few lines of Python are executed, and little is kept."""
+    lines = 0
+
+    def count(_frame: object, event: str, _argument: object) -> object:
+        nonlocal lines
+        lines += event == "line"
+        return count
+
+    tracing = sys.gettrace()
     tracemalloc.start()
+    sys.settrace(count)  # type: ignore[arg-type]
     try:
         check(512, 32, 0, HUGE[huge])
-        _, peak = tracemalloc.get_traced_memory()
     finally:
+        sys.settrace(tracing)
+        _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert peak < 16 << 20
+    assert lines < 10_000  # 2,649 at most
 
 
 @settings(deadline=None)

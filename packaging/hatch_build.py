@@ -10,7 +10,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 class Hook(BuildHookInterface):  # type: ignore[misc]  # hatchling is there only in a build
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        if version == "editable":  # that is for who works on it
+        if version == "editable":  # that is for a developer
             return
         sys.path[:0] = [self.root, str(Path(self.root, "packaging"))]
         import pages

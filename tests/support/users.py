@@ -18,8 +18,8 @@ import pytest
 NOBODY = 65534
 
 
-def as_nobody(function: Callable[[], Any]) -> Any:
-    """What `function` returns, run in a process of a user without privileges."""
+def as_nobody(function: Callable[[], Any], user: int = NOBODY) -> Any:
+    """What `function` returns, run in a process of a user without privileges, by default nobody."""
     if os.geteuid():
         return function()
     read, write = os.pipe()
@@ -28,8 +28,8 @@ def as_nobody(function: Callable[[], Any]) -> Any:
         code = 1
         try:
             os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
+            os.setresgid(user, user, user)
+            os.setresuid(user, user, user)
             os.write(write, pickle.dumps(function()))
             code = 0
         except BaseException as error:

@@ -14,28 +14,13 @@ from typing import Any
 
 import pytest
 from support.daemon import sockets
+from support.users import as_nobody
 
 from tartapefs.mount import status as module
 from tartapefs.mount.read_statistics import Coverage, ReadStatistics
 from tartapefs.mount.status import Server, ask, document
 
-NOBODY = 1_000_000 + os.getpid()  # a user of this process alone: others have a folder in /tmp too
-
-
-def as_nobody(work: Callable[[], None]) -> None:
-    """Does it in a process of another user's."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    assert os.waitpid(child, 0)[1] == 0
+USER = 1_000_000 + os.getpid()  # a user of this process alone: others have a folder in /tmp too
 
 
 @pytest.fixture
@@ -81,7 +66,7 @@ def test_another_user_is_hung_up_on(served: Callable[[object], str]) -> None:
         child = os.fork()
         if child == 0:
             try:
-                os.setresuid(NOBODY, NOBODY, NOBODY)
+                os.setresuid(USER, USER, USER)
                 client = socket.socket(socket.AF_UNIX)
                 client.connect(str(place))
                 os._exit(0 if client.recv(10) == b"" else 1)
@@ -130,9 +115,9 @@ def test_a_server_leaves_the_socket_of_its_successor() -> None:
 @pytest.fixture
 def runtime(public: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The $XDG_RUNTIME_DIR of nobody."""
-    os.chown(public, NOBODY, NOBODY)
+    os.chown(public, USER, USER)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(public))
-    fallback = Path(f"/tmp/tartapefs-{NOBODY}")
+    fallback = Path(f"/tmp/tartapefs-{USER}")
     shutil.rmtree(fallback, ignore_errors=True)
     yield public
     shutil.rmtree(fallback, ignore_errors=True)
@@ -149,16 +134,16 @@ def serves_in(folder: Path) -> None:
 
 @pytest.mark.root
 def test_a_user_has_it_in_the_runtime_folder(runtime: Path) -> None:
-    as_nobody(lambda: serves_in(runtime / "tartapefs"))
+    as_nobody(lambda: serves_in(runtime / "tartapefs"), USER)
 
 
 @pytest.mark.root
 def test_a_path_longer_than_sockets_allow(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = runtime / ("d" * 200)
     deep.mkdir()
-    os.chown(deep, NOBODY, NOBODY)
+    os.chown(deep, USER, USER)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
-    as_nobody(lambda: serves_in(deep / "tartapefs"))
+    as_nobody(lambda: serves_in(deep / "tartapefs"), USER)
 
 
 @pytest.mark.root
@@ -176,20 +161,20 @@ def test_where_that_is_not_safe_it_is_in_a_folder_of_its_own(
             taken.mkdir(0o777)
         case "open to others":
             taken.mkdir()
-            os.chown(taken, NOBODY, NOBODY)
+            os.chown(taken, USER, USER)
             taken.chmod(0o770)
         case "a link":
             (runtime / "own").mkdir()
-            os.chown(runtime / "own", NOBODY, NOBODY)
+            os.chown(runtime / "own", USER, USER)
             taken.symlink_to("own")
-    as_nobody(lambda: serves_in(Path(f"/tmp/tartapefs-{NOBODY}")))
+    as_nobody(lambda: serves_in(Path(f"/tmp/tartapefs-{USER}")), USER)
 
 
 @pytest.mark.root
 def test_no_safe_folder_at_all_is_an_error_and_no_more(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who made it first in /tmp gets nothing; a mount goes on without a socket."""
     monkeypatch.delenv("XDG_RUNTIME_DIR")
-    taken = Path(f"/tmp/tartapefs-{NOBODY}")
+    taken = Path(f"/tmp/tartapefs-{USER}")
     taken.mkdir(0o777)
     taken.chmod(0o777)
 
@@ -198,7 +183,7 @@ def test_no_safe_folder_at_all_is_an_error_and_no_more(runtime: Path, monkeypatc
             Server("1:5", dict)
         assert ask("1:5") is None
 
-    as_nobody(refused)
+    as_nobody(refused, USER)
     assert not list(taken.iterdir())
 
 

@@ -35,7 +35,7 @@ from tartapefs.cli.common import (
     strict_option,
 )
 from tartapefs.cli.seals import drift_facts
-from tartapefs.play.assemble import Filler
+from tartapefs.play.assemble import Assembler
 from tartapefs.play.audit import verify as find_drift
 from tartapefs.play.engine import Check, TapePlayer
 from tartapefs.source.folder import Source
@@ -232,10 +232,10 @@ def verify(
             refuse_part(state, tape, player, directory)
         if not tape.rows_are_sound():
             raise TapeFormatError(tape.index_path, "its rows fail their digest")
-        verifier, look_into = None, None
+        verifier, check_contents = None, None
         if tape.seal:
-            verifier = Verifier(tape, Filler(tape, player.source, player.at_home, contents=False, strict=strict))
-            look_into = None if strict else verifier.verify_member
+            verifier = Verifier(tape, Assembler(tape, player.source, player.at_home, contents=False, strict=strict))
+            check_contents = None if strict else verifier.verify_member
         found: list[TapeIntegrityError] = []
         added: list[str] = []
 
@@ -250,7 +250,7 @@ def verify(
                 click.echo(f"{added[-1]}: added since the recording")
 
         with progress(f"verifying {directory}", tape.member_count, tape=tape) as update:
-            for error in find_drift(player.inspector, update, look_into, note_addition):
+            for error in find_drift(player.inspector, update, check_contents, note_addition):
                 note(error)
         if verifier is not None and (deep or sample is not None):
             known = {error.member for error in found}

@@ -7,7 +7,7 @@ large file may stay open from one of its parts to the next; then each read check
 (`descriptor_cache`).
 """
 
-# ruff: noqa: FURB136 -- min and max are calls, see Filler.fill
+# ruff: noqa: FURB136 -- min and max are calls, see Assembler.fill
 
 import errno
 import os
@@ -51,7 +51,7 @@ class Blocks(NamedTuple):
         return [number for number in self.all if number not in self.whole]
 
 
-class Filler:
+class Assembler:
     """Fills buffers with bytes of `tape`'s archive, from `source`. Usable from many threads.
 
     On a sealed tape a file or link of which only timestamps or inode differ is as recorded if its contents are;

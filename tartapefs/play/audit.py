@@ -75,20 +75,20 @@ class Throttle:
 def verify(
     inspector: Inspector,
     on_progress: Callable[[int, int], None] = lambda members, position: None,
-    look_into: Callable[[Member], Iterable[TapeIntegrityError]] | None = None,
+    check_contents: Callable[[Member], Iterable[TapeIntegrityError]] | None = None,
     on_addition: Callable[[str], None] = lambda arc_path: None,
 ) -> Iterator[TapeIntegrityError]:
     """Yields all drift of the source, in the archive's order. Raises TapeFormatError for a damaged index.
 
-    For a file or link of which only timestamps or inode differ, it yields what `look_into` finds; without `look_into`
+    For a file or link of which only timestamps or inode differ, it yields what `check_contents` finds; without that,
     these differences are drift. It lists only directories that differ, to name what was added. It calls `on_progress`
     every 128 members with their number so far, and the start of the last one; `on_addition` with each addition that
     the inspector allows.
     """
     for count, member in enumerate(inspector.tape.members(), 1):
         found = _differences(member, inspector)
-        if found and look_into is not None and not member.is_directory and only_stamps(found):
-            yield from look_into(member)
+        if found and check_contents is not None and not member.is_directory and only_stamps(found):
+            yield from check_contents(member)
         elif found:
             yield drift(member, found)
             if member.is_directory and found[0].what not in (Fact.TYPE, Fact.ACCESS):

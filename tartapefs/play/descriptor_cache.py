@@ -31,20 +31,20 @@ class DescriptorCache:
         if file is None:
             return False
         fd, resolved = file
-        is_right = False
+        is_as_recorded = False
         try:
             if os.preadv(fd, (part,), position) == len(part):
                 self._source.wait_for_holes(fd, resolved[-1][1])
                 found = self._source.lstat_resolved(resolved)
-                is_right = found is not None and agrees(member, found, at_home)
+                is_as_recorded = found is not None and agrees(member, found, at_home)
         except OSError:
             pass
         finally:
-            if is_right and position + len(part) < member.size:  # the reader may go on
+            if is_as_recorded and position + len(part) < member.size:  # the reader may go on
                 self._keep(member.start, file)
             else:
                 os.close(fd)
-        return is_right
+        return is_as_recorded
 
     def keep(self, member: Member, fd: int, found: os.stat_result) -> None:
         """Takes over the descriptor `fd` of the member's file, whose `fstat` is `found`: caches or closes it."""

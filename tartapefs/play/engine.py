@@ -1,7 +1,7 @@
 """The player: turns (offset, size) into bytes, or into an exception. `play` is the same engine, in order.
 
 Rule: every requested byte below the archive's end is the recorded one, or an exception is raised; never a short read,
-never a byte of a source that is not as recorded. All bytes come from `Filler.fill`, by way of `ReadStrategy`.
+never a byte of a source that is not as recorded. All bytes come from `Assembler.fill`, by way of `ReadStrategy`.
 
 The footer says that the archive is complete. The player serves it only after an audit of every directory that began
 after everything before it had been read: a reader that gets the footer has the whole tape, as recorded.
@@ -23,7 +23,7 @@ from tartapefs.base.buffers import aligned
 from tartapefs.base.errors import OffsetError, TapeError, TapeIntegrityError
 from tartapefs.index.recording import Recording
 from tartapefs.play import events, playback
-from tartapefs.play.assemble import Filler
+from tartapefs.play.assemble import Assembler
 from tartapefs.play.audit import Throttle, audit, check_headers
 from tartapefs.play.playback import CHUNK
 from tartapefs.play.read_strategy import ReadStrategy
@@ -94,11 +94,11 @@ class TapePlayer:
         self.at_home = check == "full" and tape.is_at_home(self.source.ino)
         self.strict = strict
         self._headers_due = expect is not None and tape.expect(expect) == "fingerprint"
-        self._filler = Filler(
+        self._assembler = Assembler(
             tape, self.source, self.at_home, strict=strict, keep_open=True, allow_additions=allow_additions
         )
-        self.inspector = self._filler.inspector
-        self._strategy = ReadStrategy(self._filler)
+        self.inspector = self._assembler.inspector
+        self._strategy = ReadStrategy(self._assembler)
         self.drift: TapeIntegrityError | None = None
         self.drifted = threading.Event()
         self.scrubbed = Scrubbed(0, 0)
@@ -125,7 +125,7 @@ class TapePlayer:
 
     def rest(self) -> None:
         """Closes the cached descriptors of files that were read in part; call it when the reader pauses."""
-        self._filler.rest()
+        self._assembler.rest()
 
     def close(self) -> None:
         """Closes the source. The tape stays open: it is the caller's."""
@@ -197,7 +197,7 @@ class TapePlayer:
         while position < self._end and self.drift is None and not pause(0):
             stop = min(position + len(buffer), self._end)
             try:
-                self._filler.fill(buffer[: stop - position], position, stop)
+                self._assembler.fill(buffer[: stop - position], position, stop)
             except TapeIntegrityError as error:
                 raise self._invalidated(error) from None
             position = stop

@@ -2,8 +2,8 @@
 
 Rule: this process fills a request from the front and the helper from the back, until they meet. So both end together,
 however unlike the members are and however late the helper wakes up, without a guessed cut. The helper fills its part
-with a `Filler` like ours, with every check; if it fails, it reports only that it did, and this process fills the whole
-request, meets the same failure and raises it.
+with an `Assembler` of its own, with every check; if it fails, it reports only that it did, and this process fills the
+whole request, meets the same failure and raises it.
 
 Between requests it prepares what a sequential reader will request next, as far as that needs no early check of the
 source: rows and headers, and the blocks of sealed tapes. A block that has its digest is the recorded one, and the file
@@ -27,7 +27,7 @@ from tartapefs.archive.member import Headed, Member
 from tartapefs.base import processes, signals
 from tartapefs.base.errors import TapeError
 from tartapefs.index.recording import Recording
-from tartapefs.play.assemble import Filler
+from tartapefs.play.assemble import Assembler
 
 # Offset in the shared memory, start, stop, whether to fill one member by blocks, offset of the MD5 sums or -1.
 _JOB = struct.Struct("=qqq?q")
@@ -55,7 +55,7 @@ class HelperProcess:
     OSError if no process can be forked.
     """
 
-    def __init__(self, filler: Filler, memory: mmap.mmap) -> None:
+    def __init__(self, assembler: Assembler, memory: mmap.mmap) -> None:
         self._start = _address(memory)
         self._stop = self._start + len(memory)
         self._claims = _Claims()
@@ -68,7 +68,7 @@ class HelperProcess:
                 self._ours.close()
                 raise
             if self._pid == 0:
-                _serve(filler, theirs.detach(), memoryview(memory), self._claims)
+                _serve(assembler, theirs.detach(), memoryview(memory), self._claims)
 
     def memory_offset(self, view: memoryview) -> int:
         """The offset of `view` in the shared memory, in bytes; -1 if it lies elsewhere."""
@@ -172,7 +172,7 @@ class _Claims:
         self._at[0] = MAX_OFFSET
 
 
-def _serve(filler: Filler, channel: int, memory: memoryview, claims: _Claims) -> NoReturn:
+def _serve(assembler: Assembler, channel: int, memory: memoryview, claims: _Claims) -> NoReturn:
     """Runs the helper until `channel` closes. It has the source's root and `channel` open, and its own index.
 
     Two processes must not share SQLite's connections; if the index was replaced meanwhile, the helper ends.
@@ -180,11 +180,15 @@ def _serve(filler: Filler, channel: int, memory: memoryview, claims: _Claims) ->
     try:
         signals.ignore()
         os.chdir("/")
-        processes.close_all_but(channel, filler.source.descriptor)
-        tape = Recording.from_index(filler.tape.index_path)
-        if tape.is_same(filler.tape):
-            own = Filler(
-                tape, filler.source, filler.at_home, strict=filler.strict, allow_additions=filler.allow_additions
+        processes.close_all_but(channel, assembler.source.descriptor)
+        tape = Recording.from_index(assembler.tape.index_path)
+        if tape.is_same(assembler.tape):
+            own = Assembler(
+                tape,
+                assembler.source,
+                assembler.at_home,
+                strict=assembler.strict,
+                allow_additions=assembler.allow_additions,
             )
             ranges, last_stop, last_step = 0, 0, -1
             while job := os.read(channel, _JOB.size):
@@ -207,7 +211,7 @@ def _serve(filler: Filler, channel: int, memory: memoryview, claims: _Claims) ->
 
 
 def _fill(
-    filler: Filler,
+    assembler: Assembler,
     claims: _Claims,
     view: memoryview,
     start: int,
@@ -217,14 +221,14 @@ def _fill(
 ) -> int:
     """Fills from the back what is not claimed from the front; returns how many members, or -1 on failure."""
     try:
-        blocks = filler.blocks(start, stop) if in_blocks else None
+        blocks = assembler.blocks(start, stop) if in_blocks else None
         if blocks is None:
-            members = claims.claim_from_back(filler.tape.headed_backwards(start, stop), _start_of)
-            return filler.fill(
+            members = claims.claim_from_back(assembler.tape.headed_backwards(start, stop), _start_of)
+            return assembler.fill(
                 view, start, stop, members if sums is None else _with_md5_sums(members, view, start, sums)
             )
         ours = claims.claim_from_back(reversed(blocks.whole), int)
-        filler.fill_blocks(view, blocks, chain(blocks.ends, ours))
+        assembler.fill_blocks(view, blocks, chain(blocks.ends, ours))
         return 1
     except (TapeError, OSError):
         return -1

@@ -1,7 +1,7 @@
 """Serves a read as `ReadPolicy` decides: in this thread, with threads, or with the helper process.
 
 Rule: a request is divided only while it is being served. Nothing is read before it is requested, so every byte is
-checked between its request and its answer; and every part is filled by the same `Filler`, with the same checks. (A
+checked between its request and its answer; and every part is filled by the same `Assembler`, with the same checks. (A
 caller of `expect` makes a request.) One request at a time is divided: concurrent requests have a thread each, which is
 parallelism enough.
 
@@ -26,7 +26,7 @@ from typing import assert_never
 from tartapefs.archive.layout import BLOCK, MAX_OFFSET
 from tartapefs.archive.member import Headed, Member
 from tartapefs.base.errors import TapeError
-from tartapefs.play.assemble import Blocks, Filler
+from tartapefs.play.assemble import Assembler, Blocks
 from tartapefs.play.helper_process import HelperProcess
 from tartapefs.play.read_policy import PROBE, SMALLEST_PART, THREADS, Decision, ReadPolicy
 from tartapefs.play.thread_pool import SharedMembers, ThreadPool
@@ -35,15 +35,15 @@ _FILES_PER_THREAD = 128  # to prefetch: few threads, which leave the interpreter
 
 
 class ReadStrategy:
-    """Fills buffers as `filler` does, with threads or the helper where that is faster. Usable from many threads.
+    """Fills buffers as `assembler` does, with threads or the helper where that is faster. Usable from many threads.
 
     Attributes: `is_bound_by_python`, whether the last request was, so that threads would only wait for each other;
     `first_summed`, in the last expected range, the start of the first file that has a sum.
     """
 
-    def __init__(self, filler: Filler) -> None:
-        self._filler = filler
-        self._policy = ReadPolicy(filler.tape.block_size)
+    def __init__(self, assembler: Assembler) -> None:
+        self._assembler = assembler
+        self._policy = ReadPolicy(assembler.tape.block_size)
         self._dividing = threading.Lock()  # held by the thread that may divide its request
         self._helper: HelperProcess | None = None
         self._threads = ThreadPool(THREADS)
@@ -65,7 +65,7 @@ class ReadStrategy:
         Call it while this process has a single thread.
         """
         with contextlib.suppress(OSError):
-            self._helper = HelperProcess(self._filler, memory)
+            self._helper = HelperProcess(self._assembler, memory)
 
     def close(self) -> None:
         """Ends the helper, and the threads once they are done."""
@@ -88,14 +88,14 @@ class ReadStrategy:
             self._helper.begin(*self._request_begun, sums=self._helper.memory_offset(sums))
 
     def fill(self, view: memoryview, start: int, stop: int) -> None:
-        """Fills `view` with the bytes `[start, stop)` of the archive; raises what `Filler.fill` raises."""
+        """Fills `view` with the bytes `[start, stop)` of the archive; raises what `Assembler.fill` raises."""
         self.first_summed, is_small = MAX_OFFSET, stop - start < 2 * SMALLEST_PART
         if self._request_begun is not None and self._finish_begun(view, start, stop):
             return
         has_many = not is_small and self._helper is not None and self._policy.has_many_members(stop - start)
         self.is_bound_by_python = has_many and self._is_fast
         if is_small or not self._dividing.acquire(blocking=False):
-            self._filler.fill(view, start, stop)
+            self._assembler.fill(view, start, stop)
             return
         try:
             self._fill(view, start, stop)
@@ -119,7 +119,7 @@ class ReadStrategy:
         if helper is not None and (size >= policy.smallest_in_blocks or policy.has_many_members(size)):
             offset = helper.memory_offset(view)
             if offset >= 0 and size >= policy.smallest_in_blocks:
-                blocks = self._filler.blocks(start, stop)
+                blocks = self._assembler.blocks(start, stop)
                 whole_blocks = len(blocks.whole) if blocks is not None else 0
         decision = policy.decide(start, stop, offset >= 0, whole_blocks)
         if policy.cold_requests > 0 and decision is not Decision.BLOCKS:
@@ -144,10 +144,10 @@ class ReadStrategy:
                 assert_never(decision)
 
     def _fill_measured(self, view: memoryview, start: int, stop: int, members: Iterable[Headed] | None = None) -> int:
-        """Fills as `Filler.fill` does, and tells the policy what that cost."""
+        """Fills as `Assembler.fill` does, and tells the policy what that cost."""
         before = resource.getrusage(resource.RUSAGE_THREAD)
         begun = time.monotonic()
-        count = self._filler.fill(view, start, stop, members)
+        count = self._assembler.fill(view, start, stop, members)
         seconds = time.monotonic() - begun
         after = resource.getrusage(resource.RUSAGE_THREAD)
         waits, disk_blocks = after.ru_nvcsw - before.ru_nvcsw, after.ru_inblock - before.ru_inblock
@@ -161,7 +161,7 @@ class ReadStrategy:
             return
         # A damaged row raises when it is requested.
         with contextlib.suppress(TapeError):
-            files = [member for member in self._filler.tape.members(*found) if member.size]
+            files = [member for member in self._assembler.tape.members(*found) if member.size]
             for at in range(0, len(files), _FILES_PER_THREAD):
                 self._threads.start(partial(self._prefetch_files, files[at : at + _FILES_PER_THREAD], *found))
 
@@ -169,16 +169,16 @@ class ReadStrategy:
         for member in files:
             body = member.start + BLOCK
             first = max(0, start - body)
-            self._filler.source.prefetch(member.path, first, min(member.size, stop - body) - first)
+            self._assembler.source.prefetch(member.path, first, min(member.size, stop - body) - first)
 
     def _finish_with_helper(self, helper: HelperProcess, view: memoryview, start: int, stop: int) -> None:
         """Fills `view` together with the helper, which has begun, member by member."""
         try:
-            ours = self._fill_measured(view, start, stop, helper.our_members(self._filler.tape.headed(start, stop)))
+            ours = self._fill_measured(view, start, stop, helper.our_members(self._assembler.tape.headed(start, stop)))
         finally:
             theirs = helper.end()
         if theirs < 0:
-            self._filler.fill(view, start, stop)
+            self._assembler.fill(view, start, stop)
         else:
             self._policy.shared(start, stop, ours + theirs)
 
@@ -193,15 +193,15 @@ class ReadStrategy:
         first, last = blocks.start - start, blocks.stop - start
         helper.begin(offset + first, blocks.start, blocks.stop, in_blocks=True)
         try:
-            self._filler.fill_blocks(view[first:last], blocks, helper.our_blocks(blocks.whole))
+            self._assembler.fill_blocks(view[first:last], blocks, helper.our_blocks(blocks.whole))
             if first > 0:
-                self._filler.fill(view[:first], start, blocks.start)
+                self._assembler.fill(view[:first], start, blocks.start)
             if blocks.stop < stop:
-                self._filler.fill(view[last:], blocks.stop, stop)
+                self._assembler.fill(view[last:], blocks.stop, stop)
         finally:
             theirs = helper.end()
         if theirs < 0:
-            self._filler.fill(view, start, stop)
+            self._assembler.fill(view, start, stop)
         self._policy.shared_blocks(stop)
 
     def _divide_among_threads(self, view: memoryview, start: int, stop: int) -> None:
@@ -209,16 +209,16 @@ class ReadStrategy:
 
         Raises the error that is first in the archive's order.
         """
-        size, filler, lock = stop - start, self._filler, threading.Lock()
+        size, assembler, lock = stop - start, self._assembler, threading.Lock()
         count, one_by_one = self._policy.threads(size)
         if one_by_one:
-            parts = count * [(start, stop, iter(filler.tape.headed(start, stop)))]
+            parts = count * [(start, stop, iter(assembler.tape.headed(start, stop)))]
         else:
             cuts = pairwise(start + size * number // count for number in range(count + 1))
-            parts = [(a, b, iter(filler.tape.headed(a, b))) for a, b in cuts]
+            parts = [(a, b, iter(assembler.tape.headed(a, b))) for a, b in cuts]
         iterators = [SharedMembers(members, lock) for _, _, members in parts]
         work = [
-            partial(filler.fill, view[a - start : b - start], a, b, iterator)
+            partial(assembler.fill, view[a - start : b - start], a, b, iterator)
             for (a, b, _), iterator in zip(parts, iterators, strict=True)
         ]
         counts, failures = self._threads.run(work)

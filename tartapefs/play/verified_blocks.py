@@ -8,8 +8,8 @@ checks at each read whether the file is still the recorded one.
 Hashing takes longer than reading from the page cache. So the helper process (`helper_process`) takes a part of each
 request and, while a sequential reader consumes the answer, reads and hashes the next blocks. (Without digests nothing
 is read ahead: a change after the check would be missed. Here the digests show that the bytes are the recorded ones,
-and the file is checked when they are requested.) Threads would wait for each other: one of Python's runs at a time,
-and each block passes the interpreter lock several times.
+and the file is checked when they are requested.) Threads would not help: only one runs Python code at a time,
+and each block needs the interpreter lock several times.
 """
 
 import errno

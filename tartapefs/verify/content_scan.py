@@ -1,6 +1,6 @@
 """Reads and hashes all contents of a tape, in parallel: for sealing and for `verify --deep`.
 
-Rule: contents come through `Filler.fill`, as everything that leaves a tape does, so each member is checked as it is
+Rule: contents come through `Assembler.fill`, as everything that leaves a tape does, so each member is checked as it is
 read. The archive is divided into extents of some megabytes, each of whole members or of whole blocks of one. Threads
 read and hash extents; results come in the archive's order.
 """
@@ -22,7 +22,7 @@ from tartapefs.archive.member import Member
 from tartapefs.base.buffers import aligned
 from tartapefs.base.errors import Difference, Fact, OutputError, TapeIntegrityError
 from tartapefs.base.saved_state import SavedState
-from tartapefs.play.assemble import Filler
+from tartapefs.play.assemble import Assembler
 from tartapefs.play.verified_blocks import damage, with_differences
 from tartapefs.source.drift import inspect, unreadable
 
@@ -100,21 +100,21 @@ def _sample_size(count: int, share: float, chance: random.Random) -> int:
 class BlockHasher:
     """Reads extents and hashes their blocks; usable from many threads."""
 
-    def __init__(self, filler: Filler, algorithm: str, block_size: int) -> None:
-        self._filler = filler
+    def __init__(self, assembler: Assembler, algorithm: str, block_size: int) -> None:
+        self._assembler = assembler
         self._hash = hash_tree.hasher(algorithm)
         self._block_size = block_size
         self._buffers: SimpleQueue[memoryview] = SimpleQueue()
 
     def digests(self, extent: Extent) -> bytes:
-        """The digests of all blocks in it, joined. Raises what `Filler.fill` raises."""
+        """The digests of all blocks in it, joined. Raises what `Assembler.fill` raises."""
         size = extent.stop - extent.start
         buffer = aligned(max(size, _EXTENT_BYTES)) if self._buffers.empty() else self._buffers.get()
         if len(buffer) < size:
             buffer = aligned(size)
         try:
             view = buffer[:size]
-            self._filler.fill(view, extent.start, extent.stop)
+            self._assembler.fill(view, extent.start, extent.stop)
             found = []
             for member, start, stop in extent.bodies:
                 body = member.start + BLOCK - extent.start
@@ -215,12 +215,12 @@ class VerificationState:
 class Verifier:
     """Compares contents with the digests of a sealed tape; usable from many threads.
 
-    `filler` must not itself compare bodies with their digests. Attributes: `blocks`, how many were read.
+    `assembler` must not itself compare bodies with their digests. Attributes: `blocks`, how many were read.
     """
 
-    def __init__(self, tape: Tape, filler: Filler) -> None:
-        self._tape, self._filler = tape, filler
-        self._hasher = BlockHasher(filler, tape.algorithm, tape.block_size)
+    def __init__(self, tape: Tape, assembler: Assembler) -> None:
+        self._tape, self._assembler = tape, assembler
+        self._hasher = BlockHasher(assembler, tape.algorithm, tape.block_size)
         self.blocks = 0
 
     def verify(self, extents: Iterable[Extent]) -> Iterator[tuple[Extent, list[TapeIntegrityError]]]:
@@ -265,7 +265,7 @@ class Verifier:
             for number in range(first, end):
                 at = (number - first) * size
                 if recorded[at : at + size] != read[at : at + size]:
-                    shown = inspect(member, self._filler.source, self._filler.at_home)
+                    shown = inspect(member, self._assembler.source, self._assembler.at_home)
                     found.append(with_differences(damage(member, number, block_size), shown))
         return found
 

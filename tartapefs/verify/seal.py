@@ -18,7 +18,7 @@ from tartapefs.archive.member import Member
 from tartapefs.base.errors import OutputBusyError, TapeBusyError, TapeError, TapeSealedError
 from tartapefs.base.saved_state import SavedState
 from tartapefs.index.writer import IndexWriter
-from tartapefs.play.assemble import Filler
+from tartapefs.play.assemble import Assembler
 from tartapefs.source.folder import Source
 from tartapefs.verify.content_scan import BlockHasher, BodyRange, Extent, extent_of, extents, map_in_order
 
@@ -56,7 +56,7 @@ def seal(
     if not hash_tree.SMALLEST_BLOCK <= block_size <= hash_tree.LARGEST_BLOCK or block_size % BLOCK:
         raise ValueError(f"blocks of {block_size} bytes; they have 64 KiB to 1 MiB, and a multiple of {BLOCK}")
     with _State(tape, algorithm, block_size) as state:
-        hasher = BlockHasher(Filler(tape, source, at_home), algorithm, block_size)
+        hasher = BlockHasher(Assembler(tape, source, at_home), algorithm, block_size)
         if known is not None and not (
             at_home and known.is_at_home(source.ino) and _is_of_kind(known, algorithm, block_size)
         ):

@@ -385,14 +385,14 @@ MUTANTS = [
     Mutant(
         "a helper that failed is believed nothing",
         "play/read_strategy.py",
-        "        if theirs < 0:\n            self._filler.fill(view, start, stop)\n        else:",
+        "        if theirs < 0:\n            self._assembler.fill(view, start, stop)\n        else:",
         "        if theirs < 0:\n            pass\n        else:",
         STRATEGY,
     ),
     Mutant(
         "of blocks either",
         "play/read_strategy.py",
-        "        if theirs < 0:\n            self._filler.fill(view, start, stop)\n        self._policy",
+        "        if theirs < 0:\n            self._assembler.fill(view, start, stop)\n        self._policy",
         "        if False:\n            pass\n        self._policy",
         STRATEGY,
     ),
@@ -536,8 +536,8 @@ MUTANTS = [
     Mutant(
         "the helper is held to contents",
         "play/helper_process.py",
-        "filler.at_home, strict=filler.strict, allow",
-        "filler.at_home, contents=False, allow",
+        "strict=assembler.strict,",
+        "contents=False,",
         SEALED_MOUNT + " -k helper",
     ),
     *[

@@ -22,7 +22,7 @@ PREPARED = """
     player, stop = TapePlayer(tape), 400_000
     members = list(tape.headed(0, stop))
     memory = mmap.mmap(-1, 1 << 20)
-    helper = HelperProcess(player._filler, memory)
+    helper = HelperProcess(player._assembler, memory)
 
     def begin_and_wait(last):
         helper.begin(0, 0, stop)

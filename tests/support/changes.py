@@ -157,6 +157,11 @@ def add_file(path: Path) -> None:
     (path / "new").write_bytes(b"")
 
 
+def add_file_keeping_times(path: Path) -> None:
+    with times_kept(path):
+        add_file(path)
+
+
 def replace_folder_by_link(path: Path) -> None:
     """To itself, moved to beside the root, which is the folder above it."""
     path.rename(path.parents[1] / "moved")

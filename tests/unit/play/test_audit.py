@@ -1,12 +1,12 @@
 """What an audit finds, and with which share of a core."""
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from support.changes import add_file, add_file_keeping_times, below, remove
 from support.reference import Reference
 
 from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder
@@ -29,18 +29,18 @@ def player_of(root: Path, check: str = "full") -> Iterator[TapePlayer]:
 
 
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "file added": (lambda root: (root / "photos" / "new").touch(), PHOTOS),
-    "file added in the root": (lambda root: (root / "new").touch(), "data"),
-    "file added deep down": (lambda root: (root / "photos" / "2024" / "new").touch(), DEEP),
-    "file added in an empty folder": (lambda root: (root / "empty-folder" / "new").touch(), "data/empty-folder"),
+    "file added": (below("photos", add_file), PHOTOS),
+    "file added in the root": (add_file, "data"),
+    "file added deep down": (below("photos/2024", add_file), DEEP),
+    "file added in an empty folder": (below("empty-folder", add_file), "data/empty-folder"),
     "link added": (lambda root: (root / "photos" / "new").symlink_to("1.bin"), PHOTOS),
     "hard link added": (lambda root: os.link(root / "script.sh", root / "photos" / "new"), PHOTOS),
     "folder added": (lambda root: (root / "photos" / "new").mkdir(), PHOTOS),
     "folder named as the index's added deep down": (lambda root: (root / "photos" / ".tartape").mkdir(), PHOTOS),
-    "file removed": (lambda root: (root / "photos" / "1.bin").unlink(), PHOTOS),
-    "link removed": (lambda root: (root / "dangling").unlink(), "data"),
-    "empty folder removed": (lambda root: (root / "empty-folder").rmdir(), "data"),
-    "folder removed": (lambda root: shutil.rmtree(root / "photos" / "2024"), PHOTOS),
+    "file removed": (below("photos/1.bin", remove), PHOTOS),
+    "link removed": (below("dangling", remove), "data"),
+    "empty folder removed": (below("empty-folder", remove), "data"),
+    "folder removed": (below("photos/2024", remove), PHOTOS),
     "file renamed": (lambda root: (root / "photos" / "1.bin").rename(root / "photos" / "2.bin"), PHOTOS),
     "file replaced by rename": (lambda root: (root / "photos" / "1.bin").rename(root / "photos" / "511.bin"), PHOTOS),
     "file moved away": (lambda root: (root / "photos" / "1.bin").rename(root.parent / "1.bin"), PHOTOS),
@@ -53,19 +53,10 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         PHOTOS,
     ),
-    "mode of a folder": (lambda root: (root / "photos" / "2024").chmod(0o700), DEEP),
-    "file added, mtime put back": (
-        lambda root: putting_time_back(root / "photos", lambda folder: (folder / "new").touch()),
-        PHOTOS,
-    ),
+    "mode of a folder": (below("photos/2024", os.chmod, 0o700), DEEP),
+    "file added, mtime put back": (below("photos", add_file_keeping_times), PHOTOS),
     "the source moved away": (lambda root: root.rename(root.parent / "moved"), "data"),
 }
-
-
-def putting_time_back(path: Path, change: Callable[[Path], object]) -> None:
-    before = path.stat()
-    change(path)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -11,6 +11,20 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from support.changes import (
+    add_file,
+    below,
+    empty,
+    overwrite,
+    overwrite_keeping_times,
+    remove,
+    replace_by_copy,
+    replace_by_file,
+    replace_by_pipe,
+    replace_folder_by_link,
+    retarget,
+    touch,
+)
 from support.packed import edit
 from support.programs import done, quiet, refused, run
 from support.users import give_to_nobody, tartapefs_as_nobody
@@ -48,53 +62,28 @@ def test_a_folder_that_agrees(root: Path) -> None:
     assert json.loads(done(run("verify", root, "--json"))) == {"valid": True, "members": 9, "drift": []}
 
 
-def _put(path: Path, data: bytes) -> None:
-    with open(path, "r+b") as file:
-        file.write(data)
-
-
-def _replace(path: Path) -> None:
-    """Another file with the same content, mode and time."""
-    before = path.stat()
-    path.with_name("new").write_bytes(path.read_bytes())
-    os.utime(path.with_name("new"), ns=(before.st_atime_ns, before.st_mtime_ns))
-    path.with_name("new").replace(path)
-
-
-def _keep_time(path: Path, change: Callable[[], object]) -> None:
-    """A change that somebody hides by setting the old time."""
-    before = path.stat()
-    change()
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-def _link(path: Path, target: str) -> None:
-    path.unlink()
-    path.symlink_to(target)
-
-
 CHANGES: dict[str, tuple[Callable[[Path], object], dict[str, set[str]]]] = {
-    "written over": (lambda root: _put(root / "b", b"x"), {"data/b": {"mtime"}}),
+    "written over": (below("b", overwrite), {"data/b": {"mtime"}}),
     "grown": (lambda root: (root / "b").write_bytes(bytes(1000)), {"data/b": {"size", "mtime"}}),
-    "cut": (lambda root: os.truncate(root / "b", 0), {"data/b": {"size", "mtime"}}),
-    "touched": (lambda root: os.utime(root / "folder" / "c"), {"data/folder/c": {"mtime"}}),
+    "cut": (below("b", empty), {"data/b": {"size", "mtime"}}),
+    "touched": (below("folder/c", touch), {"data/folder/c": {"mtime"}}),
     "set back by a nanosecond": (
         lambda root: os.utime(root / "b", ns=(0, (root / "b").stat().st_mtime_ns - 1)),
         {"data/b": {"mtime"}},
     ),
-    "chmod of a file": (lambda root: (root / "b").chmod(0o640), {"data/b": {"mode"}}),
-    "setuid": (lambda root: (root / "b").chmod(0o4644), {"data/b": {"mode"}}),
-    "chmod of a folder": (lambda root: (root / "folder").chmod(0o700), {"data/folder": {"mode"}}),
+    "chmod of a file": (below("b", os.chmod, 0o640), {"data/b": {"mode"}}),
+    "setuid": (below("b", os.chmod, 0o4644), {"data/b": {"mode"}}),
+    "chmod of a folder": (below("folder", os.chmod, 0o700), {"data/folder": {"mode"}}),
     "chmod of the root": (lambda root: root.chmod(0o700), {"data": {"mode"}}),
     "deleted": (
-        lambda root: (root / "folder" / "deep" / "d").unlink(),
+        below("folder/deep/d", remove),
         {"data/folder/deep": {"mtime"}, "data/folder/deep/d": {"type"}},
     ),
     "a folder deleted": (
-        lambda root: shutil.rmtree(root / "folder" / "deep"),
+        below("folder/deep", remove),
         {"data/folder": {"mtime"}} | {f"data/folder/deep{name}": {"type"} for name in ("", "/d", "/z")},
     ),
-    "added": (lambda root: (root / "new").touch(), {"data": {"mtime"}, "data/new": {"type"}}),
+    "added": (add_file, {"data": {"mtime"}, "data/new": {"type"}}),
     "added in a folder": (
         lambda root: (root / "folder" / "0").symlink_to("a"),
         {"data/folder": {"mtime"}, "data/folder/0": {"type"}},
@@ -108,23 +97,23 @@ CHANGES: dict[str, tuple[Callable[[Path], object], dict[str, set[str]]]] = {
         {"data": {"mtime"}, "data/b": {"type"}, "data/x": {"type"}},
     ),
     "a file for a folder": (
-        lambda root: (shutil.rmtree(root / "folder"), (root / "folder").touch()),
+        below("folder", replace_by_file),
         {"data": {"mtime"}}
         | {f"data/folder{name}": {"type"} for name in ("", "/c", "/deep", "/deep/d", "/deep/z")},
     ),
     "a link for a folder": (
-        lambda root: ((root / "folder").rename(root.parent / "moved"), (root / "folder").symlink_to("../moved")),
+        below("folder", replace_folder_by_link),
         {"data": {"mtime"}}
         | {f"data/folder{name}": {"type"} for name in ("", "/c", "/deep", "/deep/d", "/deep/z")},
     ),
     "a pipe for a file": (
-        lambda root: ((root / "b").unlink(), os.mkfifo(root / "b")),
+        below("b", replace_by_pipe),
         {"data": {"mtime"}, "data/b": {"type"}},
     ),
     "a pipe added": (lambda root: os.mkfifo(root / "pipe"), {}),
-    "replaced by an equal file": (lambda root: _replace(root / "b"), {"data": {"mtime"}, "data/b": {"inode"}}),
+    "replaced by an equal file": (below("b", replace_by_copy), {"data": {"mtime"}, "data/b": {"inode"}}),
     "written over and the time set back": (
-        lambda root: _keep_time(root / "b", lambda: _put(root / "b", b"x")),
+        below("b", overwrite_keeping_times),
         {"data/b": {"ctime"}},
     ),
 }  # fmt: skip
@@ -144,7 +133,7 @@ def test_each_kind_of_drift(root: Path, change: str) -> None:
 
 
 def test_a_link_that_leads_elsewhere(root: Path) -> None:
-    _link(root / "link", "b")
+    retarget(root / "link", "b")
     found = drift(root)
     assert "data/link" in found and set(found) <= {"data", "data/link"}  # the new one may have the inode of the old
     assert {"target", "mtime"} <= found["data/link"] <= {"target", "mtime", "inode"}
@@ -216,7 +205,7 @@ def test_a_copy_is_compared_by_all_but_inode_and_ctime(root: Path, tmp_path: Pat
     copy = tmp_path / "copy" / "data"
     shutil.copytree(root, copy, symlinks=True)
     assert drift(copy) == {}
-    _keep_time(copy / "b", lambda: _put(copy / "b", b"x"))  # nothing that a copy can show
+    overwrite_keeping_times(copy / "b")  # nothing that a copy can show
     (copy / "a").chmod(0o600)
     assert drift(copy) == {"data/a": {"mode"}}
     assert drift(copy, "--index", root / ".tartape" / "index.db") == {"data/a": {"mode"}}

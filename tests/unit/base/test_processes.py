@@ -14,7 +14,11 @@ from tartapefs.base import processes
 
 @pytest.fixture
 def child() -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(["sleep", "60"]) as process:
+    """A process of `cat`, which has answered: the kernel names it after its program only a moment after the exec."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdin and process.stdout
+        process.stdin.write(b"x")
+        assert process.stdout.read(1) == b"x"
         yield process
         process.kill()
 
@@ -90,7 +94,7 @@ def test_the_process_of_a_thread() -> None:
 
 
 def test_the_command_of_a_process(child: subprocess.Popen[bytes]) -> None:
-    assert processes.command_of(child.pid) == b"sleep"
+    assert processes.command_of(child.pid) == b"cat"
     assert processes.command_of(1 << 30) is None
 
 

@@ -18,6 +18,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from support.changes import (
+    append,
+    chmod_and_back,
+    empty,
+    overwrite,
+    replace_by_folder,
+    replace_by_pipe,
+    retarget,
+    shrink,
+    times_kept,
+    touch,
+)
 from support.filesystems import KINDS, Filesystem, filesystem_of
 from support.programs import umount
 from support.reference import Reference
@@ -77,24 +89,16 @@ def map_file(path: Path) -> mmap.mmap:
 # The changes
 
 
-def overwrite(source: Source) -> None:
-    with source.b.open("r+b") as file:
-        file.seek(AT)
-        file.write(b"not what was there")
+def of_b(change: Callable[..., object], *arguments: object) -> Callable[[Source], object]:
+    return lambda source: change(source.b, *arguments)
 
 
-def keeping_times(change: Callable[[Source], None]) -> Callable[[Source], None]:
+def keeping_times(change: Callable[[Source], object]) -> Callable[[Source], None]:
     def changed(source: Source) -> None:
-        before = source.b.stat()
-        change(source)
-        os.utime(source.b, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with times_kept(source.b):
+            change(source)
 
     return changed
-
-
-def rewrite_whole(source: Source) -> None:
-    """As an editor does: truncated, then written anew, of equal size."""
-    source.b.write_bytes(b"z" * SIZE)
 
 
 def rewrite_by_the_kernel(source: Source) -> None:
@@ -103,11 +107,6 @@ def rewrite_by_the_kernel(source: Source) -> None:
     other.write_bytes(b"z" * SIZE)
     with other.open("rb") as read, source.b.open("r+b") as write:
         assert os.copy_file_range(read.fileno(), write.fileno(), SIZE) == SIZE
-
-
-def append(source: Source) -> None:
-    with source.b.open("ab") as file:
-        file.write(b"x")
 
 
 def grow_and_shrink(source: Source) -> None:
@@ -140,22 +139,6 @@ def swap_for_link(source: Source) -> None:
     shutil.copy2(source.b, source.aside / "other")
     source.b.unlink()
     source.b.symlink_to(source.aside / "other")
-
-
-def swap_for_folder(source: Source) -> None:
-    source.b.unlink()
-    source.b.mkdir()
-
-
-def swap_for_pipe(source: Source) -> None:
-    source.b.unlink()
-    os.mkfifo(source.b)
-
-
-def retarget(source: Source) -> None:
-    link = source.b.parent / "link"
-    link.unlink()
-    link.symlink_to("a.bin")
 
 
 def retarget_by_rename(source: Source) -> None:
@@ -229,20 +212,20 @@ def swap_the_root(source: Source) -> None:
 
 # What is done, and the members one of which the error names.
 CHANGES: dict[str, tuple[Callable[[Source], object], tuple[str, ...]]] = {
-    "overwritten": (overwrite, (B,)),
-    "overwritten, mtime put back": (keeping_times(overwrite), (B,)),
-    "rewritten whole": (rewrite_whole, (B,)),
-    "rewritten whole, mtime put back": (keeping_times(rewrite_whole), (B,)),
+    "overwritten": (of_b(overwrite, AT, b"not what was there"), (B,)),
+    "overwritten, mtime put back": (keeping_times(of_b(overwrite, AT, b"not what was there")), (B,)),
+    "rewritten whole": (of_b(Path.write_bytes, b"z" * SIZE), (B,)),
+    "rewritten whole, mtime put back": (keeping_times(of_b(Path.write_bytes, b"z" * SIZE)), (B,)),
     "rewritten by the kernel, mtime put back": (keeping_times(rewrite_by_the_kernel), (B,)),
-    "truncated": (lambda source: os.truncate(source.b, AT), (B,)),
-    "truncated, mtime put back": (keeping_times(lambda source: os.truncate(source.b, SIZE - 1)), (B,)),
-    "emptied": (lambda source: os.truncate(source.b, 0), (B,)),
-    "appended to": (append, (B,)),
-    "appended to, mtime put back": (keeping_times(append), (B,)),
+    "truncated": (of_b(os.truncate, AT), (B,)),
+    "truncated, mtime put back": (keeping_times(of_b(shrink)), (B,)),
+    "emptied": (of_b(empty), (B,)),
+    "appended to": (of_b(append), (B,)),
+    "appended to, mtime put back": (keeping_times(of_b(append)), (B,)),
     "grown and shrunk, mtime put back": (keeping_times(grow_and_shrink), (B,)),
-    "touched": (lambda source: os.utime(source.b), (B,)),
-    "mode": (lambda source: source.b.chmod(0o600), (B,)),
-    "mode and back": (lambda source: (source.b.chmod(0o600), source.b.chmod(0o644)), (B,)),
+    "touched": (of_b(touch), (B,)),
+    "mode": (of_b(os.chmod, 0o600), (B,)),
+    "mode and back": (of_b(chmod_and_back), (B,)),
     "owner": (lambda source: os.chown(source.b, 1000, 1000), (B,)),
     "mode of its folder": (lambda source: source.b.parent.chmod(0o700), (PHOTOS,)),
     "hard link added": (lambda source: os.link(source.b, source.aside / "other"), (B,)),
@@ -256,13 +239,13 @@ CHANGES: dict[str, tuple[Callable[[Source], object], tuple[str, ...]]] = {
     "replaced by an equal copy": (replace_by_equal_copy, (B, PHOTOS)),
     "exchanged": (exchange, (B, PHOTOS)),
     "swapped for a link to an equal copy": (swap_for_link, (B, PHOTOS)),
-    "swapped for a folder": (swap_for_folder, (B, PHOTOS)),
-    "swapped for a pipe": (swap_for_pipe, (B, PHOTOS)),
+    "swapped for a folder": (of_b(replace_by_folder), (B, PHOTOS)),
+    "swapped for a pipe": (of_b(replace_by_pipe), (B, PHOTOS)),
     "deleted": (lambda source: source.b.unlink(), (B, PHOTOS)),
     "added beside": (lambda source: (source.b.parent / "new").touch(), (PHOTOS,)),
     "added in the root": (lambda source: (source.root / "new").touch(), (TOP,)),
     "added in an empty folder": (lambda source: (source.root / "empty" / "new").touch(), (EMPTY,)),
-    "link retargeted": (retarget, (LINK, PHOTOS)),
+    "link retargeted": (lambda source: retarget(source.b.parent / "link", "a.bin"), (LINK, PHOTOS)),
     "link retargeted by rename": (retarget_by_rename, (LINK, PHOTOS)),
     "store through a new mapping": (store_through_new_mapping, (B,)),
     "store through a new mapping, mtime put back": (keeping_times(store_through_new_mapping), (B,)),
@@ -280,7 +263,7 @@ CHANGES: dict[str, tuple[Callable[[Source], object], tuple[str, ...]]] = {
     "changed copy mounted over a file": (file_mounted_over_file, (B,)),
     "mount over the root": (mount_over_the_root, (TOP,)),
     "root swapped for an equal copy": (swap_the_root, (TOP,)),
-    "root swapped for a changed copy": (lambda source: (swap_the_root(source), append(source)), (TOP, B)),
+    "root swapped for a changed copy": (lambda source: (swap_the_root(source), append(source.b)), (TOP, B)),
 }  # fmt: skip
 # On tmpfs a mapping is told of the first access to a page only: after a read, a store moves no timestamp, and nothing
 # that `stat` shows differs.

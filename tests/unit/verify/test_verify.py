@@ -59,7 +59,12 @@ def test_a_folder_that_agrees(root: Path) -> None:
     result = run("verify", root)
     assert done(result) == ""
     assert "9 members agree" in result.stderr and len(result.stderr.splitlines()) == 1
-    assert json.loads(done(run("verify", root, "--json"))) == {"valid": True, "members": 9, "drift": []}
+    assert json.loads(done(run("verify", root, "--json"))) == {
+        "valid": True,
+        "members": 9,
+        "drift": [],
+        "additions": [],
+    }
 
 
 CHANGES: dict[str, tuple[Callable[[Path], object], dict[str, set[str]]]] = {

@@ -13,8 +13,6 @@ from tartapefs import (
     TapeRecorder,
 )
 
-GIB = 1 << 30
-
 
 @pytest.mark.root
 @pytest.mark.parametrize("uid", [0, 1, 1000, 2_097_151, 2_097_152, 3_000_000_000])

@@ -22,8 +22,6 @@ from tartapefs import (
     TapeRecorder,
 )
 
-GIB = 1 << 30
-
 
 def test_recorder_reports_what_it_recorded(tree: Path) -> None:
     expected = Reference(tree)

@@ -25,9 +25,6 @@ from tartapefs import (
     TapeRecorder,
 )
 
-GIB = 1 << 30
-
-
 HOLD = """
 import sys
 from tartapefs.base.saved_state import SavedState

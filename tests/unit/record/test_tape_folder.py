@@ -13,8 +13,6 @@ from tartapefs import (
     TapeRecorder,
 )
 
-GIB = 1 << 30
-
 
 def test_root_mtime_is_left_as_found(tree: Path) -> None:
     """The first time, when the folder for the index is made, and each time after."""

@@ -27,7 +27,11 @@ def end_at_once() -> None:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Blocks all signals in a `with` block; their handlers run at its end."""
+    """Blocks all signals in a `with` block; their handlers run at its end.
+
+    Only for this thread: if the process has others, the kernel gives a signal to one of them, and its handler runs at
+    once, in the main thread.
+    """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())

@@ -7,8 +7,9 @@ seal as it is read.
 - A block is `block_size` bytes of a body, the last one shorter; its digest is the plain hash of its bytes.
 - A member's digest is that of its block or, if it has several, the hash of its blocks' digests one after the other.
   A member without a body has none.
-- A leaf is a run of at most `RUN` members, `[start, stop)` of the archive; a member of several blocks ends it. Its hash
-  is over "leaf", start, stop, and for each member its header of 512 bytes and its digest.
+- A leaf is a run of at most `RUN` members, `[start, stop)` of the archive; a member of several blocks ends it, and so
+  does the end of a generation. Its hash is over "leaf", start, stop, and for each member its header of 512 bytes and
+  its digest.
 - A piece is `FANOUT` blocks of a member that has several, the last one shorter: "piece", start, stop, their digests.
 - Leaves and pieces, in the order of their starts, are the children of the nodes of level 1, `FANOUT` in each, and
   those of the nodes of level 2, and so on up to a level of one node. A node's hash is over "node", its level, the start
@@ -96,7 +97,7 @@ class Builder:
     seal, levels: the root of the tree and the number of its levels, once `finish` is exhausted.
     """
 
-    def __init__(self, algorithm: SealAlgorithm, block_size: int) -> None:
+    def __init__(self, algorithm: str, block_size: int) -> None:
         self._new_hash = hashes.constructor(algorithm)
         self._hash = hasher(algorithm)
         self._block_size = block_size
@@ -108,6 +109,30 @@ class Builder:
         self._open: list[tuple[int, list[bytes]]] = []  # of each level from 1 on, the current node's start and children
         self._upper: list[Row] = []
         self.seal, self.levels = "", 0
+
+    @classmethod
+    def resumed(
+        cls,
+        algorithm: str,
+        block_size: int,
+        position: int,
+        member_count: int,
+        open_nodes: list[tuple[int, list[bytes]]],
+    ) -> "Builder":
+        """A builder that goes on after a generation that ends at `position`, in bytes, with so many members by then.
+
+        `open_nodes`: of each level the start of its last node, and those of its children that are complete.
+        """
+        builder = cls(algorithm, block_size)
+        builder._leaf_start = builder._position = position
+        builder._member_count = member_count
+        builder._open = [(start, list(children)) for start, children in open_nodes]
+        return builder
+
+    def end_generation(self) -> Iterator[Row]:
+        """Ends the leaf under way: the next member begins another generation."""
+        if self._count:
+            yield from self._end_leaf()
 
     def add(self, header: bytes, size: int, digests: Callable[[int], bytes]) -> Iterator[Row]:
         """Adds the next member; returns the rows that are complete now.
@@ -215,6 +240,10 @@ class Checker:
         self._numbers = total_size, member_count, block_size
         self._known: set[bytes] = set()  # hashes that belong to the seal
 
+    def is_top(self, node: bytes) -> bool:
+        """Whether this hash of a node is the one that the seal is of."""
+        return seal_of(self.hash, *self._numbers, self._levels, node) == self._seal
+
     def belongs(self, child: bytes, start: int) -> bool:
         """Whether the leaf or piece at `start` with the hash `child` belongs to the seal."""
         if child in self._known:  # as most do in a sequential read
@@ -231,7 +260,7 @@ class Checker:
                 break
             found.append(child)
         else:
-            if seal_of(self.hash, *self._numbers, self._levels, child) != self._seal:
+            if not self.is_top(child):
                 return False
         if len(self._known) + len(found) > self._MAX_KNOWN:
             self._known = set()

@@ -14,6 +14,11 @@ def path_of(name: bytes) -> bytes:
     return name[name.index(b"/") + 1 :].rstrip(b"/")
 
 
+def path_key(name: bytes) -> bytes:
+    """The key by which the members of a generation are sorted: their paths, of which a slash is the lowest byte."""
+    return name.rstrip(b"/").replace(b"/", b"\0")
+
+
 class Member(NamedTuple):
     """One object of the archive, as recorded: what its header says, and the metadata that tells drift.
 

@@ -44,16 +44,19 @@ def _is_safe_and_faster() -> bool:
         return False
 
 
-def run(work: Callable[[Iterator[_Item]], _Result], items: Iterator[_Item], processes: int) -> _Result:
+def run(
+    work: Callable[[Iterator[_Item]], _Result], items: Iterator[_Item], processes: int, min_items: int = _MIN_ITEMS
+) -> _Result:
     """Calls `work(items)`, in a forked process if that pays; returns or raises what that does.
 
-    256 items must be at most 200 KiB when pickled. If no process can be forked, this one calls `work`. Raises what
-    `items` raises, and OSError if the child was killed.
+    `min_items`: how many of them are worth a process; 0 if other work is. 256 items must be at most 200 KiB when
+    pickled. If no process can be forked, this one calls `work`. Raises what `items` raises, and OSError if the child
+    was killed.
     """
     if processes > 1:
-        first = list(islice(items, _MIN_ITEMS))
+        first = list(islice(items, min_items))
         items = chain(first, items)
-        if pays(processes, len(first)):
+        if len(first) == min_items and _is_safe_and_faster():
             return _run_forked(work, items)
     return work(items)
 

@@ -168,8 +168,8 @@ class Connections:
         if not tape_files.has_index_mark(head):
             raise self.malformed("it is not an index of tartapefs")
         if self.version not in schema.TABLES:
-            readable = f"{schema.FORMAT} and {schema.SEALED_FORMAT}"
-            raise self.malformed(f"its format is {self.version}, this tartapefs reads {readable}")
+            oldest, newest = min(schema.TABLES), max(schema.TABLES)
+            raise self.malformed(f"its format is {self.version}, this tartapefs reads {oldest} to {newest}")
         if head[18:20] != b"\1\1":
             raise self.malformed("it is in a journal mode that an index never has")
         # The b-tree of the schema table is one leaf of a few rows. SQLite reads all of it before any query.

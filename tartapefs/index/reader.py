@@ -6,19 +6,21 @@ that `verify` checks. (Of 3,000 random bit flips in such a file SQLite's `integr
 join without a gap. On a sealed tape, all members but those of `folders` are also checked against the seal.
 
 A row holds a pack of members (`row_codec`) and is keyed by the start of the first one, so that finding an offset is one
-search of a b-tree at any scale. Members are in the order of their paths, so a search by name is a binary search by
-start, and no second b-tree is needed.
+search of a b-tree at any scale. The members of a generation are in the order of their paths, so a search by name is a
+binary search by start in each, and no second b-tree is needed.
 """
 
 import hashlib
+import heapq
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 from zlib import crc32
 
-from tartapefs.archive.layout import FOOTER
-from tartapefs.archive.member import Headed, Member
+from tartapefs.archive import hash_tree, ustar
+from tartapefs.archive.layout import MAX_OFFSET
+from tartapefs.archive.member import Headed, Member, path_key
 from tartapefs.base.errors import TapeFormatError
 from tartapefs.index import row_codec, schema
 from tartapefs.index.connections import Connections
@@ -37,6 +39,7 @@ class Index:
 
     index_path: absolute.
     facts: what the index says of the tape as a whole.
+    generations: of the tape, in order.
     """
 
     def __init__(self, path: str) -> None:
@@ -44,11 +47,13 @@ class Index:
         self._rows: dict[int, tuple[tuple[Any, ...], int | None]] = {}  # by their starts; and where the next one starts
         self._sealed: SealedReader | None = None
         self._connections = Connections(path)
-        self.index_path = self._connections.path
+        self.index_path, self.version = self._connections.path, self._connections.version
         try:
             self.facts = self._read_facts()
             self._root = self.facts.root_name + b"/"
-            self._end = self.facts.total_size - FOOTER  # of the last member
+            self._end = self.facts.end
+            self.generations = self._read_generations()
+            self._begins = frozenset(generation.start for generation in self.generations)
             self._connections.limit_values(schema.LONGEST_ROW)  # so that a batch has at most 256 KiB
             if self.facts.seal:
                 self._sealed = SealedReader(self._connections, self.facts)
@@ -93,10 +98,45 @@ class Index:
         return counted + self._count_in_pack(start) - self._count_in_pack(stop)
 
     def folders(self) -> Iterator[Member]:
-        """The members that are directories, in order. No connection is held between two of them."""
+        """The members that are directories, in order, without those that a later generation has again.
+
+        No connection is held between two of them.
+        """
         for row in self._rows_in_order("folders != 0"):
             _, _, members = self._unpack(row)
-            yield from (member for member in members if member.is_directory)
+            yield from (member for member in members if member.is_directory and not self.is_superseded(member))
+
+    def is_superseded(self, folder: Member) -> bool:
+        """Whether a later generation has the same folder again, so that this header says nothing of it any more."""
+        if len(self.generations) == 1 or folder.start >= self.generations[-1].start:
+            return False
+        rows = self._connections.query("SELECT * FROM superseded WHERE start = ?", (folder.start,))
+        if rows and rows[0] != (folder.start, schema.numbers_crc(folder.start)):
+            raise self._malformed(f"what supersedes the folder at {folder.start} fails its checksum")
+        return bool(rows)
+
+    def latest_members(self) -> Iterator[Member]:
+        """The members in the order of their paths; of a folder that several generations have, the last.
+
+        For one that reads them all: nothing is cached, and nothing compared with the seal.
+        """
+        if len(self.generations) == 1:
+            for row in self._rows_in_order():
+                yield from self._unpack(row)[2]
+            return
+        # Where paths are equal the tuples are in the order of their starts, so the last one is the latest.
+        latest: tuple[bytes, Member] | None = None
+        for keyed in heapq.merge(*map(self._keyed, self.generations)):
+            if latest is not None and latest[0] != keyed[0]:
+                yield latest[1]
+            latest = keyed
+        if latest is not None:
+            yield latest[1]
+
+    def _keyed(self, generation: schema.Generation) -> Iterator[tuple[bytes, Member]]:
+        for row in self._rows_in_order("true", generation.start, generation.stop):
+            for member in self._unpack(row)[2]:
+                yield path_key(member.name), member
 
     def block_digests(self, member: Member, first: int, stop: int) -> bytes:
         """The digests of the blocks `[first, stop)` of a member of a sealed tape, one after the other."""
@@ -114,7 +154,39 @@ class Index:
             except row_codec.MALFORMED as error:
                 raise self._malformed(f"the row at {row[0]} is malformed: {error}") from error
         sound = members_seen == self.facts.member_count and digest.hexdigest() == self.facts.rows_digest
-        return sound and (self._sealed is None or self._sealed.has_all_digests(self.members(), self._digest_of))
+        return (sound and self._generations_are_sound()) and (
+            self._sealed is None or self._sealed.has_all_digests(self.members(), self._digest_of)
+        )
+
+    def superseded(self) -> Iterator[int]:
+        """The starts of the headers, of folders, that a later generation has again."""
+        if len(self.generations) > 1:
+            yield from (start for start, _ in self._all_rows("superseded"))
+
+    def tree_builder(self) -> hash_tree.Builder:
+        """What extends the hash tree of a sealed tape by another generation."""
+        assert self._sealed is not None
+        return self._sealed.builder()
+
+    def hash_rows(self, add_row: Callable[[bytes], object], add_headers: Callable[[bytes], object]) -> None:
+        """Calls `add_row` with the bytes of each row of members, in order, and `add_headers` with their headers."""
+        for row in self._rows_in_order():
+            _, _, members = self._unpack(row)
+            add_row(schema.pack_bytes(*row[:4]))
+            add_headers(b"".join(ustar.headers([member[1:] for member in members])))
+
+    def _generations_are_sound(self) -> bool:
+        """Whether the rows on generations have the recorded digest, and each superseded header is one of a folder."""
+        if len(self.generations) == 1:
+            return True
+        tables = (self._all_rows(table) for table in ("generation", "superseded"))
+        return schema.generations_digest(*tables) == self.facts.generations_digest
+
+    def _all_rows(self, table: str) -> Iterator[tuple[Any, ...]]:
+        sql, position = f"SELECT * FROM {table} WHERE start > ? ORDER BY start LIMIT {_MAX_ROWS}", -1
+        while rows := self._connections.query(sql, (position,)):
+            yield from rows
+            position = rows[-1][0]
 
     def is_same(self, other: "Index") -> bool:
         """Whether both were read from one and the same index."""
@@ -135,7 +207,16 @@ class Index:
         if sum(len(value) for row in rows for value in row if isinstance(value, bytes)) > schema.LONGEST_VALUE:
             raise self._malformed("its facts are too long")
         try:
-            return schema.parse_facts(rows, self._connections.version == schema.SEALED_FORMAT)
+            return schema.parse_facts(rows, self.version)
+        except ValueError as error:
+            raise self._malformed(str(error)) from error
+
+    def _read_generations(self) -> tuple[schema.Generation, ...]:
+        facts = self.facts
+        if not schema.has_generations(self.version):
+            return (schema.Generation(0, facts.end, facts.member_count, facts.recorded_ns, facts.fingerprint),)
+        try:
+            return schema.parse_generations(self._all_rows("generation"), facts)
         except ValueError as error:
             raise self._malformed(str(error)) from error
 
@@ -217,11 +298,16 @@ class Index:
         self._rows.update({row[0]: (row, following) for row, following in others})
         return first
 
-    def _rows_in_order(self, condition: str = "true") -> Iterator[tuple[Any, ...]]:
-        """All rows for which the SQL `condition` holds. No connection is held between two of them."""
-        sql = f"SELECT * FROM pack WHERE start > ? AND {condition} ORDER BY start LIMIT {_BATCH}"
-        position = -1
-        while rows := self._connections.query(sql, (position,)):
+    def _rows_in_order(
+        self, condition: str = "true", start: int = 0, stop: int = MAX_OFFSET
+    ) -> Iterator[tuple[Any, ...]]:
+        """The rows that start in `[start, stop)` and for which the SQL `condition` holds.
+
+        No connection is held between two of them.
+        """
+        sql = f"SELECT * FROM pack WHERE start > ? AND start < ? AND {condition} ORDER BY start LIMIT {_BATCH}"
+        position = start - 1
+        while rows := self._connections.query(sql, (position, stop)):
             for row in rows:
                 if row[0] <= position:
                     raise self._malformed("its rows are in no order")
@@ -234,7 +320,7 @@ class Index:
         try:
             if crc32(schema.pack_bytes(start, count, folders, members)) != crc:
                 raise self._malformed(f"the row at {start} fails its checksum")
-            return row_codec.unpack(self._root, start, count, folders, members)
+            return row_codec.unpack(self._root, start, count, folders, members, start in self._begins)
         except row_codec.MALFORMED as error:
             self._connections.check_open()
             raise self._malformed(f"the row at {start} is malformed: {error}") from error

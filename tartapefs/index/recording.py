@@ -1,6 +1,7 @@
 """A recording: an index with the path of its folder. Does not open the folder."""
 
 import hashlib
+import heapq
 import os
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -8,12 +9,13 @@ from typing import Literal, Self
 
 from tartapefs.archive import layout
 from tartapefs.archive.layout import Segment
-from tartapefs.archive.member import Member
+from tartapefs.archive.member import Member, path_key
 from tartapefs.base import naming
 from tartapefs.base.errors import OffsetError, TapeNotFoundError, UnexpectedTapeError
 from tartapefs.base.tape_files import default_index
 from tartapefs.base.text import printable
 from tartapefs.index.reader import Index
+from tartapefs.index.schema import Generation
 
 
 class Recording(Index):
@@ -69,24 +71,58 @@ class Recording(Index):
         self.close()
 
     def children(self, folder: Member) -> Iterator[Member]:
-        """The members that lie directly in `folder`, in order."""
-        position = folder.stop
+        """The members that lie directly in `folder`, in order; of a folder that several generations have, the last."""
+        if len(self.generations) == 1:
+            yield from self._children(folder.name, folder.stop, folder.start, self.generations[0].stop)
+            return
+        runs = (
+            self._children(folder.name, self._after(folder.name, generation), generation.start, generation.stop)
+            for generation in self.generations
+        )
+        latest: Member | None = None
+        for member in heapq.merge(*runs, key=lambda member: (path_key(member.name), member.start)):
+            if latest is not None and path_key(latest.name) != path_key(member.name):
+                yield latest
+            latest = member
+        if latest is not None:
+            yield latest
+
+    def _children(self, folder: bytes, position: int, start: int, stop: int) -> Iterator[Member]:
+        """The members from `position` on, in the generation `[start, stop)`, that lie directly in `folder`.
+
+        A folder below it that the generation has without its own header is none of them.
+        """
         while position >= 0:
             here, position = position, -1
-            for member in self.members(here):
-                if not member.name.startswith(folder.name):
+            for member in self.members(here, stop):
+                if not member.name.startswith(folder):
                     return
-                yield member
-                if member.is_directory:
-                    position = self._end_of(member)
+                if b"/" not in member.name[len(folder) :].rstrip(b"/"):
+                    yield member
+                    below = member.name
+                else:
+                    below = member.name[: member.name.index(b"/", len(folder)) + 1]
+                if below.endswith(b"/"):
+                    position = self._end_of(below, member.stop, stop)
                     break
 
-    def _end_of(self, folder: Member) -> int:
-        """Where the last member below `folder` ends: a search by growing steps, then by halves."""
-        low, high, step = folder.stop, self.total_size - layout.FOOTER, 1
+    def _after(self, folder: bytes, generation: Generation) -> int:
+        """Where in the generation the members below `folder` begin, if it has some: a binary search."""
+        key, low, high = path_key(folder), generation.start, generation.stop
+        while low < high:
+            (member,) = self.members(middle := (low + high) // 2, middle + 1)
+            if path_key(member.name) <= key:
+                low = member.stop
+            else:
+                high = member.start
+        return low
+
+    def _end_of(self, folder: bytes, low: int, high: int) -> int:
+        """Where in `[low, high)` the last member below `folder` ends: a search by growing steps, then by halves."""
+        step = 1
         while low < high:
             (member,) = self.members(at := min(low + step, (low + high) // 2), at + 1)
-            if member.name.startswith(folder.name):
+            if member.name.startswith(folder):
                 low, step = member.stop, 4 * step
             else:
                 high = member.start
@@ -108,19 +144,23 @@ class Recording(Index):
     def find(self, arc_path: str | bytes) -> Member:
         """The member with this name in the archive, with or without a directory's slash. Raises KeyError.
 
-        Members are in the order of their paths, so this is a binary search by offset.
+        Of a folder that several generations have, the last. The members of a generation are in the order of their
+        paths, so this is a binary search by offset in each, from the latest back.
         """
-        wanted = os.fsencode(arc_path).rstrip(b"/").split(b"/")
-        low, high = 0, self.total_size - layout.FOOTER
-        while low < high:
-            (member,) = self.members(middle := (low + high) // 2, middle + 1)
-            parts = member.name.rstrip(b"/").split(b"/")
-            if parts == wanted:
-                return member
-            if parts < wanted:
-                low = member.stop
-            else:
-                high = member.start
+        wanted = path_key(os.fsencode(arc_path))
+        if b"\0" in os.fsencode(arc_path):
+            raise KeyError(arc_path)
+        for generation in reversed(self.generations):
+            low, high = generation.start, generation.stop
+            while low < high:
+                (member,) = self.members(middle := (low + high) // 2, middle + 1)
+                key = path_key(member.name)
+                if key == wanted:
+                    return member
+                if key < wanted:
+                    low = member.stop
+                else:
+                    high = member.start
         raise KeyError(arc_path)
 
     def expect(self, value: str) -> Literal["fingerprint", "seal"]:

@@ -80,11 +80,13 @@ def _front_coded(folders: Iterable[bytes]) -> tuple[bytes, list[bytes]]:
     return bytes(shared), rests
 
 
-def unpack(root: bytes, start: int, count: int, folder_count: int, data: bytes) -> tuple[list[int], int, list[Member]]:
+def unpack(
+    root: bytes, start: int, count: int, folder_count: int, data: bytes, begins: bool = False
+) -> tuple[list[int], int, list[Member]]:
     """Decodes a pack whose first member starts at `start`; returns the starts, where the last one ends, the members.
 
     There must be `count` members, `folder_count` of which are folders; `root` is the name that all begin with, its
-    slash included. Raises `MALFORMED`.
+    slash included. `begins`: the pack begins a generation, whose first member may be the root. Raises `MALFORMED`.
     """
     folder_total, owner_total = _HEAD.unpack_from(data)
     facts_start = _HEAD.size + folder_total
@@ -104,9 +106,10 @@ def unpack(root: bytes, start: int, count: int, folder_count: int, data: bytes) 
     folders = _folders(root, data[_HEAD.size : facts_start], rests[:folder_total])
     above = [folders[number] for number in in_folder]
     names = list(map(add, above, names))
-    if (start == 0) != (names[0] == root[:-1]) or b"" in above[start == 0 :]:
+    has_root = start == 0 or (begins and above[0] == b"")
+    if has_root != (names[0] == root[:-1]) or b"" in above[has_root:]:
         raise ValueError("the root, and nothing else, comes first and lies in no folder")
-    if start == 0 and modes[0] & 0o170000 != _FOLDER:
+    if has_root and modes[0] & 0o170000 != _FOLDER:
         raise ValueError("the root is no folder")
     if folder_count or any(targets) or any(mode & 0o170000 != _FILE for mode in set(modes)):
         _check_kinds(modes, sizes, targets, folder_count)

@@ -16,7 +16,8 @@ from tartapefs.archive import hash_tree
 from tartapefs.archive.layout import BLOCK, FOOTER, MAX_OFFSET
 from tartapefs.index import row_codec
 
-FORMAT, SEALED_FORMAT = 3, 4
+# A tape of one generation has one of the first two formats; `record --append` makes one of the others of them.
+FORMAT, SEALED_FORMAT, GENERATIONS_FORMAT, SEALED_GENERATIONS_FORMAT = 3, 4, 5, 6
 _TABLES = [
     (
         "pack",
@@ -33,11 +34,56 @@ _SEALED_TABLES = sorted(
         ("piece", "CREATE TABLE piece (start INTEGER PRIMARY KEY, digests BLOB, crc INTEGER)"),
     ]
 )
-TABLES = {FORMAT: _TABLES, SEALED_FORMAT: _SEALED_TABLES}  # of each format, the name and the SQL of each table
+_GENERATION_TABLES = [
+    (
+        "generation",
+        "CREATE TABLE generation (start INTEGER PRIMARY KEY, members INTEGER, recorded_ns INTEGER, fingerprint BLOB,"
+        " crc INTEGER)",
+    ),
+    ("superseded", "CREATE TABLE superseded (start INTEGER PRIMARY KEY, crc INTEGER)"),
+]
+TABLES = {  # of each format, the name and the SQL of each table
+    FORMAT: _TABLES,
+    SEALED_FORMAT: _SEALED_TABLES,
+    GENERATIONS_FORMAT: sorted([*_TABLES, *_GENERATION_TABLES]),
+    SEALED_GENERATIONS_FORMAT: sorted([*_SEALED_TABLES, *_GENERATION_TABLES]),
+}
 LONGEST_VALUE = 1 << 20  # bytes
 LONGEST_ROW = row_codec.LONGEST + (1 << 10)  # bytes
 _LEVEL_SHIFT = 54  # in a node's key, the bits below the level
 _pack_numbers = struct.Struct("<qHH").pack
+
+
+def is_sealed(version: int) -> bool:
+    """Whether an index of this format has digests of contents."""
+    return version in (SEALED_FORMAT, SEALED_GENERATIONS_FORMAT)
+
+
+def version_of(sealed: bool, generations: bool) -> int:
+    """The format of an index with digests of contents or without, and of several generations or one."""
+    return FORMAT + sealed + 2 * generations
+
+
+def has_generations(version: int) -> bool:
+    """Whether an index of this format has a table of generations."""
+    return version in (GENERATIONS_FORMAT, SEALED_GENERATIONS_FORMAT)
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A run of members that one recording added to a tape: those in the bytes `[start, stop)` of the archive.
+
+    start, stop: bytes; the footer is no part of a generation.
+    members: how many there are.
+    recorded_ns: when, since 1970.
+    fingerprint: of the archive up to `stop`: what the tape's was when this generation was the last. 64 hex digits.
+    """
+
+    start: int
+    stop: int
+    members: int
+    recorded_ns: int
+    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +112,12 @@ class TapeFacts:
     Only of a tape without a seal that is to get one; empty or 0 otherwise:
 
     due_algorithm, due_block_size: of its digests; the size in bytes.
+
+    Only of a tape of several generations; empty otherwise:
+
+    generations_digest: SHA-256 over the rows of `generation` and `superseded`, 64 hex digits.
+
+    end: where the last member ends, and the footer starts, in bytes.
     """
 
     root_name: bytes
@@ -86,6 +138,12 @@ class TapeFacts:
     unsealed_rows: str = ""
     due_algorithm: str = ""
     due_block_size: int = 0
+    generations_digest: str = ""
+
+    @property
+    def end(self) -> int:
+        """Where the last member ends, and the footer starts, in bytes."""
+        return self.total_size - FOOTER
 
     def to_keep(self) -> dict[str, Any]:
         """Facts to copy into the index that replaces this one, as `IndexWriter.commit` takes them."""
@@ -127,20 +185,66 @@ def split_node_key(key: int) -> tuple[int, int]:
     return key >> _LEVEL_SHIFT, (key & ((1 << _LEVEL_SHIFT) - 1)) * BLOCK
 
 
+def numbers_crc(*numbers: int, rest: bytes = b"") -> int:
+    """The checksum of a row of `generation` or `superseded`, whose numbers these are."""
+    return crc32(rest + b"".join(number.to_bytes(8, "little") for number in numbers))
+
+
+def generation_row(generation: Generation) -> tuple[int, int, int, bytes, int]:
+    numbers = generation.start, generation.members, generation.recorded_ns
+    fingerprint = bytes.fromhex(generation.fingerprint)
+    return *numbers, fingerprint, numbers_crc(*numbers, rest=fingerprint)
+
+
+def generations_digest(generations: Iterable[tuple[Any, ...]], superseded: Iterable[tuple[Any, ...]]) -> str:
+    """The digest of the rows of both tables, in order: SHA-256, 64 hex digits."""
+    digest = hashlib.sha256()
+    for row in generations:
+        digest.update(b"%d %d %d %b %d\n" % row)
+    for row in superseded:
+        digest.update(b"%d %d\n" % row)
+    return digest.hexdigest()
+
+
+def parse_generations(rows: Iterable[tuple[Any, ...]], tape: "TapeFacts") -> tuple[Generation, ...]:
+    """The generations in the rows of their table, in order. Raises ValueError with the reason if they do not add up."""
+    try:
+        found: list[Generation] = []
+        rows = list(rows)
+        stops = [row[0] for row in rows[1:]] + [tape.total_size - FOOTER]
+        for (start, members, recorded_ns, fingerprint, crc), stop in zip(rows, stops, strict=True):
+            if numbers_crc(start, members, recorded_ns, rest=fingerprint) != crc or len(fingerprint) != 32:
+                raise ValueError("one fails its checksum")
+            if start % BLOCK or not start < stop or not 0 < members <= (stop - start) // BLOCK:
+                raise ValueError("one is out of range")
+            found.append(Generation(start, stop, members, recorded_ns, fingerprint.hex()))
+        last = found[-1]
+        if found[0].start or sum(generation.members for generation in found) != tape.member_count:
+            raise ValueError("they do not add up")
+        if (last.fingerprint, last.recorded_ns) != (tape.fingerprint, tape.recorded_ns):
+            raise ValueError("the last one is not the tape's")
+    except (TypeError, ValueError, OverflowError, AttributeError, IndexError) as error:
+        raise ValueError(f"its generations are malformed: {error}") from error
+    return tuple(found)
+
+
 def facts_digest(facts: dict[str, Any]) -> str:
     """The digest that the table `tape` holds of its other facts: SHA-256, 64 hex digits."""
     return hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
 
 
-def parse_facts(rows: Iterable[tuple[Any, Any]], is_sealed: bool) -> TapeFacts:
-    """The facts in the rows of the table `tape`. Raises ValueError with the reason if they cannot be believed."""
+def parse_facts(rows: Iterable[tuple[Any, Any]], version: int) -> TapeFacts:
+    """The facts in the rows of the table `tape` of an index of this format.
+
+    Raises ValueError with the reason if they cannot be believed.
+    """
     try:
         facts: dict[str, Any] = {
             key.decode(): value.decode() if isinstance(value, bytes) and key != b"root_name" else value
             for key, value in rows
         }
         is_intact = facts.pop("facts_digest", None) == facts_digest(facts)
-        tape = _tape_facts(facts, is_sealed) if is_intact else None
+        tape = _tape_facts(facts, version) if is_intact else None
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"a fact of the tape is missing or malformed: {error}") from error
     if tape is None:
@@ -155,7 +259,8 @@ def parse_facts(rows: Iterable[tuple[Any, Any]], is_sealed: bool) -> TapeFacts:
     return tape
 
 
-def _tape_facts(facts: dict[str, Any], is_sealed: bool) -> TapeFacts:
+def _tape_facts(facts: dict[str, Any], version: int) -> TapeFacts:
+    sealed = is_sealed(version)
     tape = TapeFacts(
         **facts
         | {
@@ -166,13 +271,17 @@ def _tape_facts(facts: dict[str, Any], is_sealed: bool) -> TapeFacts:
         }
     )
     digests = [tape.fingerprint, tape.rows_digest]
-    if is_sealed:
+    if sealed:
         digests += tape.seal, tape.unsealed_rows
+    if has_generations(version):
+        digests.append(tape.generations_digest)
+    elif tape.generations_digest:
+        raise ValueError("generations, in a format that has none")
     if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests):
         raise ValueError("a digest has 64 hex digits")
     if (tape.due_algorithm, tape.due_block_size) != ("", 0):
         _check_digest_facts(tape.due_algorithm, tape.due_block_size)
-    if is_sealed:
+    if sealed:
         _check_digest_facts(tape.algorithm, tape.block_size)
         if not 0 < tape.levels <= hash_tree.MOST_LEVELS:
             raise ValueError("the number of levels is out of range")

@@ -89,6 +89,25 @@ class SealedReader:
             number += hash_tree.FANOUT - low
         return found
 
+    def builder(self) -> hash_tree.Builder:
+        """What extends the tree by another generation: it goes on from the last node of each level.
+
+        Raises TapeFormatError unless they belong to the seal.
+        """
+        found: list[tuple[int, list[bytes]]] = []
+        child = b""  # the hash of the last node of the level below
+        for level in range(1, self._facts.levels + 1):
+            start, joined = self._node(level, self._facts.end)
+            children = [joined[at : at + hash_tree.SIZE] for at in range(0, len(joined), hash_tree.SIZE)]
+            if level > 1 and children.pop() != child:
+                raise self._connections.malformed(f"the last digests of level {level} do not belong to its seal")
+            found.append((start, children))
+            child = hash_tree.node_hash(self._checker.hash, level, start, joined)
+        if not self._checker.is_top(child):
+            raise self._connections.malformed("its last digests do not belong to its seal")
+        facts = self._facts
+        return hash_tree.Builder.resumed(facts.algorithm, facts.block_size, facts.end, facts.member_count, found)
+
     def has_all_digests(self, members: Iterable[Member], digest_of: Callable[[Member], bytes]) -> bool:
         """Whether every digest of `members`, all of the tape's, belongs to the seal, and the tables hold no other rows.
 

@@ -10,11 +10,11 @@ import hashlib
 import os
 import sqlite3
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 from zlib import crc32
 
 from tartapefs.archive import hash_tree, ustar
@@ -26,38 +26,43 @@ from tartapefs.index import row_codec, schema
 from tartapefs.index.connections import connect
 
 _LOCK = ".lock"  # is added to the name of an index that is being written
+INSERT_PACK = "INSERT INTO pack VALUES (?, ?, ?, ?, ?)"
+INSERT_GENERATION = "INSERT INTO generation VALUES (?, ?, ?, ?, ?)"
 _PAGE_SIZE = 1 << 14  # bytes of SQLite's pages: of smaller ones, packs would leave a large part unused
 
 
 class IndexWriter:
     """Builds the index at `path`, and puts it there all at once.
 
+    `block_size`: of the digests of a tape that is being sealed, in bytes; 0 for a tape without. `generations`: those of
+    the tape, if it has several.
+
     `with IndexWriter(path) as writer: writer.add(...); writer.commit(...)`: if `commit` has not returned, leaving the
     block keeps what was there before. Raises TapeBusyError while another writer of `path` is at work, and OSError
     (ENOSPC and the like) if the disk refuses.
 
     ino: of the file that is being written.
+    rows_digest: of the rows of members, once they are added.
     """
 
-    def __init__(self, path: str, block_size: int = 0, processes: int = 1) -> None:
+    def __init__(
+        self, path: str, block_size: int = 0, processes: int = 1, generations: Sequence[schema.Generation] = ()
+    ) -> None:
         forked_work.check_processes(processes)
+        self._generations = tuple(generations) if len(generations) > 1 else ()
+        self._version = schema.version_of(bool(block_size), bool(self._generations))
         self._path = path
         self._block_size = block_size
         self._processes = processes
-        self._rows_digest = hashlib.sha256().hexdigest()
+        self.rows_digest = hashlib.sha256().hexdigest()
         self._lock: SavedState | None = None
         self._unfinished: outputs.Unfinished | None = None
 
-    def __enter__(self) -> "IndexWriter":
+    def __enter__(self) -> Self:
         try:
             with signals.undisturbed():  # or an interrupt would leave files that nobody removes
                 self._open()
-            with self._transaction() as db:
-                version = schema.SEALED_FORMAT if self._block_size else schema.FORMAT
-                db.execute(f"PRAGMA application_id={tape_files.INDEX_MARK}")
-                db.execute(f"PRAGMA user_version={version}")
-                for _, statement in schema.TABLES[version]:
-                    db.execute(statement)
+            self._begin()
         except BaseException:
             self._end()
             raise
@@ -76,6 +81,16 @@ class IndexWriter:
         self._unfinished = outputs.Unfinished(self._path, self._lock.token)
         self._unfinished_path = self._unfinished.temporary
         self.ino = os.fstat(self._unfinished.fd).st_ino
+
+    def _begin(self) -> None:
+        """Makes the tables."""
+        with self._transaction() as db:
+            db.execute(f"PRAGMA application_id={tape_files.INDEX_MARK}")
+            db.execute(f"PRAGMA user_version={self._version}")
+            for _, statement in schema.TABLES[self._version]:
+                db.execute(statement)
+            if self._generations:
+                db.executemany(INSERT_GENERATION, map(schema.generation_row, self._generations))
 
     def _end(self) -> None:
         """Removes the unfinished file, if there is one, and releases the lock."""
@@ -103,7 +118,7 @@ class IndexWriter:
         Returns their fingerprint: SHA-256 over all headers, 64 hex digits. Names and targets must fit into headers. If
         there are many, and two `processes` are allowed, a forked process writes what this one takes from `members`.
         """
-        self._rows_digest, fingerprint = forked_work.run(self._add, iter(members), self._processes)
+        self.rows_digest, fingerprint = forked_work.run(self._add, iter(members), self._processes)
         return fingerprint
 
     def _add(self, members: Iterator[ustar.Facts]) -> tuple[str, str]:
@@ -111,7 +126,7 @@ class IndexWriter:
         digest, fingerprint = hashlib.sha256(), hashlib.sha256()
         with self._transaction() as db:
             rows = self._rows(members, digest.update, fingerprint.update)
-            db.executemany("INSERT INTO pack VALUES (?, ?, ?, ?, ?)", rows)
+            db.executemany(INSERT_PACK, rows)
         return digest.hexdigest(), fingerprint.hexdigest()
 
     def _rows(
@@ -119,8 +134,9 @@ class IndexWriter:
         members: Iterator[ustar.Facts],
         add_row: Callable[[bytes], object],
         add_headers: Callable[[bytes], object],
+        start: int = 0,
     ) -> Iterator[tuple[Any, ...]]:
-        start = 0
+        """The rows of members that begin at `start`, in bytes."""
         for some in self._packs(members):
             add_headers(b"".join(ustar.headers(some)))
             folders = sum([facts[1] & 0o170000 == stat.S_IFDIR for facts in some])
@@ -131,6 +147,13 @@ class IndexWriter:
             start += sum([span(facts[2]) for facts in some])
 
     def _packs(self, members: Iterator[ustar.Facts]) -> Iterator[list[ustar.Facts]]:
+        """Members in packs, none of which has members of two generations."""
+        if not self._generations:
+            yield from self._packs_of_one(members)
+        for generation in self._generations:
+            yield from self._packs_of_one(islice(members, generation.members))
+
+    def _packs_of_one(self, members: Iterator[ustar.Facts]) -> Iterator[list[ustar.Facts]]:
         """Members in packs as full as they get; a pack of a sealed tape holds whole leaves (see `hash_tree`)."""
         some: list[ustar.Facts] = []
         if not self._block_size:
@@ -152,15 +175,13 @@ class IndexWriter:
     def add_digests(self, rows: Iterable[hash_tree.Row]) -> None:
         """Writes rows of the hash tree, those of each kind in the order of their keys."""
         with self._transaction() as db:
-            execute = db.execute
-            for kind, level, start, stop, digests in rows:
-                if kind == "leaf":
-                    crc = schema.digests_crc(start, stop, digests=digests)
-                    execute("INSERT INTO leaf VALUES (?, ?, ?, ?)", (start, stop, digests, crc))
-                else:
-                    key = schema.node_key(level, start) if kind == "node" else start
-                    crc = schema.digests_crc(key, digests=digests)
-                    execute(f"INSERT INTO {kind} VALUES (?, ?, ?)", (key, digests, crc))
+            insert_digests(db, rows)
+
+    def supersede(self, starts: Iterable[int]) -> None:
+        """Notes the headers at `starts`, of folders that a later generation has again."""
+        with self._transaction() as db:
+            rows = ((start, schema.numbers_crc(start)) for start in starts)
+            db.executemany("INSERT INTO superseded VALUES (?, ?)", rows)
 
     def commit(self, facts: dict[str, Any], at_home: bool = True) -> None:
         """Writes the facts of the tape, all of `TapeFacts` that the writer does not know, and puts the index in place.
@@ -168,14 +189,31 @@ class IndexWriter:
         `at_home`: whether the recorded inodes and ctimes are those of the folder beside this index; False for a copy.
         """
         inodes = {"root_ino": schema.signed(facts["root_ino"]), "index_ino": schema.signed(self.ino) if at_home else 0}
-        complete = facts | inodes | {"rows_digest": self._rows_digest}
-        complete["facts_digest"] = schema.facts_digest(complete)
+        complete = facts | inodes | {"rows_digest": self.rows_digest}
         with self._transaction() as db:
+            if schema.has_generations(self._version):
+                tables = (db.execute(f"SELECT * FROM {table} ORDER BY start") for table in ("generation", "superseded"))
+                complete["generations_digest"] = schema.generations_digest(*tables)
+            complete["facts_digest"] = schema.facts_digest(complete)
+            db.execute("DELETE FROM tape")
             db.executemany("INSERT INTO tape VALUES (?, ?)", complete.items())
         assert self._unfinished is not None, "outside of the block"
         with signals.undisturbed():
             self._unfinished.commit(replace=True)
             self._end()
+
+
+def insert_digests(db: sqlite3.Connection, rows: Iterable[hash_tree.Row]) -> None:
+    """Writes rows of the hash tree. A node that is there, the last one of its level, is replaced."""
+    execute = db.execute
+    for kind, level, start, stop, digests in rows:
+        if kind == "leaf":
+            crc = schema.digests_crc(start, stop, digests=digests)
+            execute("INSERT INTO leaf VALUES (?, ?, ?, ?)", (start, stop, digests, crc))
+        else:
+            key = schema.node_key(level, start) if kind == "node" else start
+            crc = schema.digests_crc(key, digests=digests)
+            execute(f"INSERT OR REPLACE INTO {kind} VALUES (?, ?, ?)", (key, digests, crc))
 
 
 @contextmanager

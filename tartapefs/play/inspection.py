@@ -56,8 +56,12 @@ class Inspector:
     def inspect(self, member: Member) -> tuple[Difference, ...]:
         """The differences of `member` from the recording, as `drift.inspect` returns them.
 
+        A folder that a later generation has again has none: what is there now is compared with the latest header.
+
         Raises OSError if the source cannot be read, and TapeFormatError for a damaged index.
         """
+        if member.is_directory and self.tape.is_superseded(member):
+            return ()
         found = inspect(member, self.source, self.at_home)
         return () if found and member.is_directory and self._names_agree(member) else found
 

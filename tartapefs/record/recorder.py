@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from typing import Any, Literal
 
 from tartapefs.archive import hash_tree, ustar
@@ -24,9 +25,13 @@ from tartapefs.base.errors import (
     TapeExistsError,
 )
 from tartapefs.base.tape_files import default_index
+from tartapefs.index.extender import IndexExtender
+from tartapefs.index.reader import Index
 from tartapefs.index.schema import TapeFacts
 from tartapefs.index.writer import IndexWriter
 from tartapefs.record import tape_folder
+from tartapefs.record.comparison import Comparison
+from tartapefs.record.digesting import extended_tree
 from tartapefs.record.options import Asked, Options, replaced_facts
 from tartapefs.record.owners import owner_of
 from tartapefs.record.settling import Settling
@@ -56,13 +61,20 @@ class TapeRecorder:
     It is forked from this process if that has a single thread and a second core, and there are 2,048 members or more;
     it ends before `commit` returns.
 
-    Raises ValueError for a malformed pattern, an unknown algorithm, and another number of processes.
+    `append`: what is new is added to the recording that is there, as a generation of its own, with that recording's
+    options; the archive before, without its footer, is a prefix of the new one. Something that was recorded, and
+    changed or is gone, is a problem, in TapeConstraintError. If nothing is new, the index stays as it is.
+
+    Raises ValueError for a malformed pattern, an unknown algorithm, options that `append` does not take, and another
+    number of processes.
 
     Attributes: `root` and `index_path`, absolute paths; `latest`, the path below the root, as bytes, of the last member
-    when `on_progress` was called. After `commit`: `member_count`; `total_size`, of the archive, in bytes; `skipped`,
-    the Problems of what was left out for `skip_unreadable` and `skip_busy`; `left_out`, how many these are, with
-    sockets, pipes and devices; `excluded`, `owners_kept`, `due_algorithm` and `due_block_size` (bytes), as the index
-    says; `replaced`, what the index before said, or None; `not_taken_over`, why it said nothing although it existed.
+    when `on_progress` was called; `valid_prefix`, where `append` is refused: up to which byte existing copies would
+    stay valid if the folder was recorded anew. After `commit`: `member_count`; `total_size`, of the archive, in bytes;
+    `skipped`, the Problems of what was left out for `skip_unreadable` and `skip_busy`; `left_out`, how many these are,
+    with sockets, pipes and devices; `excluded`, `owners_kept`, `due_algorithm` and `due_block_size` (bytes), as the
+    index says; `replaced`, what the index before said, or None; `not_taken_over`, why it said nothing although it
+    existed.
     """
 
     def __init__(
@@ -78,8 +90,11 @@ class TapeRecorder:
         digest: hash_tree.SealAlgorithm | Literal[""] | None = None,
         on_progress: Progress | None = None,
         processes: int = 1,
+        append: bool = False,
     ) -> None:
         forked_work.check_processes(processes)
+        if append and (overwrite or (exclude, anonymize, digest) != (None, None, None)):
+            raise ValueError("a recording that is appended to keeps its options, and is not replaced")
         self.root = os.path.realpath(root)
         self.index_path = os.path.abspath(index_path) if index_path else default_index(self.root)
         self._own_folder = index_path is None
@@ -88,6 +103,7 @@ class TapeRecorder:
         self.replaced: TapeFacts | None = None
         self.not_taken_over = ""
         self._overwrite = overwrite
+        self._append = append
         self._skip_unreadable = skip_unreadable
         self._skip_busy = skip_busy
         self._processes = processes
@@ -107,6 +123,7 @@ class TapeRecorder:
         self.left_out = 0
         self.member_count = 0
         self.total_size = 0
+        self.valid_prefix = 0
         self.latest = b""
 
     def commit(self) -> str:
@@ -145,7 +162,7 @@ class TapeRecorder:
         if exists and not self._own_folder and not tape_files.is_index(self.index_path):
             reason = "is in the way of the index and none itself; move it, or choose another place"
             raise TapeConstraintError([Problem(self.index_path, reason)])
-        if exists and not self._overwrite:
+        if exists and not (self._overwrite or self._append):
             raise TapeExistsError(self.index_path)
         if self._own_folder:
             return
@@ -160,6 +177,9 @@ class TapeRecorder:
             raise TapeConstraintError([Problem(self.index_path, error.reason)]) from None
 
     def _record(self, source: Source) -> str:
+        if self._append:
+            with closing(Index(self.index_path)) as tape:
+                return self._record_generation(source, tape)
         with IndexWriter(self.index_path, processes=self._processes) as writer:
             if os.path.lexists(self.index_path) and not self._overwrite:  # now that no other recorder runs
                 raise TapeExistsError(self.index_path)
@@ -168,8 +188,7 @@ class TapeRecorder:
             recorded_ns = time.time_ns()
             root_name = os.fsencode(os.path.basename(self.root))
             settling = Settling(source, recorded_ns)
-            owner = owner_of if self.owners_kept else None
-            walk = Walk(source, root_name + b"/", self._is_left_out, owner, settling.settled, settling.since)
+            walk = self._walk(source, root_name, settling)
             fingerprint = writer.add(self._members(walk, settling))
             settling.finish()
             self._raise_problems(walk, settling)
@@ -189,6 +208,53 @@ class TapeRecorder:
                 | self._due_facts()
             )
         return fingerprint
+
+    def _walk(self, source: Source, root_name: bytes, settling: Settling) -> Walk:
+        owner = owner_of if self.owners_kept else None
+        return Walk(source, root_name + b"/", self._is_left_out, owner, settling.settled, settling.since)
+
+    def _record_generation(self, source: Source, tape: Index) -> str:
+        """Adds to the tape what is new. Without anything new the index stays as it is."""
+        before = tape.facts
+        self.replaced, self.not_taken_over = replaced_facts(self.index_path, source, self._own_folder)
+        if self.replaced is None:
+            raise TapeConstraintError([Problem(self.index_path, self.not_taken_over)])
+        self._set_options(self._asked.completed(before, self.index_path))
+        with IndexExtender(tape, self._processes) as writer:
+            recorded_ns = time.time_ns()
+            settling = Settling(source, recorded_ns)
+            walk = self._walk(source, before.root_name, settling)
+            comparison = Comparison(tape, source, walk, self._problems)
+            fingerprint = writer.add(self._members(comparison, settling, before.end, before.member_count))
+            self.valid_prefix = comparison.valid
+            settling.finish()
+            self._raise_problems(walk, settling)
+            self._on_progress(self.member_count, self.total_size)
+            if self.member_count > before.member_count:
+                writer.supersede(comparison.superseded)
+                facts = before.to_keep() | {
+                    "fingerprint": fingerprint,
+                    "total_size": self.total_size,
+                    "member_count": self.member_count,
+                    "recorded_ns": recorded_ns,
+                    "left_out": self.left_out,
+                }
+                digests = self._extended_seal(source, tape, writer) if before.seal else self._due_facts()
+                writer.commit(facts | digests, tape.is_at_home(source.ino))
+        return fingerprint
+
+    def _extended_seal(self, source: Source, tape: Index, writer: IndexExtender) -> dict[str, Any]:
+        """Writes the digests of what was added to a sealed tape; returns the facts of its seal."""
+        before = tape.facts
+        hash_, builder = hash_tree.hasher(before.algorithm), tape.tree_builder()
+        writer.add_digests_of(lambda members: extended_tree(source, members, builder, hash_, before.block_size))
+        return {
+            "seal": builder.seal,
+            "algorithm": before.algorithm,
+            "block_size": before.block_size,
+            "levels": builder.levels,
+            "unsealed_rows": writer.rows_digest,
+        }
 
     def _due_facts(self) -> dict[str, Any]:
         if not self.due_algorithm:
@@ -215,9 +281,13 @@ class TapeRecorder:
         if busy:
             raise SourceBusyError(busy)
 
-    def _members(self, walk: Iterable[ustar.Facts], settling: Settling) -> Iterator[ustar.Facts]:
-        """Yields the members in order, without those that do not fit into a header, which become problems."""
-        position = count = 0
+    def _members(
+        self, walk: Iterable[ustar.Facts], settling: Settling, position: int = 0, count: int = 0
+    ) -> Iterator[ustar.Facts]:
+        """Yields the members in order, without those that do not fit into a header, which become problems.
+
+        `position`, `count`: where the first one starts, and how many members the tape has before it.
+        """
         since, problems, longest_unsplit = settling.since, self._problems, ustar.LONGEST_UNSPLIT
         for facts in walk:
             name, _, size, mtime_ns, _, ctime_ns, target, _ = facts

@@ -80,14 +80,19 @@ def _write(
     processes: int,
 ) -> str:
     builder = hash_tree.Builder(algorithm, block_size)
-    with IndexWriter(tape.index_path, block_size, processes) as writer:
+    with IndexWriter(tape.index_path, block_size, processes, tape.generations) as writer:
         with Tape.from_index(tape.index_path) as now:
             if not now.is_same(tape):  # recorded again meanwhile
                 raise TapeBusyError(tape.index_path)
         writer.add(member[1:] for member in tape.members())
-        rows = (builder.add(member.header(), member.size, digests) for member in tape.members())
-        writer.add_digests(chain.from_iterable(rows))
+        for generation in tape.generations:
+            members = tape.members(generation.start, generation.stop)
+            rows = (builder.add(member.header(), member.size, digests) for member in members)
+            writer.add_digests(chain.from_iterable(rows))
+            writer.add_digests(builder.end_generation())
         writer.add_digests(builder.finish())
+        if len(tape.generations) > 1:
+            writer.supersede(tape.superseded())
         writer.commit(
             tape.facts.to_keep()
             | {
@@ -131,7 +136,7 @@ class _KnownDigests:
     def _members(self) -> Iterator[Member]:
         if self._tape is not None:
             with suppress(TapeError, OSError):
-                yield from self._tape.members()
+                yield from self._tape.latest_members()
 
     def digests(self, matched: tuple[Extent, list[Member | None]]) -> bytes:
         """As `BlockHasher.digests`."""

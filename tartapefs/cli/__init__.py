@@ -183,6 +183,8 @@ def _code_of(command: click.Command, name: str) -> int:
             click.echo(str(problem), err=True)
         remedy = '; "--skip-busy" leaves such files out' if isinstance(error, SourceBusyError) else ""
         say(f"{len(error.problems)} problems; nothing was written{remedy}", logging.ERROR)
+        for note in getattr(error, "__notes__", ()):
+            say(note)
         return REFUSED
     except TapeError as error:
         say(str(error), logging.ERROR)

@@ -9,7 +9,7 @@ import click
 
 from tartapefs.api.tape import Tape
 from tartapefs.archive import hash_tree
-from tartapefs.base.errors import TapeError, TapeFormatError
+from tartapefs.base.errors import TapeConstraintError, TapeError, TapeFormatError
 from tartapefs.base.text import printable
 from tartapefs.cli.common import (
     REFUSED,
@@ -62,24 +62,32 @@ def record_folder(
             )
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--exclude") from None
-        try:
-            fingerprint = recorder.commit()
-        except OSError as error:
-            if isinstance(error, TapeError):
-                raise
-            name = error.filename or recorder.index_path
-            fail(f"{printable(name)}: {error.strerror or error}; nothing was written", REFUSED)
+        fingerprint = _commit(recorder)
     _report_options(recorder, bool(exclude), digest)
-    for problem in recorder.skipped:
-        say(f"left out: {problem}")
-    special = recorder.left_out - len(recorder.skipped)
-    if special:
-        say(f"left out {special} sockets, pipes and devices")
+    _report_left_out(recorder)
     say(
         f"recorded {recorder.member_count:,} members of {printable(directory)};"
         f" the archive has {recorder.total_size:,} bytes ({size_text(recorder.total_size)})"
     )
     return recorder, fingerprint
+
+
+def _commit(recorder: TapeRecorder) -> str:
+    try:
+        return recorder.commit()
+    except OSError as error:
+        if isinstance(error, TapeError):
+            raise
+        name = error.filename or recorder.index_path
+        fail(f"{printable(name)}: {error.strerror or error}; nothing was written", REFUSED)
+
+
+def _report_left_out(recorder: TapeRecorder) -> None:
+    for problem in recorder.skipped:
+        say(f"left out: {problem}")
+    special = recorder.left_out - len(recorder.skipped)
+    if special:
+        say(f"left out {special} sockets, pipes and devices")
 
 
 def _report_options(
@@ -124,6 +132,11 @@ def _previous_tape(directory: str, index: str | None) -> Tape | None:
     "--force", is_flag=True, help="Replace an existing recording; keep its options, unless new ones are given."
 )
 @click.option(
+    "--append",
+    is_flag=True,
+    help="Add what is new to the existing recording; its archive stays a prefix of the new one.",
+)
+@click.option(
     "--digest",
     "algorithm",
     type=click.Choice(hash_tree.ALGORITHMS),
@@ -140,6 +153,7 @@ def record(
     skip_unreadable: bool,
     skip_busy: bool,
     force: bool,
+    append: bool,
     algorithm: hash_tree.SealAlgorithm | None,
     no_digest: bool,
     as_json: bool,
@@ -149,11 +163,19 @@ def record(
     With --digest it prints the seal on a second line. With --force it tells how much of existing copies stays valid,
     and keeps the options of the previous recording: exclude patterns, owners, and digests, for which it reads only
     changed files. An option that is given replaces the previous one; --no-... drops it.
+
+    With --append what was recorded must be there unchanged. Copies of the archive before then only lack what is added:
+    all of their bytes but the footer, the last 1,024, stay valid.
     """
     if exclude and no_exclude:
         raise click.UsageError('"--exclude" and "--no-exclude": choose')
     if algorithm and no_digest:
         raise click.UsageError('"--digest" and "--no-digest": choose')
+    if append:
+        if force or exclude or no_exclude or keep_owners is not None or algorithm or no_digest:
+            raise click.UsageError('"--append" keeps the options of the recording: give no others, and no "--force"')
+        _append(directory, index, skip_unreadable, skip_busy, as_json)
+        return
     if algorithm is not None:
         hash_tree.hasher(algorithm)  # raises if it is not installed, before anything is recorded
     old = _previous_tape(directory, index) if force else None
@@ -197,6 +219,59 @@ def record(
             "skipped": [{"path": problem.path, "reason": problem.reason} for problem in recorder.skipped],
         }
     )
+
+
+def _append(directory: str, index: str | None, skip_unreadable: bool, skip_busy: bool, as_json: bool) -> None:
+    with Tape.discover(directory, index) as before:
+        with progress(f"recording {directory}", before.member_count) as update:
+            recorder = TapeRecorder(
+                directory,
+                index,
+                append=True,
+                skip_unreadable=skip_unreadable,
+                skip_busy=skip_busy,
+                processes=2,
+                on_progress=lambda members, size: update(members, note=printable(recorder.latest)),
+            )
+            try:
+                fingerprint = _commit(recorder)
+            except TapeConstraintError as error:
+                error.add_note(
+                    f'what is on the tape cannot be changed by --append; after "record --force" existing copies would'
+                    f" stay valid up to byte {recorder.valid_prefix:,} of {before.total_size:,}"
+                )
+                raise
+        added = recorder.member_count - before.member_count
+        _report_left_out(recorder)
+        if added:
+            say(
+                f"added {added:,} members, {recorder.total_size - before.total_size:,} bytes"
+                f" ({size_text(recorder.total_size - before.total_size)}), to the archive of {printable(directory)};"
+                f" existing copies stay valid up to byte {before.facts.end:,}"
+            )
+        else:
+            say(f"nothing is new in {printable(directory)}; the recording stays as it is")
+        if not as_json:
+            click.echo(fingerprint)
+        if before.due_algorithm and not before.seal:
+            _make_digests(directory, index, recorder, None)
+        if not as_json:
+            return
+        with Tape.discover(directory, index) as tape:
+            seal = tape.seal
+        print_json(
+            {
+                "fingerprint": fingerprint,
+                **({"seal": seal} if seal else {}),
+                "total_size": recorder.total_size,
+                "member_count": recorder.member_count,
+                "added": added,
+                "index": recorder.index_path,
+                "valid_prefix": before.facts.end if added else before.total_size,
+                "left_out": recorder.left_out,
+                "skipped": [{"path": problem.path, "reason": problem.reason} for problem in recorder.skipped],
+            }
+        )
 
 
 def _valid_prefix(directory: str, index: str | None, old: Tape) -> int | None:

@@ -35,6 +35,7 @@ from tartapefs.cli.common import (
     strict_option,
 )
 from tartapefs.cli.seals import drift_facts
+from tartapefs.index.schema import Generation
 from tartapefs.play.assemble import Assembler
 from tartapefs.play.audit import verify as find_drift
 from tartapefs.play.engine import Check, TapePlayer
@@ -73,6 +74,7 @@ def info(directory: str, index: str | None, as_json: bool) -> None:
             "total_size": tape.total_size,
             "member_count": tape.member_count,
             "recorded": moment(tape.recorded_ns),
+            "generations": [_generation_facts(generation) for generation in tape.generations],
             "excluded": list(tape.excluded),
             "left_out": tape.left_out,
             "owners": "kept" if tape.owners_kept else "scrubbed",
@@ -92,8 +94,25 @@ def info(directory: str, index: str | None, as_json: bool) -> None:
     if late_on:
         facts["file_system"] = late_note(late_on)
     facts["at_home"] = {True: "yes", False: "no", None: "unknown"}[at_home]
+    del facts["generations"]
     for key, value in facts.items():
         click.echo(f"{key.replace('_', ' '):14}{printable(str(value))}")
+    for number, generation in enumerate(tape.generations, 1) if len(tape.generations) > 1 else ():
+        label, size = f"generation {number}", generation.stop - generation.start
+        click.echo(
+            f"{label:14}{generation.members} members, {size} bytes from {generation.start},"
+            f" recorded {moment(generation.recorded_ns)}, fingerprint {generation.fingerprint}"
+        )
+
+
+def _generation_facts(generation: Generation) -> dict[str, Any]:
+    return {
+        "start": generation.start,
+        "stop": generation.stop,
+        "members": generation.members,
+        "recorded": moment(generation.recorded_ns),
+        "fingerprint": generation.fingerprint,
+    }
 
 
 def member_facts(member: Member) -> dict[str, Any]:

@@ -89,11 +89,11 @@ class Comparison:
         return stop if self.old.total_size != self.new.total_size else self.old.total_size
 
     def changes(self, on_progress: Progress = _nothing) -> Iterator[Change]:
-        """Yields all members that differ, in the archive's order. Memory does not grow with their number.
+        """Yields all members that differ, in the order of their paths. Memory does not grow with their number.
 
         "moved" is the same header and content at another offset.
         """
-        ours, theirs = self.old.members(), self.new.members()
+        ours, theirs = self.old.latest_members(), self.new.latest_members()
         one, other, count = next(ours, None), next(theirs, None), 0
         while one is not None or other is not None:
             count += 1

@@ -28,10 +28,8 @@ def below(tape: Tape, member: Member) -> Iterator[Member]:
     """Yields the member and, if it is a directory, all that lies in it."""
     yield member
     if member.is_directory:
-        for inner in tape.members(member.stop):
-            if not inner.name.startswith(member.name):
-                return
-            yield inner
+        for inner in tape.children(member):
+            yield from below(tape, inner)
 
 
 class Restorer:

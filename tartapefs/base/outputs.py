@@ -15,6 +15,7 @@ import fcntl
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,7 @@ from tartapefs.base.text import printable
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _RANDOM = 8  # bytes of a token
+_COPIED_AT_ONCE = 1 << 20  # bytes
 _LONGEST_NAME = 255 - 2 * _RANDOM - len("..part")  # bytes of the final name that an unfinished file has in its own
 _CWD, _RENAME_NOREPLACE = -100, 1  # of renameat2(2)
 
@@ -153,6 +155,12 @@ class Unfinished:
             with suppress(FileNotFoundError):
                 return os.open(self.temporary, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         return os.open(self.temporary, _NEW, mode)
+
+    def copy_target(self) -> None:
+        """Writes to it what the file at `target` holds."""
+        there = os.open(self.target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(there, "rb") as old, open(self.fd, "wb", closefd=False) as new:
+            shutil.copyfileobj(old, new, _COPIED_AT_ONCE)
 
     def commit(self, replace: bool, sync: bool = True) -> None:
         """Renames it to `target`, with `sync` on disk; without `replace`, raises FileExistsError if there is a file."""

@@ -4,8 +4,6 @@ Rule: as for `writer`. What is there is copied, checked on the way, and kept as 
 """
 
 import hashlib
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from typing import Any
@@ -34,9 +32,7 @@ class IndexExtender(IndexWriter):
     def _begin(self) -> None:
         """Copies the index that is there."""
         assert self._unfinished is not None
-        there = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with open(there, "rb") as old, open(self._unfinished.fd, "wb", closefd=False) as new:
-            shutil.copyfileobj(old, new, 1 << 20)
+        self._unfinished.copy_target()
         with closing(Index(self._unfinished_path)) as copy:
             if not copy.is_same(self._before):
                 raise TapeBusyError(self._path)

@@ -30,7 +30,7 @@ class Mount(NamedTuple):
 def parsed(line: bytes) -> Mount:
     r"""Parses a line of the table, without its end.
 
-    >>> parsed(rb"36 35 0:57 / /mnt/a\\040b rw,nosuid shared:1 - fuse.sshfs host: rw,user_id=0").mountpoint
+    >>> parsed(rb"36 35 0:57 / /mnt/a\040b rw,nosuid shared:1 - fuse.sshfs host: rw,user_id=0").mountpoint
     '/mnt/a b'
     """
     before, _, after = line.partition(b" - ")  # any number of optional fields ends so

@@ -278,11 +278,10 @@ def verify(
                     note(error)
         blocks = verifier.blocks if verifier is not None else 0
         if as_json:
-            facts: dict[str, Any] = {"blocks": blocks} if deep or sample is not None else {}
-            if allow_additions:
-                facts["additions"] = added
+            facts = {"blocks": blocks} if deep or sample is not None else {}
             drift = list(map(drift_facts, found))
-            print_json({"valid": not found, "members": tape.member_count, **facts, "drift": drift})
+            members = tape.member_count
+            print_json({"valid": not found, "members": members, **facts, "drift": drift, "additions": added})
         elif not found:
             contents = f", {blocks:,} blocks of contents" if deep or sample is not None else ""
             say(

@@ -39,6 +39,7 @@ UNPACK = "unit/index/test_row_codec.py -k 'limits or rows_that or counts or numb
 WALK = "unit/record/test_walk.py"
 OPTIONS = "unit/record/test_options.py"
 INSPECTION = "unit/play/test_inspection.py"
+APPEND = "unit/record/test_append.py"
 AUDIT = "unit/play/test_audit.py"
 SYSTEM_CALLS = "unit/source/test_system_calls.py"
 SETTLING = "unit/record/test_settling.py"
@@ -172,6 +173,53 @@ MUTANTS = [
         "if False and self._audited < max(",
         PLAYER,
     ),
+    *[
+        Mutant(says, "record/comparison.py", old, new, APPEND)
+        for says, old, new in (
+            ("what changed is not appended to", 'self._note(old, "; ".join(', '("; ".join('),
+            ("nor what is gone at the end", 'self._note(old, "is gone")\n            old = _after', "old = _after"),
+            ("a file's facts are compared", "(mode, size, mtime_ns, target) == (", "() != ("),
+            ("its inode and ctime too", "(ino, ctime_ns) == (old.ino, old.ctime_ns)", "True"),
+            ("a folder's mtime is compared", " and mtime_ns // _NS == old.mtime_ns // _NS", ""),
+            ("a header that is outdated is noted", "self.superseded.append(old.start)", "pass"),
+            ("what follows a difference is not valid", "is_valid = is_valid and is_same", "is_valid = is_same"),
+        )
+    ],
+    Mutant(
+        "contents that change while they are hashed are refused",
+        "record/digesting.py",
+        "if not agrees(member, found, at_home=True):",
+        "if False:",
+        APPEND + " -k sealed",
+    ),
+    Mutant(
+        "what is extended has its digests",
+        "index/extender.py",
+        "if (digest.hexdigest(), fingerprint.hexdigest()) != (",
+        "if () != () == (",
+        APPEND + " -k 'damaged or exchanged'",
+    ),
+    Mutant(
+        "a row of a generation has its checksum",
+        "index/schema.py",
+        "if numbers_crc(start, members, recorded_ns, rest=fingerprint) != crc or",
+        "if",
+        APPEND + " -k 'damaged or exchanged'",
+    ),
+    Mutant(
+        "generations add up",
+        "index/schema.py",
+        "if found[0].start or sum(generation.members for generation in found) != tape.member_count:",
+        "if False:",
+        APPEND + " -k 'damaged or exchanged'",
+    ),
+    Mutant(
+        "an outdated header is known by its checksum",
+        "index/reader.py",
+        "if rows and rows[0] != (folder.start, schema.numbers_crc(folder.start)):",
+        "if False:",
+        APPEND + " -k 'damaged or exchanged'",
+    ),
     Mutant("the audit looks at directories", "play/audit.py", "found = inspector.inspect(folder)", "found = ()", AUDIT),
     *[
         Mutant(says, "play/inspection.py", old, new, INSPECTION)
@@ -204,7 +252,7 @@ MUTANTS = [
         "index/schema.py",
         'is_intact = facts.pop("facts_digest", None) == facts_digest(facts)',
         'is_intact = facts.pop("facts_digest", None) is not None',
-        SCHEMA,
+        "unit/index/test_recording.py",
     ),
     Mutant(
         "digests that are due are of a kind",
@@ -265,13 +313,13 @@ MUTANTS = [
             ("those of ctime too", "or max(ctime_nsecs) >= _NS", ""),
             ("names have no way up", "if not _NO_NAMES.isdisjoint(names) or b", "if b"),
             ("names have no slash", ' or b"/" in b"".join(names)', ""),
-            ("the root comes first", "if (start == 0) != (names[0] == root[:-1]) or", "if"),
+            ("the root comes first", "if has_root != (names[0] == root[:-1]) or", "if"),
             (
                 "all but the root lie in a folder",
-                ' or b"" in above[start == 0 :]',
+                ' or b"" in above[has_root:]',
                 "",
             ),
-            ("the root is a folder", "if start == 0 and modes[0] & 0o170000 != _FOLDER:", "if False:"),
+            ("the root is a folder", "if has_root and modes[0] & 0o170000 != _FOLDER:", "if False:"),
             ("kinds are checked where folders are said to be", "if folder_count or any(targets)", "if any(targets)"),
             ("kinds are checked where targets are", "if folder_count or any(targets) or", "if folder_count or"),
             (
@@ -501,8 +549,8 @@ MUTANTS = [
     Mutant(
         "the way up ends at the seal",
         "archive/hash_tree.py",
-        "child) != self._seal:",
-        "child) is None:",
+        "            if not self.is_top(child):",
+        "            if False:",
         SEALED_READER + " -k facts_of_a_seal",
     ),
     Mutant(
@@ -645,7 +693,7 @@ MUTANTS = [
         "base/saved_state.py",
         "if len(content) != size or sha256(content).digest() != checksum:",
         "if len(content) != size:",
-        f"{SAVED_STATE} -k damaged",
+        f"{SAVED_STATE} -k 'damaged or exchanged'",
     ),
     Mutant(
         "a copy's holes are looked at",

@@ -3,16 +3,27 @@
 import os
 import random
 import shutil
+import sqlite3
+import struct
 import subprocess
 from collections.abc import Callable
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 from support.generations import Generations
 
-from tartapefs import Tape, TapeConstraintError, TapeIntegrityError, TapeNotFoundError, TapePlayer, TapeRecorder
+from tartapefs import (
+    Tape,
+    TapeConstraintError,
+    TapeFormatError,
+    TapeIntegrityError,
+    TapeNotFoundError,
+    TapePlayer,
+    TapeRecorder,
+)
 from tartapefs.play.audit import verify
 from tartapefs.verify.seal import seal
 
@@ -288,6 +299,79 @@ def test_a_sealed_tape_stays_sealed(tree: Path, tmp_path: Path, block_size: int)
         assert seal_now(twin, block_size) == sealed
         assert archive(twin) == expected.archive
         (twin / ".tartape" / "index.db").write_bytes(index)  # without digests again
+
+
+def test_contents_that_change_while_they_are_hashed_for_a_sealed_tape(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    TapeRecorder(tree).commit()
+    seal_now(tree, 1 << 17)
+    before = (tree / ".tartape" / "index.db").read_bytes()
+    (tree / "new").write_bytes(bytes(1000))
+    preadv = os.preadv
+
+    def changing(fd: int, buffers: list[memoryview], offset: int) -> int:
+        (tree / "new").write_bytes(bytes(1001))
+        return preadv(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", changing)
+    with pytest.raises(TapeIntegrityError, match="new: size changed"):
+        append(tree)
+    assert (tree / ".tartape" / "index.db").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("statement", "seen"),
+    [
+        ("UPDATE pack SET crc = crc + 1 WHERE start = 0", "open"),
+        ("UPDATE generation SET crc = crc + 1 WHERE start = 0", "open"),
+        ("UPDATE generation SET fingerprint = zeroblob(32) WHERE start = 0", "open"),
+        ("UPDATE generation SET start = start + 512 WHERE start > 0", "open"),
+        ("DELETE FROM generation WHERE start = 0", "open"),
+        ("DELETE FROM generation", "open"),
+        ("UPDATE superseded SET crc = crc + 1", "audit"),
+        ("DELETE FROM superseded", "verify"),
+        ("UPDATE pack SET start = start + 512 WHERE start > 0", "open"),
+    ],
+)
+def test_a_damaged_index(tree: Path, expected: Generations, statement: str, seen: str) -> None:
+    """It is refused, or says drift; it is never extended."""
+    grow(tree)
+    append(tree)
+    with closing(sqlite3.connect(tree / ".tartape" / "index.db")) as database, database:
+        database.execute(statement)
+    if seen == "open":
+        with pytest.raises(TapeFormatError):
+            Tape.discover(tree)
+    elif seen == "audit":
+        with Tape.discover(tree) as tape, closing(TapePlayer(tape)) as player:  # noqa: SIM117
+            with pytest.raises((TapeFormatError, TapeIntegrityError)):
+                player.audit()
+    else:
+        with Tape.discover(tree) as tape:
+            assert not tape.rows_are_sound()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_rows_that_were_exchanged_are_not_extended(tree: Path, processes: int) -> None:
+    """With right checksums: the digest of all rows tells."""
+    for number in range(600):
+        (tree / f"{number:03}").touch()
+    TapeRecorder(tree).commit()
+    with closing(sqlite3.connect(tree / ".tartape" / "index.db")) as database, database:
+        start, count, folders, members = database.execute(
+            "SELECT start, count, folders, members FROM pack ORDER BY start DESC LIMIT 1"
+        ).fetchone()
+        damaged = members.replace(b"script.sh", b"scripx.sh")
+        assert damaged != members
+        crc = crc32(struct.pack("<qHH", start, count, folders) + damaged)
+        database.execute("UPDATE pack SET members = ?, crc = ? WHERE start = ?", (damaged, crc, start))
+    (tree / "script.sh").rename(tree / "scripx.sh")
+    (tree / "new").touch()
+    before = (tree / ".tartape" / "index.db").read_bytes()
+    with pytest.raises(TapeFormatError, match="its rows fail their digest"):
+        append(tree, processes)
+    assert (tree / ".tartape" / "index.db").read_bytes() == before
 
 
 def synchronise(tree: Path, twin: Path) -> None:

@@ -75,7 +75,7 @@ def _id_of(find: Callable[[str], int]) -> Callable[[str], int]:
 )
 @click.option("--gid", type=_id_of(lambda name: grp.getgrnam(name).gr_gid), metavar="GROUP", help="Its group.")
 @click.option("--allow-other", is_flag=True, help="Let other users read it, as --mode permits.")
-@click.option("--cached", is_flag=True, help="Use the kernel's page cache: for programs that need mmap.")
+@click.option("--direct", is_flag=True, help="Go past the kernel's page cache: check the source at each read(2).")
 @click.option(
     "--audit-interval",
     metavar="SECONDS",
@@ -105,7 +105,7 @@ def _id_of(find: Callable[[str], int]) -> Callable[[str], int]:
     type=click.Choice(["fail", "hold"]),
     default="fail",
     show_default=True,
-    help="What a read does after drift: fail, or wait until it is interrupted or the archive unmounted.",
+    help="What a read does after drift: fail, or, with --direct implied, wait until it is interrupted or unmounted.",
 )
 @click.option(
     "--on-drift-run",
@@ -130,7 +130,7 @@ def mount(
     uid: int | None,
     gid: int | None,
     allow_other: bool,
-    cached: bool,
+    direct: bool,
     audit_interval: float,
     audit_share: float,
     scrub_share: float,
@@ -147,10 +147,6 @@ def mount(
 
     Returns once it can be read.
     """
-    if cached and on_drift == "hold":
-        raise click.UsageError(
-            "--on-drift hold excludes --cached: a process that waits for the page cache cannot be interrupted"
-        )
     from tartapefs.mount import daemon
     from tartapefs.mount.operations import MountOptions
 
@@ -170,7 +166,7 @@ def mount(
         options = MountOptions(
             name=expand_name(tape, name, "--name"),
             mode=mode,
-            cached=cached,
+            direct=direct,
             allow_other=allow_other,
             audit_interval=audit_interval,
             audit_share=audit_share / 100,

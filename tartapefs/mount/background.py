@@ -12,7 +12,7 @@ from tartapefs.base.errors import TapeError
 from tartapefs.mount import sd_notify
 from tartapefs.mount.operations import ArchiveFS, MountOptions
 from tartapefs.mount.session import Session
-from tartapefs.play.engine import TapePlayer
+from tartapefs.play.engine import FOOTER_AUDIT_AGE, TapePlayer
 
 _SCRUB_PAUSE = 60.0  # seconds between two scrubs
 _STATE_INTERVAL = 2.0  # seconds between two checks whether the state has changed
@@ -42,6 +42,19 @@ def drop_pages(player: TapePlayer, session: Session, ended: threading.Event) -> 
     """Drops the kernel's cached pages at drift: programs that opened the archive before would go on to read them."""
     player.drifted.wait()
     session.drop_pages(ended)
+
+
+def drop_footers(session: Session, ended: threading.Event) -> None:
+    """Drops the footer from the kernel's page cache soon after it got there, so that no reader gets it much later.
+
+    The kernel reads it ahead while a program may be far from it: what an audit found then must not be old news.
+    """
+    while not ended.is_set():
+        session.footer_cached.wait()
+        session.footer_cached.clear()
+        if ended.wait(FOOTER_AUDIT_AGE):
+            return
+        session.drop_footer(ended)
 
 
 def scrub(player: TapePlayer, archive: ArchiveFS, share: float, ended: threading.Event) -> None:

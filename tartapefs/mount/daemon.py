@@ -20,7 +20,7 @@ from tartapefs.base import outputs, processes, signals
 from tartapefs.base.errors import MountError
 from tartapefs.base.tape_files import refuse_part
 from tartapefs.base.text import printable
-from tartapefs.mount import background, sd_notify
+from tartapefs.mount import background, read_ahead, sd_notify
 from tartapefs.mount import status as reports
 from tartapefs.mount.hook import Hook
 from tartapefs.mount.libfuse import load
@@ -191,11 +191,14 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
                 part = memoryview(memory)[at : at + MEMORY]
                 threads.append(processes.start_thread(_loop, session, part, wakeup_out, failures))
             _check_readable(os.path.join(where, options.name))
+            if options.uses_page_cache:
+                _enlarge_read_ahead(entries)
             server = _status_server(
                 entries, lambda: reports.document(player, options.name, archive.statistics, archive.hold)
             )
             processes.start_thread(background.audit, player, archive, options, ended, audited)
             processes.start_thread(background.drop_pages, player, session, ended)
+            processes.start_thread(background.drop_footers, session, ended)
             if archive.hold is not None:
                 devices = {entry.device for entry in entries}
                 processes.start_thread(
@@ -257,6 +260,14 @@ def _status_server(entries: list[MountEntry], report: Callable[[], dict[str, Any
     except OSError as error:  # the extended attributes tell most of it
         log.warning("no socket for `tartapefs status`: %s", error.strerror or error)
         return None
+
+
+def _enlarge_read_ahead(entries: list[MountEntry]) -> None:
+    for entry in entries:
+        size = read_ahead.enlarge(entry.device)
+        if size is not None and size < read_ahead.ENOUGH:
+            where, kib = printable(entry.mountpoint), size >> 10
+            log.info("%s: the kernel reads ahead %d KiB; root can have it read more", where, kib)
 
 
 def _check_readable(archive: str) -> None:

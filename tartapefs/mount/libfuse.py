@@ -8,7 +8,8 @@ treatment of exceptions is ever reached (mfusepy's answers EINVAL, and ends the 
 Of the modules we use the C structures and the conversion of arguments. Their `FUSE` calls libfuse's `fuse_main_real`,
 whose threads Python does not know, so that each callback makes and unmakes a thread state. `connect` stops short of
 that: it only mounts, and threads of Python's take the requests from the kernel (`Session`). The kernel is told to ask
-for 1 MiB at a time, since libfuse 2 would have it ask for 128 KiB.
+for 1 MiB at a time, since libfuse 2 would have it ask for 128 KiB, and for more than libfuse's 12 requests at once: from
+9 on it would leave gaps in what it reads ahead.
 """
 
 import contextlib
@@ -17,7 +18,6 @@ import functools
 import mmap
 import os
 import socket
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,10 @@ from tartapefs.mount import kernel_abi
 from tartapefs.mount.operations import IO_SIZE, ArchiveFS, MountOptions
 
 LARGEST_REQUEST = IO_SIZE + mmap.PAGESIZE  # bytes: what libfuse 3 allows a write to have, and its head
+_UNDER_WAY = 64  # requests of the page cache at once, for all readers: 64 MiB
+_READ_AHEAD = 64 << 20  # bytes: more than anybody sets for a mount, so that the answer to INIT lowers nothing
+_SHORTEST_INIT_ANSWER = 16 + 24  # bytes: of libfuse 2, its header included
+_AUTO_INVAL_DATA = 1 << 12  # libfuse 3's FUSE_CAP_AUTO_INVAL_DATA
 _OPERATIONS = ("getattr", "readdir", "open", "release", "statfs", "getxattr", "listxattr")
 
 
@@ -144,7 +148,7 @@ def connect(archive: ArchiveFS, mountpoint: str, source: str, options: MountOpti
     refusals = []
     for module in _modules():
         with _stderr_captured() as said:
-            connection = _connect_by(module, archive, os.fsencode(mountpoint), text, not options.cached)
+            connection = _connect_by(module, archive, os.fsencode(mountpoint), text, not options.uses_page_cache)
         if connection is not None:
             return connection
         refusals.append("; ".join(said()) or "libfuse could not mount it")
@@ -183,6 +187,10 @@ def _callbacks(module: Any, archive: ArchiveFS, is_3: bool, direct: bool) -> Any
     def configure(connection: Any, config: Any) -> None:
         """libfuse 3 asks here for what libfuse 2 takes as options; it derives the size of a read from a write's."""
         connection.contents.max_write = IO_SIZE
+        connection.contents.max_background = connection.contents.congestion_threshold = _UNDER_WAY
+        connection.contents.max_readahead = _READ_AHEAD
+        # Or each read of the page cache asks for the archive's attributes first.
+        connection.contents.want &= ~_AUTO_INVAL_DATA
         config.contents.use_ino = 1
         config.contents.direct_io = int(direct)
 
@@ -302,12 +310,12 @@ def _negotiate(libfuse: Any, fuse: ctypes.c_void_p) -> None:
         os.dup2(kernel.fileno(), device, inheritable=False)
         answer = ours.recv(kernel_abi.INIT_ANSWER_SIZE)
         opcode, offered = kernel_abi.INIT_REQUEST.unpack_from(request)
-        if opcode == kernel_abi.INIT and len(answer) >= kernel_abi.INIT_ANSWER.size:
-            _, between, accepted = kernel_abi.INIT_ANSWER.unpack_from(answer)
-            accepted |= offered & (kernel_abi.MAX_PAGES | kernel_abi.ASYNC_DIO)
+        if opcode == kernel_abi.INIT and len(answer) >= _SHORTEST_INIT_ANSWER:
             complete = bytearray(answer.ljust(kernel_abi.INIT_ANSWER_SIZE, b"\0"))
-            kernel_abi.INIT_ANSWER.pack_into(complete, 0, len(complete), between, accepted)
-            struct.pack_into("=H", complete, kernel_abi.MAX_PAGES_OFFSET, IO_SIZE // mmap.PAGESIZE)
+            _, first, _, accepted, _, _, second, _ = kernel_abi.INIT_ANSWER.unpack_from(complete)
+            accepted |= offered & (kernel_abi.MAX_PAGES | kernel_abi.ASYNC_DIO)
+            own = _READ_AHEAD, accepted, _UNDER_WAY, _UNDER_WAY, second, IO_SIZE // mmap.PAGESIZE
+            kernel_abi.INIT_ANSWER.pack_into(complete, 0, len(complete), first, *own)
             answer = bytes(complete)
         os.write(kernel.fileno(), answer)
 

@@ -39,15 +39,20 @@ class MountOptions:
 
     name: str = ARCHIVE_NAME
     mode: int = 0o400
-    cached: bool = False  # the kernel's page cache and read-ahead, for programs that need mmap
+    direct: bool = False  # each read(2) is a request; else the kernel's page cache reads ahead and answers
     allow_other: bool = False
     audit_interval: float = 60  # seconds between two audits while the archive is open
     audit_share: float = 0.05  # of one core that audits may use
     uid: int | None = None  # the owner shown; None for the user who mounts
     gid: int | None = None
     scrub_share: float = 0  # of one core that the scrub may use; 0 for no scrub
-    holds: bool = False  # a read that meets drift waits until the mount ends; excludes `cached`
+    holds: bool = False  # a read that meets drift waits until the mount ends; implies `direct`
     on_drift_run: str | None = None  # a line for /bin/sh, at the first drift
+
+    @property
+    def uses_page_cache(self) -> bool:
+        """Whether reads are answered from the kernel's page cache. A reader that waits there cannot be interrupted."""
+        return not (self.direct or self.holds)
 
 
 class Refusal(OSError):
@@ -67,6 +72,7 @@ class ArchiveFS:
         self.hold: Hold | None = None  # of reads that meet drift; the session sets it
         self.caller: Callable[[], int] = lambda: 0  # the thread whose request is answered; `libfuse` sets it
         self._tape = player.tape
+        self.size = player.tape.total_size  # bytes of the archive
         self._name = options.name
         self._entry = os.fsencode(options.name).decode("latin-1")
         self._logged: set[str] = set()

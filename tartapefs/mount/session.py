@@ -12,6 +12,7 @@ import os
 import threading
 import time
 
+from tartapefs.archive.layout import FOOTER
 from tartapefs.base.errors import TapeIntegrityError
 from tartapefs.mount import libfuse
 from tartapefs.mount.hold import Hold
@@ -51,6 +52,10 @@ class Session:
         self._files: dict[int, int] = {}  # the inode number of each open handle that was read
         self._under_way: set[int] = set()  # the request numbers of reads in progress
         self._drop_lock = threading.Lock()
+        self._footer = archive.size - FOOTER
+        self._footers_under_way: set[int] = set()  # the request numbers of reads of the footer for the page cache
+        self._files_with_footer: set[int] = set()  # inode numbers; the kernel has the footer in its page cache
+        self.footer_cached = threading.Event()  # set when a file is added to them
 
     def loop(self, memory: memoryview) -> None:
         """Answers requests until the archive is unmounted; `memory` is its buffer, of `MEMORY` bytes."""
@@ -73,9 +78,16 @@ class Session:
             if opcode == READ:
                 self._files[handle] = file
                 self._under_way.add(number)
-                # A reader that waits for a page of the cache could not be interrupted.
-                hold = self.hold if flags & READ_LOCKOWNER else None
-                self._answer_read(memory, number, thread, handle, offset, size, hold)
+                if flags & READ_LOCKOWNER:
+                    self._answer_read(memory, number, thread, handle, offset, size, self.hold)
+                else:  # for the page cache: a reader that waits for it could not be interrupted
+                    if offset + size > self._footer:
+                        self._footers_under_way.add(number)
+                    self._answer_read(memory, number, thread, handle, offset, size, None)
+                    if offset + size > self._footer:
+                        self._footers_under_way.discard(number)
+                        self._files_with_footer.add(file)
+                        self.footer_cached.set()
                 self._under_way.discard(number)
                 if self._archive.is_served_by_one:
                     self._yield_gil()
@@ -100,11 +112,27 @@ class Session:
         with self._drop_lock:
             for file in set(self._files.values()):
                 if not ended.is_set():
-                    with contextlib.suppress(OSError):  # the kernel has forgotten the file, or the archive is unmounted
-                        os.write(self._device, INVALIDATE.pack(INVALIDATE.size, NOTIFY_INVAL_INODE, 0, file, 0, -1))
+                    self._drop(file, 0)
+
+    def drop_footer(self, ended: threading.Event) -> None:
+        """Has the kernel drop the archive's footer, so that the next read of it is a request, and needs an audit.
+
+        As for `drop_pages`; but a reader that begins to wait for the footer in this very moment is not awaited before.
+        """
+        with self._drop_lock:
+            while self._files_with_footer:
+                file = self._files_with_footer.pop()
+                # The answer to one under way is dropped later: it is in `_files_with_footer` again by then.
+                if not (self._footers_under_way or ended.is_set()):
+                    self._drop(file, self._footer)
+
+    def _drop(self, file: int, offset: int) -> None:
+        """Has the kernel drop the pages of this file from the one with `offset` on."""
+        with contextlib.suppress(OSError):  # the kernel has forgotten the file, or the archive is unmounted
+            os.write(self._device, INVALIDATE.pack(INVALIDATE.size, NOTIFY_INVAL_INODE, 0, file, offset, -1))
 
     def drop_no_more(self, seconds: float) -> None:
-        """Waits until `drop_pages` has no more to drop in progress, at most `seconds`."""
+        """Waits until no `drop_pages` or `drop_footer` is in progress, at most `seconds`."""
         if self._drop_lock.acquire(timeout=seconds):
             self._drop_lock.release()
 

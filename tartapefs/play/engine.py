@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Check = Literal["full", "mtime"]
 _SCRUB_SIZE = 1 << 18  # bytes: one thread hashes so many alone
-_FOOTER_AUDIT_AGE = 1.0  # seconds
+FOOTER_AUDIT_AGE = 1.0  # seconds
 
 
 class Scrubbed(NamedTuple):
@@ -224,7 +224,7 @@ class TapePlayer:
             self._footer_reached = now
         if stop > self._end:
             with self._audit_lock:
-                if self._audited < max(self._footer_reached, now - _FOOTER_AUDIT_AGE):
+                if self._audited < max(self._footer_reached, now - FOOTER_AUDIT_AGE):
                     self.audit()
 
     def get_offset_of(self, arc_path: str) -> int:

@@ -132,7 +132,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3600, metavar="N", help="how long (default: %(default)s)")
     parser.add_argument("--bound", type=float, default=4, metavar="MIB", help="allowed growth (default: %(default)s)")
     parser.add_argument("--interval", type=float, metavar="N", help="seconds between samples (default: a sixtieth)")
-    parser.add_argument("--cached", action="store_true", help="mount with the kernel's page cache")
+    parser.add_argument("--direct", action="store_true", help="mount past the kernel's page cache")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         root, mountpoint = Path(folder) / "data", Path(folder).resolve() / "mnt"
@@ -140,7 +140,7 @@ def main() -> int:
         make_source(root)
         for command in (
             ("record", root),
-            ("mount", root, mountpoint, "--audit-interval", "1", *(["--cached"] if options.cached else [])),
+            ("mount", root, mountpoint, "--audit-interval", "1", *(["--direct"] if options.direct else [])),
         ):
             result = run(*command)
             if result.returncode:

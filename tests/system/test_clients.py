@@ -114,7 +114,7 @@ def readers_below(folder: Path) -> list[str]:
 
 
 @pytest.mark.long(but="direct")
-@pytest.mark.parametrize("option", [None, "--cached"])
+@pytest.mark.parametrize("option", ["--direct", None])
 @pytest.mark.parametrize(
     "command",
     [
@@ -410,7 +410,7 @@ def by_preadv(path: Path, expected: bytes, copy: Path) -> None:
 
 
 @pytest.mark.long(but=4)
-@pytest.mark.parametrize("option", [None, "--cached"])
+@pytest.mark.parametrize("option", ["--direct", None])
 @pytest.mark.parametrize(
     "way", [by_seek, by_lines, unbuffered, by_copyfile, by_sendfile, by_copy_file_range, by_splice, by_preadv]
 )
@@ -422,9 +422,9 @@ def test_python_reads(library, mount, tmp_path, way, option):
 
 
 def test_memory_mapped(library, mount):
-    """With `--cached` the archive can be mapped, shared and privately, and read at any place."""
+    """The archive can be mapped, shared and privately, and read at any place."""
     some = random.Random(4)
-    with open(mount(library.root, "--cached"), "rb") as file:
+    with open(mount(library.root), "rb") as file:
         for flags in (mmap.MAP_SHARED, mmap.MAP_PRIVATE):
             with mmap.mmap(file.fileno(), 0, flags, mmap.PROT_READ) as mapped:
                 for _ in range(300):
@@ -434,7 +434,7 @@ def test_memory_mapped(library, mount):
 
 
 def test_memory_mapped_without_cache(library, mount):
-    """Without `--cached` a mapping is refused, or right."""
+    """With `--direct` a mapping is refused, or right."""
     with open(mount(library.root), "rb") as file:
         try:
             mapped = mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ)
@@ -489,7 +489,7 @@ def test_random_reads(library, mount, shared):
             os.close(descriptor)
 
 
-@pytest.mark.parametrize("option", [None, "--cached"])
+@pytest.mark.parametrize("option", ["--direct", None])
 def test_several_sequential_readers(library, mount, option):
     """Readers that start at different offsets and go on to the end, all at once, each get what they should."""
     path = mount(library.root, *filter(None, [option]))

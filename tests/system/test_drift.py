@@ -142,7 +142,7 @@ def test_a_change_under_the_mount(
 
 @pytest.mark.long(but=2)
 @pytest.mark.parametrize("name", ["overwritten", "shrunk", "deleted", "swapped for a link", "the source moved away"])
-@pytest.mark.parametrize("mounted", [None, "--cached"], indirect=True, ids=["direct", "cached"])
+@pytest.mark.parametrize("mounted", ["--direct", None], indirect=True, ids=["direct", "cached"])
 def test_reading_on_gives_recorded_bytes_until_it_fails(mounted: Mounted, name: str) -> None:
     """In order from the start, whether or not the kernel may keep pages."""
     before = os.pread(mounted.fd, 1000, 0)

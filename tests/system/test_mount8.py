@@ -66,7 +66,7 @@ class TestByRoot:
         os.rename(machine.data / ".tartape" / "index.db", machine.folder / "index.db")
         options = (
             f"ro,allow_other,uid={NOBODY},gid=4242,mode=0440,name=x.tar,index={machine.folder}/index.db,check=mtime"
-            ",cached,audit_interval=5,nofail,_netdev,user,noauto,x-systemd.automount,x-foo=1,noatime"
+            ",direct,audit_interval=5,nofail,_netdev,user,noauto,x-systemd.automount,x-foo=1,noatime"
         )
         result = machine.root("mount", "-t", form, "-o", options, spec(form, machine.data), machine.mountpoint)
         assert (result.returncode, result.stderr) == (0, "")

@@ -113,7 +113,7 @@ def test_a_read_into_several_buffers(tape: tuple[Path, bytes], mount: Mount, des
     assert b"".join(buffers) == expected[100 : 100 + sum(map(len, buffers))]
 
 
-@pytest.mark.parametrize("options", [(), ("--cached",)], ids=["direct", "cached"])
+@pytest.mark.parametrize("options", [("--direct",), ()], ids=["direct", "cached"])
 def test_a_read_over_the_boundary_of_a_good_and_a_bad_member_fails_whole(
     two_files: tuple[Path, Reference, bytes],
     mount: Mount,
@@ -145,7 +145,7 @@ PROGRAMS = {
 
 
 @pytest.mark.long(but="direct")
-@pytest.mark.parametrize("options", [(), ("--cached",)], ids=["direct", "cached"])
+@pytest.mark.parametrize("options", [("--direct",), ()], ids=["direct", "cached"])
 @pytest.mark.parametrize("program", [pytest.param(name, marks=pytest.mark.needs(name)) for name in PROGRAMS])
 def test_a_copy_of_a_drifted_archive_is_an_error(
     two_files: tuple[Path, Reference, bytes], mount: Mount, tmp_path: Path, program: str, options: tuple[str, ...]
@@ -176,17 +176,17 @@ def test_each_read_reaches_the_checks(
     assert caught.value.errno == errno.EIO
 
 
-def test_cached_allows_mmap(tape: tuple[Path, bytes], mount: Mount, descriptor: Callable[[Path], int]) -> None:
+def test_the_page_cache_allows_mmap(tape: tuple[Path, bytes], mount: Mount, descriptor: Callable[[Path], int]) -> None:
     root, expected = tape
-    fd = descriptor(mount(root, "--cached"))
+    fd = descriptor(mount(root))
     with mmap.mmap(fd, 0, mmap.MAP_SHARED, mmap.PROT_READ) as mapped:
         assert len(mapped) == len(expected)
         assert mapped[:] == expected
 
 
-def test_cached_reads_the_same(tape: tuple[Path, bytes], mount: Mount) -> None:
+def test_a_second_reading_gives_the_same(tape: tuple[Path, bytes], mount: Mount) -> None:
     root, expected = tape
-    archive = mount(root, "--cached")
+    archive = mount(root)
     assert archive.read_bytes() == expected
     assert archive.read_bytes() == expected
 
@@ -307,7 +307,7 @@ def test_facts_are_the_same_on_every_mount(tape: tuple[Path, bytes], mount: Moun
     first = mount(root)
     before = facts(first)
     assert facts(mount(root)) == before
-    assert facts(mount(root, "--cached")) == before
+    assert facts(mount(root, "--direct")) == before
     assert run("unmount", first.parent).returncode == 0
     assert facts(mount(root)) == before
     record(root, "--force")
@@ -480,7 +480,7 @@ def test_seeks_for_data_and_holes(tape: tuple[Path, bytes], mount: Mount, descri
     assert caught.value.errno == errno.ENXIO
 
 
-@pytest.mark.parametrize("options", [(), ("--cached",)], ids=["direct", "cached"])
+@pytest.mark.parametrize("options", [("--direct",), ()], ids=["direct", "cached"])
 def test_calls_that_mean_little_here_do_no_harm(
     tape: tuple[Path, bytes], mount: Mount, descriptor: Callable[[Path], int], options: tuple[str, ...]
 ) -> None:

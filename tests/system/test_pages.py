@@ -72,10 +72,10 @@ def fails(way: Callable[[int], bytes], fd: int, expected: bytes) -> bool:
 
 @pytest.mark.fuse
 @pytest.mark.usefixtures("library")
-@pytest.mark.parametrize("cached", [(), ("--cached",)], ids=["direct", "cached"])
-def test_open_descriptors_fail_after_drift(large: Path, mount: Callable[..., Path], cached: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("options", [("--direct",), ()], ids=["direct", "cached"])
+def test_open_descriptors_fail_after_drift(large: Path, mount: Callable[..., Path], options: tuple[str, ...]) -> None:
     expected = Reference(large).read(0, KEPT)
-    archive = mount(large, *cached)
+    archive = mount(large, *options)
     with ExitStack() as stack:
         fds = []
         for way in (by_read, by_sendfile, by_splice):

@@ -100,7 +100,7 @@ PRINTED = [
     ["--user"],
     ["--automount"],
     ["-o", "ro,name=x y.tar,mode=0444,allow_other,uid=5,index=/srv/a b.db"],
-    ["--user", "-o", "ro,cached,audit_interval=5"],
+    ["--user", "-o", "ro,direct,audit_interval=5"],
     ["--automount", "-o", "ro,nofail,allow_other,name=x$$y.tar,x-foo=1"],
 ]
 

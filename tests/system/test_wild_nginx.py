@@ -65,8 +65,8 @@ def server(tmp_path: Path) -> Iterator[Path]:
         process.wait(30)
 
 
-@pytest.mark.parametrize(("binding", "cached"), [("fusepy", ()), ("mfusepy", ("--cached",))], ids=["2", "3-cached"])
-def test_a_descriptor_that_nginx_keeps(tmp_path: Path, server: Path, binding: str, cached: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("binding", "options"), [("fusepy", ("--direct",)), ("mfusepy", ())], ids=["2-direct", "3"])
+def test_a_descriptor_that_nginx_keeps(tmp_path: Path, server: Path, binding: str, options: tuple[str, ...]) -> None:
     """It sends the archive; nothing after drift; and no old byte once another recording is mounted in its place."""
     root, mountpoint = tmp_path / "data", tmp_path / "mnt"
     root.mkdir()
@@ -74,7 +74,7 @@ def test_a_descriptor_that_nginx_keeps(tmp_path: Path, server: Path, binding: st
     assert run("record", root).returncode == 0
     expected = Reference(root).read(0, Reference(root).size)
     environment = os.environ | {"TARTAPEFS_BINDING": binding}
-    command = [*TARTAPEFS, "mount", root, mountpoint, "--audit-interval", "0.2", *cached]
+    command = [*TARTAPEFS, "mount", root, mountpoint, "--audit-interval", "0.2", *options]
     try:
         subprocess.run(command, env=environment, check=True)
         assert get(server) == get(server) == expected

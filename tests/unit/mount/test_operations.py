@@ -510,18 +510,18 @@ def test_a_log_that_cannot_be_written_does_not_turn_an_error_into_an_empty_answe
 # What libfuse is told
 
 
-@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("direct", [False, True])
 @pytest.mark.parametrize("allow_other", [False, True])
-def test_options_of_the_mount(adapter: MakeAdapter, cached: bool, allow_other: bool) -> None:
-    """Read-only and `default_permissions` always; the page cache and other users only on demand."""
-    made = adapter(cached=cached, allow_other=allow_other)
+def test_options_of_the_mount(adapter: MakeAdapter, direct: bool, allow_other: bool) -> None:
+    """Read-only and `default_permissions` always; direct I/O and other users only on demand."""
+    made = adapter(direct=direct, allow_other=allow_other)
     options = made.library.options
     if THREE:  # some are no options there
         config = fuse.fuse_config()
         made._callbacks.init(ctypes.byref(fuse.fuse_conn_info()), ctypes.byref(config))
         options += [name.encode() for name in ("direct_io", "use_ino") if getattr(config, name)]
     assert {b"ro", b"default_permissions", b"use_ino", b"attr_timeout=0", b"entry_timeout=0"} <= set(options)
-    assert (b"direct_io" in options) is not cached
+    assert (b"direct_io" in options) is direct
     assert (b"allow_other" in options) is allow_other
     assert made.library.mountpoint == b"/mnt/x"
 

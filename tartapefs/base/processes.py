@@ -67,6 +67,23 @@ def command_of(pid: int) -> bytes | None:
         return None
 
 
+def positions_in(pid: int, device: str, inode: int) -> list[int]:
+    """The positions of the process' descriptors of one file, that `inode` of the file system `device` (`major:minor`).
+
+    Empty if /proc does not show them. Reads that name an offset, and mappings, do not move a position.
+    """
+    found = []
+    with suppress(OSError, ValueError):
+        with open(f"/proc/{pid}/mountinfo", "rb") as lines:  # in its own namespace a mount has a number of its own
+            mounts = {line.split(b" ", 3)[0] for line in lines if line.split(b" ", 3)[2] == device.encode()}
+        for name in os.listdir(f"/proc/{pid}/fdinfo"):
+            with suppress(OSError, ValueError), open(f"/proc/{pid}/fdinfo/{name}", "rb") as file:
+                facts = dict(line.split(b":\t", 1) for line in file.read().splitlines() if b":\t" in line)
+                if facts.get(b"mnt_id") in mounts and int(facts.get(b"ino", inode)) == inode:
+                    found.append(int(facts[b"pos"]))
+    return found
+
+
 def is_ending(pid: int) -> bool:
     """Whether a process has ended, or was killed and only waits for the system calls of its threads.
 

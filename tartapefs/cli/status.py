@@ -52,10 +52,12 @@ def _ranges_text(coverage: Facts) -> str:
 
 
 def _reader_text(reader: Facts, size: int) -> str:
-    left = reader["seconds_left"]
+    left, given = reader["seconds_left"], reader["position"]
+    ahead = given - reached if (reached := reader.get("reached")) else 0  # 0 if it reads by offset
     return (
-        f"{_line(reader['command'] or '?')} at {reader['position']} ({_percent(reader['position'], size)},"
+        f"{_line(reader['command'] or '?')} at {given} ({_percent(given, size)},"
         f" {_line(reader['member'] or 'no member')}), {size_text(reader['rate'])}/s"
+        + (f", {size_text(ahead)} of it ahead" if ahead > 0 else "")
         + ("" if left is None else f", {timedelta(seconds=round(left))} left")
     )
 
@@ -89,6 +91,8 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
             case "additions":
                 others = ", …" * (value["count"] > len(value["paths"]))
                 yield key, f"{value['count']}: {', '.join(map(_line, value['paths']))}{others}"
+            case "read_ahead":
+                yield key, "none" if value == 0 else "unknown" if value is None else size_text(value)
             case "rate":
                 yield key, f"{size_text(value)}/s"
             case "readers" if isinstance(value, list):

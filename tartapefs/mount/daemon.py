@@ -25,7 +25,7 @@ from tartapefs.mount import status as reports
 from tartapefs.mount.hook import Hook
 from tartapefs.mount.libfuse import load
 from tartapefs.mount.mount_table import MountEntry, check_mountpoint, entries_at, mounts, unmount_own
-from tartapefs.mount.operations import ArchiveFS, MountOptions
+from tartapefs.mount.operations import ARCHIVE_INO, ArchiveFS, MountOptions
 from tartapefs.mount.session import MEMORY, Session
 from tartapefs.play.audit import files_of
 from tartapefs.play.engine import TapePlayer
@@ -193,9 +193,7 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
             _check_readable(os.path.join(where, options.name))
             if options.uses_page_cache:
                 _enlarge_read_ahead(entries)
-            server = _status_server(
-                entries, lambda: reports.document(player, options.name, archive.statistics, archive.hold)
-            )
+            server = _status_server(entries, lambda: _report(player, archive, options, entries[0].device))
             processes.start_thread(background.audit, player, archive, options, ended, audited)
             processes.start_thread(background.drop_pages, player, session, ended)
             processes.start_thread(background.drop_footers, session, ended)
@@ -260,6 +258,11 @@ def _status_server(entries: list[MountEntry], report: Callable[[], dict[str, Any
     except OSError as error:  # the extended attributes tell most of it
         log.warning("no socket for `tartapefs status`: %s", error.strerror or error)
         return None
+
+
+def _report(player: TapePlayer, archive: ArchiveFS, options: MountOptions, device: str) -> dict[str, Any]:
+    ahead = read_ahead.current(device) if options.uses_page_cache else 0
+    return reports.document(player, options.name, archive.statistics, archive.hold, (device, ARCHIVE_INO), ahead)
 
 
 def _enlarge_read_ahead(entries: list[MountEntry]) -> None:

@@ -19,8 +19,8 @@ INVALIDATE = struct.Struct("=IiQQqq")
 NOTIFY_INVAL_INODE = 2
 
 INIT_REQUEST = struct.Struct("=4xI44xI")  # with `fuse_init_in`: opcode, flags that the kernel offers
-# With `fuse_init_out`: its length, what stays as it is, bytes of read-ahead at most, flags that are accepted, requests of
-# the page cache under way at most and from which on there is no more read-ahead, what stays, pages of a request.
+# With `fuse_init_out`: its length, what stays as it is, bytes of read-ahead at most, flags that are accepted; requests
+# of the page cache in progress at most, and from how many on nothing is read ahead; what stays; pages of a request.
 INIT_ANSWER = struct.Struct("=I20sIIHH8sH")
 INIT_ANSWER_SIZE = 16 + 64  # bytes
 MAX_PAGES = 1 << 22  # the flag for the number of pages; kernels know it since 4.20

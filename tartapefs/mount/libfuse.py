@@ -8,8 +8,8 @@ treatment of exceptions is ever reached (mfusepy's answers EINVAL, and ends the 
 Of the modules we use the C structures and the conversion of arguments. Their `FUSE` calls libfuse's `fuse_main_real`,
 whose threads Python does not know, so that each callback makes and unmakes a thread state. `connect` stops short of
 that: it only mounts, and threads of Python's take the requests from the kernel (`Session`). The kernel is told to ask
-for 1 MiB at a time, since libfuse 2 would have it ask for 128 KiB, and for more than libfuse's 12 requests at once: from
-9 on it would leave gaps in what it reads ahead.
+for 1 MiB at a time, since libfuse 2 would have it ask for 128 KiB; and to have up to 64 requests of the page cache in
+progress, since beyond the 9 of libfuse it would leave gaps in what it reads ahead.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from tartapefs.mount import kernel_abi
 from tartapefs.mount.operations import IO_SIZE, ArchiveFS, MountOptions
 
 LARGEST_REQUEST = IO_SIZE + mmap.PAGESIZE  # bytes: what libfuse 3 allows a write to have, and its head
-_UNDER_WAY = 64  # requests of the page cache at once, for all readers: 64 MiB
+_IN_PROGRESS = 64  # requests of the page cache, for all readers: 64 MiB
 _READ_AHEAD = 64 << 20  # bytes: more than anybody sets for a mount, so that the answer to INIT lowers nothing
 _SHORTEST_INIT_ANSWER = 16 + 24  # bytes: of libfuse 2, its header included
 _AUTO_INVAL_DATA = 1 << 12  # libfuse 3's FUSE_CAP_AUTO_INVAL_DATA
@@ -187,7 +187,7 @@ def _callbacks(module: Any, archive: ArchiveFS, is_3: bool, direct: bool) -> Any
     def configure(connection: Any, config: Any) -> None:
         """libfuse 3 asks here for what libfuse 2 takes as options; it derives the size of a read from a write's."""
         connection.contents.max_write = IO_SIZE
-        connection.contents.max_background = connection.contents.congestion_threshold = _UNDER_WAY
+        connection.contents.max_background = connection.contents.congestion_threshold = _IN_PROGRESS
         connection.contents.max_readahead = _READ_AHEAD
         # Or each read of the page cache asks for the archive's attributes first.
         connection.contents.want &= ~_AUTO_INVAL_DATA
@@ -314,7 +314,7 @@ def _negotiate(libfuse: Any, fuse: ctypes.c_void_p) -> None:
             complete = bytearray(answer.ljust(kernel_abi.INIT_ANSWER_SIZE, b"\0"))
             _, first, _, accepted, _, _, second, _ = kernel_abi.INIT_ANSWER.unpack_from(complete)
             accepted |= offered & (kernel_abi.MAX_PAGES | kernel_abi.ASYNC_DIO)
-            own = _READ_AHEAD, accepted, _UNDER_WAY, _UNDER_WAY, second, IO_SIZE // mmap.PAGESIZE
+            own = _READ_AHEAD, accepted, _IN_PROGRESS, _IN_PROGRESS, second, IO_SIZE // mmap.PAGESIZE
             kernel_abi.INIT_ANSWER.pack_into(complete, 0, len(complete), first, *own)
             answer = bytes(complete)
         os.write(kernel.fileno(), answer)

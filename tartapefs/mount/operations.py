@@ -26,7 +26,7 @@ from tartapefs.play.engine import TapePlayer
 
 log = logging.getLogger("tartapefs")
 
-_ARCHIVE_INO = 2  # FUSE's own root is 1
+ARCHIVE_INO = 2  # FUSE's own root is 1
 IO_SIZE = 1 << 20  # bytes: the largest request, 256 pages, that kernels allow; programs choose their buffers by it
 _LINES_REMEMBERED = 1000  # of the log, so that no line is repeated
 _STATFS_BLOCK = 4096  # bytes; at 0 bsdtar loops for ever
@@ -88,7 +88,7 @@ class ArchiveFS:
         self._archive_attributes = common | {
             "st_mode": stat.S_IFREG | mode,
             "st_nlink": 1,
-            "st_ino": _ARCHIVE_INO,
+            "st_ino": ARCHIVE_INO,
             "st_size": self._tape.total_size,
             "st_blocks": layout.block_count(self._tape.total_size),
         }

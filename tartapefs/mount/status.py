@@ -27,7 +27,7 @@ from typing import Any
 
 from tartapefs.base import processes
 from tartapefs.base.errors import TapeError
-from tartapefs.base.processes import command_of
+from tartapefs.base.processes import command_of, positions_in
 from tartapefs.base.text import moment, printable
 from tartapefs.index.recording import Recording
 from tartapefs.mount.hold import HeldRead, Hold
@@ -69,10 +69,22 @@ def summary(player: TapePlayer, statistics: ReadStatistics, hold: Hold | None = 
     }
 
 
-def document(player: TapePlayer, name: str, statistics: ReadStatistics, hold: Hold | None = None) -> dict[str, Any]:
-    """The whole status of a mount. Times are in seconds, rates in bytes a second, other numbers in bytes or counts."""
+def document(
+    player: TapePlayer,
+    name: str,
+    statistics: ReadStatistics,
+    hold: Hold | None = None,
+    file: tuple[str, int] | None = None,
+    read_ahead: int | None = 0,
+) -> dict[str, Any]:
+    """The whole status of a mount. Times are in seconds, rates in bytes a second, other numbers in bytes or counts.
+
+    `file`: device and inode of the archive. `read_ahead`: that of the kernel, in bytes; None if unknown.
+    """
     delivered, coverage, readers = statistics.snapshot()
     now, tape = time.monotonic(), player.tape
+    shown = readers[-_MAX_READERS:]
+    reached = _reached(shown, *file) if file else {}
     return {
         "format": FORMAT,
         **facts(player, name),
@@ -83,9 +95,10 @@ def document(player: TapePlayer, name: str, statistics: ReadStatistics, hold: Ho
         "position": _latest(readers).last.position if readers else None,
         "member": _member_at(tape, _latest(readers).last.position) if readers else None,
         "rate": round(sum(reader.rate(now) for reader in readers)),
+        "read_ahead": read_ahead,
         **({"additions": _additions(player)} if player.inspector.additions.count else {}),
         **({"scrub": player.scrubbed._asdict()} if player.scrubbed != (0, 0) else {}),
-        "readers": [_reader(reader, tape, now) for reader in readers[-_MAX_READERS:]],
+        "readers": [_reader(reader, tape, now, reached.get(reader.pid)) for reader in shown],
         **({"held": [_held_read(read, tape, now) for read in hold.reads()[:_MAX_READERS]]} if hold else {}),
     }
 
@@ -99,13 +112,24 @@ def _latest(readers: list[ReaderProgress]) -> ReaderProgress:
     return max(readers, key=lambda reader: reader.last.when)
 
 
-def _reader(reader: ReaderProgress, tape: Recording, now: float) -> dict[str, Any]:
+def _reached(readers: list[ReaderProgress], device: str, inode: int) -> dict[int, int]:
+    """The positions up to which processes have read, by pid, as their descriptors tell it.
+
+    A process that has the archive open more than once is left out: nothing tells which reader has which descriptor.
+    """
+    pids = [reader.pid for reader in readers]
+    positions = {pid: positions_in(pid, device, inode) for pid in pids if pid and pids.count(pid) == 1}
+    return {pid: found[0] for pid, found in positions.items() if len(found) == 1}
+
+
+def _reader(reader: ReaderProgress, tape: Recording, now: float, reached: int | None) -> dict[str, Any]:
     seconds_left = reader.seconds_left(now, tape.total_size)
     return {
         "pid": reader.pid,
         "command": _command(reader.pid),
         "delivered": reader.last.delivered,
         "position": reader.last.position,
+        "reached": reached,
         "member": _member_at(tape, reader.last.position),
         "rate": round(reader.rate(now)),
         "seconds_left": None if seconds_left is None else round(seconds_left, 1),

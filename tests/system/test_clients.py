@@ -113,8 +113,8 @@ def readers_below(folder: Path) -> list[str]:
 # Whole copies.
 
 
-@pytest.mark.long(but="direct")
-@pytest.mark.parametrize("option", ["--direct", None])
+@pytest.mark.long(but="cached")
+@pytest.mark.parametrize("option", ["--direct", None], ids=["direct", "cached"])
 @pytest.mark.parametrize(
     "command",
     [
@@ -410,7 +410,7 @@ def by_preadv(path: Path, expected: bytes, copy: Path) -> None:
 
 
 @pytest.mark.long(but=4)
-@pytest.mark.parametrize("option", ["--direct", None])
+@pytest.mark.parametrize("option", ["--direct", None], ids=["direct", "cached"])
 @pytest.mark.parametrize(
     "way", [by_seek, by_lines, unbuffered, by_copyfile, by_sendfile, by_copy_file_range, by_splice, by_preadv]
 )
@@ -489,7 +489,7 @@ def test_random_reads(library, mount, shared):
             os.close(descriptor)
 
 
-@pytest.mark.parametrize("option", ["--direct", None])
+@pytest.mark.parametrize("option", ["--direct", None], ids=["direct", "cached"])
 def test_several_sequential_readers(library, mount, option):
     """Readers that start at different offsets and go on to the end, all at once, each get what they should."""
     path = mount(library.root, *filter(None, [option]))

@@ -51,7 +51,7 @@ def mounted(tmp_path: Path, mount: Mount, request: pytest.FixtureRequest) -> Ite
     root, log = tmp_path / "data", tmp_path / "faults.log"
     make_source(root)
     assert run("record", root).returncode == 0
-    with opened(root, mount(root, "--log", log), log) as made:
+    with opened(root, mount(root, "--direct", "--log", log), log) as made:
         if len(os.sched_getaffinity(0)) > 1:
             os.kill(helper_of(daemon_of(made.archive.parent)), signal.SIGKILL)  # what fails is to be the daemon's
         yield made
@@ -299,7 +299,7 @@ def flaky(tmp_path: Path, mount: Mount) -> Iterator[Flaky]:
         seen = place / "data"
         result = run("record", seen, "--index", tmp_path / "index.db")
         assert result.returncode == 0, result.stderr
-        archive = mount(seen, "--index", tmp_path / "index.db", "--log", log)
+        archive = mount(seen, "--direct", "--index", tmp_path / "index.db", "--log", log)
         with opened(root, archive, log) as mounted:
             made = Flaky(seen, control, mounted)
             yield made

@@ -144,7 +144,7 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.long(but="direct")
+@pytest.mark.long(but="cached")
 @pytest.mark.parametrize("options", [("--direct",), ()], ids=["direct", "cached"])
 @pytest.mark.parametrize("program", [pytest.param(name, marks=pytest.mark.needs(name)) for name in PROGRAMS])
 def test_a_copy_of_a_drifted_archive_is_an_error(

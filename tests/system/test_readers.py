@@ -134,7 +134,7 @@ def outcome(failing: Failing, name: str) -> Result:
     return Result(code, *made(failing))
 
 
-@pytest.mark.long(but=r"\[(cp|dd bs=1M|rsync|rclone copyto|curl|tar)---direct")
+@pytest.mark.long(but=r"\[(cp|dd bs=1M|rsync|rclone copyto|curl|tar)-cached")
 @pytest.mark.parametrize("options", [("--direct",), ()], ids=["direct", "cached"])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_no_program_ends_well_with_a_wrong_copy(name: str, options: tuple[str, ...], tmp_path: Path) -> None:

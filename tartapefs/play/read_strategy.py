@@ -3,7 +3,7 @@
 Rule: a request is divided only while it is being served. Nothing is read before it is requested, so every byte is
 checked between its request and its answer; and every part is filled by the same `Assembler`, with the same checks. (A
 caller of `expect` makes a request.) One request at a time is divided: concurrent requests have a thread each, which is
-parallelism enough.
+parallelism enough; on a slow source they wait for their turn to be divided.
 
 Many small members are slow for three reasons. On a fast source it is Python's own work, which the interpreter lock
 serializes: the helper process takes a part. On a remote source (a network file system) it is waiting, which threads do
@@ -31,6 +31,7 @@ from tartapefs.play.helper_process import HelperProcess
 from tartapefs.play.read_policy import PROBE, SMALLEST_PART, THREADS, Decision, ReadPolicy
 from tartapefs.play.thread_pool import SharedMembers, ThreadPool
 
+_PATIENCE = 0.5  # seconds that a request of a slow source waits for its turn; a request before it may hang
 _FILES_PER_THREAD = 128  # to prefetch: few threads, which leave the interpreter to the reader
 
 
@@ -94,7 +95,9 @@ class ReadStrategy:
             return
         has_many = not is_small and self._helper is not None and self._policy.has_many_members(stop - start)
         self.is_bound_by_python = has_many and self._is_fast
-        if is_small or not self._dividing.acquire(blocking=False):
+        # All threads wait for one request of a slow source, then for the next: sooner than each for one of them.
+        patience = _PATIENCE if self._policy.slow_requests > 0 else 0
+        if is_small or not self._dividing.acquire(timeout=patience):
             self._assembler.fill(view, start, stop)
             return
         try:

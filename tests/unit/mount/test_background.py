@@ -186,3 +186,23 @@ def test_why_a_file_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert background.failure_of("-rf") == "No such file or directory"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert background.failure_of(str(tmp_path)) == "the program stat is not installed"
+
+
+class Footers(threading.Event):
+    """Of a session, in whose page cache there is a footer again each time that one was dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set()
+        self.footer_cached, self.dropped = self, 0
+
+    def drop_footer(self, ended: Any) -> None:
+        self.dropped += 1
+        self.set()
+
+
+def test_footers_are_dropped_as_soon_as_an_audit_is_old() -> None:
+    session, ended = Footers(), Clock(3)
+    background.drop_footers(session, ended)  # type: ignore[arg-type]
+    assert ended.pauses == [background.FOOTER_AUDIT_AGE] * 3
+    assert session.dropped == 2

@@ -13,6 +13,8 @@ from support.programs import wait_until
 from tartapefs.mount import session as binding
 from tartapefs.mount.session import Session
 
+FOOTER_AT = 1_000_000
+
 
 class Served:
     """A session that is mounted nowhere: the test is its kernel, which gets answers and notices."""
@@ -37,6 +39,10 @@ class Served:
             "_files": {},
             "_under_way": set(),
             "_drop_lock": threading.Lock(),
+            "_footer": FOOTER_AT,
+            "_footers_under_way": set(),
+            "_files_with_footer": set(),
+            "footer_cached": threading.Event(),
             "hold": None,
         }
         self._thread = threading.Thread(target=self.session.loop, args=(memoryview(bytearray(binding.MEMORY)),))
@@ -47,8 +53,9 @@ class Served:
         self.may_end.wait(30)
         raise OSError
 
-    def request(self, opcode: int, number: int, file: int, handle: int) -> None:
-        request = struct.pack("=IIQQIIIIQQIIQII", 80, opcode, number, file, 0, 0, 0, 0, handle, 0, 4096, 0, 0, 0, 0)
+    def request(self, opcode: int, number: int, file: int, handle: int, offset: int = 0, flags: int = 0) -> None:
+        body = handle, offset, 4096, flags, 0, 0, 0
+        request = struct.pack("=IIQQIIIIQQIIQII", 80, opcode, number, file, 0, 0, 0, 0, *body)
         self.kernel.send(request)
 
     def close(self) -> None:
@@ -114,3 +121,47 @@ def test_files_that_nobody_has_open_are_not_dropped(served: Served) -> None:
     wait_until(lambda: set(served.session._files) == {6})
     dropping(served, threading.Event()).join(30)
     assert served.kernel.recv(100) == NOTICE
+
+
+def test_a_footer_in_the_page_cache_is_dropped(served: Served) -> None:
+    """Once for each file that it was read for, and from the page that it begins in; nothing else of them."""
+    served.may_end.set()
+    session, to_reader = served.session, 2
+    for number, (file, offset, flags) in enumerate(
+        [(75, FOOTER_AT - 4096, 0), (76, FOOTER_AT - 4095, to_reader), (77, FOOTER_AT - 4095, 0), (77, FOOTER_AT, 0)]
+    ):
+        served.request(15, number, file, 5, offset, flags)
+        served.kernel.recv(100)
+    assert session.footer_cached.wait(30)
+    wait_until(lambda: not session._under_way)
+    session.drop_footer(threading.Event())
+    assert served.kernel.recv(100) == struct.pack("=IiQQqq", 40, 2, 0, 77, FOOTER_AT, -1)
+    session.drop_footer(threading.Event())
+    served.kernel.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        served.kernel.recv(100)
+
+
+def test_a_footer_that_is_being_read_is_not_dropped(served: Served) -> None:
+    """The kernel would wait for the answer; it is dropped after that."""
+    served.request(15, 1, 77, 5, FOOTER_AT)
+    assert served.is_read.wait(30)
+    served.session._files_with_footer.add(77)
+    served.session.drop_footer(threading.Event())
+    assert served.session._files_with_footer == set()
+    served.may_end.set()
+    assert served.kernel.recv(100) == struct.pack("=IiQ", 16, -errno.EIO, 1)
+    assert served.session.footer_cached.wait(30)
+    wait_until(lambda: not served.session._under_way)
+    served.session.drop_footer(threading.Event())
+    assert len(served.kernel.recv(100)) == 40
+
+
+def test_a_session_that_ends_drops_no_footer(served: Served) -> None:
+    served.session._files_with_footer.add(77)
+    ended = threading.Event()
+    ended.set()
+    served.session.drop_footer(ended)
+    served.kernel.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        served.kernel.recv(100)

@@ -165,9 +165,9 @@ def test_a_copy_of_a_drifted_archive_is_an_error(
 def test_each_read_reaches_the_checks(
     two_files: tuple[Path, Reference, bytes], mount: Mount, descriptor: Callable[[Path], int]
 ) -> None:
-    """The page cache answers nothing: the same bytes of the same descriptor, read before and after a change."""
+    """Directly, the page cache answers nothing: the same bytes of the same descriptor, before and after a change."""
     root, reference, expected = two_files
-    fd = descriptor(mount(root))
+    fd = descriptor(mount(root, "--direct"))
     start = reference.starts[b"data/b"] + 512
     assert os.pread(fd, 4096, start) == expected[start : start + 4096]
     os.utime(root / "b")
@@ -558,7 +558,7 @@ def test_an_active_archive_holds_few_source_files_open(tmp_path: Path, mount: Mo
     record(root)
     reference = Reference(root)
     expected = reference.read(0, reference.size)
-    archive = mount(root)
+    archive = mount(root, "--direct")
     pid, most, stop = daemon_of(archive.parent), 0, threading.Event()
     wrong: list[int] = []
 

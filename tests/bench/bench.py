@@ -21,6 +21,7 @@ from pathlib import Path
 import measure
 import plot
 from measure import Result, duration, pairs, seconds, speed
+from programs import PROGRAMS, Program, nginx, shell, with_processor_time, works
 from synthetic import SIZE, Synthetic
 
 from tartapefs import Tape, TapePlayer, TapeRecorder
@@ -48,14 +49,26 @@ def tar(source: Path) -> Callable[[], None]:
 
 
 @contextlib.contextmanager
-def mounted(source: Path, mountpoint: Path, index: Path | None = None) -> Iterator[Path]:
-    """The archive, served by a daemon in the background; yields its path."""
+def mounted(source: Path, mountpoint: Path, index: Path | None = None, *options: str) -> Iterator[Path]:
+    """The archive, served by a daemon in the background, past the page cache by default; yields its path."""
     mountpoint.mkdir(exist_ok=True)
-    subprocess.run([*TAPEFS, "mount", "--index", index or index_of(source), source, mountpoint], check=True)
+    options = options or ("--direct",)
+    subprocess.run([*TAPEFS, "mount", *options, "--index", index or index_of(source), source, mountpoint], check=True)
     try:
         yield mountpoint / "archive.tar"
     finally:
         subprocess.run([*TAPEFS, "unmount", mountpoint], check=True)
+
+
+@contextlib.contextmanager
+def cached(source: Path, mountpoint: Path, index: Path | None = None, read_ahead: int = 0) -> Iterator[Path]:
+    """The archive with the options that a mount has by default; `read_ahead`: another one, in KiB."""
+    with mounted(source, mountpoint, index, "--mode=0400") as archive:
+        if read_ahead:
+            device = os.stat(mountpoint).st_dev
+            place = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+            place.write_text(str(read_ahead))
+        yield archive
 
 
 @contextlib.contextmanager
@@ -137,6 +150,87 @@ class Bench:
             with served(command, self.bound):
                 yield archive, self.bound / "archive.tar"
 
+    def programs(self) -> Iterator[Result]:
+        """With the options that a mount has by default, by root: read-ahead is 4 MiB."""
+        for name, source in self._trees():
+            with cached(source, self.mnt) as archive:
+                for program in PROGRAMS:
+                    yield from self._program(program, name, archive, source, program.target)
+                yield from self._nginx(name, archive, source)
+
+    def _trees(self) -> Iterator[tuple[str, Path]]:
+        yield "1 GiB in one file", self.large_file
+        yield "20,000 files of 4 KiB", self.small_files
+        yield "a copy of /usr/share", self.real_tree
+
+    def _program(
+        self, program: Program, name: str, archive: Path, source: Path, target: float, note: str = ""
+    ) -> Iterator[Result]:
+        if shutil.which(program.command.split()[0]) is None:
+            print(f"{program.name} is left out; not installed", file=sys.stderr)
+            return
+        ours, peer, before = works(program, archive, source, self.data / "out")
+        taken = pairs(ours, peer, self.rounds, before)
+        yield speed(f"{program.name}, {name}{note}", program.peer, taken, target)
+
+    def _nginx(self, name: str, archive: Path, source: Path) -> Iterator[Result]:
+        if shutil.which("nginx") is None or shutil.which("curl") is None:
+            return
+        equal = source.with_suffix(".copy")
+        with (
+            nginx(archive.parent, self.data / "nginx") as ours,
+            nginx(self.data, self.data / "nginx-beside") as beside,
+        ):
+            get = "curl -fso /dev/null"
+            taken = pairs(
+                partial(shell, f"{get} {ours}/{archive.name}"),
+                partial(shell, f"{get} {beside}/{equal.name}"),
+                self.rounds,
+            )
+        yield speed(f"nginx and curl, {name}", "a finished archive", taken, 0.8)
+
+    def user(self) -> Iterator[Result]:
+        """With the read-ahead of 128 KiB that an archive has which no root has mounted."""
+        for name, source in self._trees():
+            with cached(source, self.mnt, read_ahead=128) as archive:
+                for program in PROGRAMS[:4]:
+                    yield from self._program(program, name, archive, source, 0.8, ", by a user")
+
+    def direct(self) -> Iterator[Result]:
+        with cached(self.large_file, self.mnt) as archive, mounted(self.large_file, self.data / "bare") as direct:
+            yield speed("dd bs=1M, 1 GiB in one file", "--direct", pairs(read(archive), read(direct), self.rounds), 0.8)
+            first, second = (f"md5sum < <(tail -c +{at} {archive} | head -c 536870912)" for at in (1, 536870912))
+            taken = pairs(
+                partial(shell, f"{first} & {second} & wait"), partial(shell, f"{first}; {second}"), self.rounds
+            )
+            yield speed("two readers at once, half of 1 GiB each", "one after the other", taken, 1.3)
+
+    def processor(self) -> Iterator[Result]:
+        """Of all processes that take part."""
+        dd = Program("dd bs=1M", "dd if={file} of=/dev/null bs=1M", "dd of=/dev/null bs=1M")
+        for name, source in self._trees():
+            command = [*TAPEFS, "mount", "--foreground", "--index", index_of(source), source, self.mnt]
+            with served(command, self.mnt) as daemon:
+                pids = [daemon, *map(int, Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split())]
+                for program in (dd, PROGRAMS[0]):
+                    ours, peer, _ = works(program, self.mnt / "archive.tar", source, self.data / "out")
+                    taken = [
+                        (with_processor_time(ours, pids), with_processor_time(peer, [])) for _ in range(self.rounds)
+                    ]
+                    yield duration(f"processor time, {program.name}, {name}", "the pipe", taken, 1.0)
+
+    def fresh(self) -> Iterator[Result]:
+        """Files that changed within the last minute: the recorder takes a lease of each."""
+        source = self.data / "fresh"
+        taken = []
+        for _ in range(min(self.rounds, 5)):
+            shutil.rmtree(source, ignore_errors=True)
+            make_small(source, count=50_000)
+            ours = seconds(partial(record, source))
+            taken.append((ours, seconds(partial(run, f"find {source.name} -printf '%s %T@ %p\\n' > found", self.data))))
+        shutil.rmtree(source)
+        yield duration("record 50,000 files of the last minute", "find", taken, 3.5)
+
     def _against_tar(self, name: str, source: Path, target: float) -> Iterator[Result]:
         with mounted(source, self.mnt) as archive:
             yield speed(name, "tar", pairs(read(archive), tar(source), self.rounds), target)
@@ -172,6 +266,12 @@ class Bench:
         with self._beside_sealed(self.large_file) as (sealed, bare):
             taken = pairs(read(sealed), read(bare), self.rounds)
             yield speed("read one sealed file of 1 GiB", "one without digests", taken, 0.7)
+            with (
+                cached(self.large_file, self.data / "mnt2", index=sealed_index_of(self.large_file)) as ahead,
+                cached(self.large_file, self.data / "bare2") as bare_ahead,
+            ):
+                taken = pairs(partial(shell, f"md5sum {ahead}"), partial(shell, f"md5sum {bare_ahead}"), self.rounds)
+                yield speed("md5sum of one sealed file of 1 GiB", "one without digests", taken, 0.9)
             some = partial(read_at_random, count=1000)
             taken = pairs(partial(some, sealed), partial(some, bare), self.rounds)
             yield duration("4 KiB at random of a sealed file", "one without digests", taken, 3)
@@ -209,7 +309,11 @@ class Bench:
             TapeRecorder(source, self.data / "slowed.db", overwrite=True, processes=2).commit()
             with mounted(source, self.mnt, self.data / "slowed.db") as archive:
                 taken = pairs(read(archive), tar(source), min(self.rounds, 5))
-        yield speed("read 2,000 files, 1 ms per open and read", "tar", taken, 8)
+            yield speed("read 2,000 files, 1 ms per open and read", "tar", taken, 8)
+            with cached(source, self.mnt, index=self.data / "slowed.db") as archive:
+                ours, peer, _ = works(PROGRAMS[0], archive, source, self.data / "out", beside=False)
+                taken = pairs(ours, peer, min(self.rounds, 5))
+            yield speed("md5sum, 2,000 files, 1 ms per open and read", "the pipe", taken, 8)
 
     def cold(self) -> Iterator[Result]:
         with mounted(self.small_files, self.mnt) as archive:
@@ -277,6 +381,11 @@ class Bench:
 
 
 PEERS = {
+    "programs": ("tar", "bash"),  # what users run comes first
+    "user": ("tar", "bash"),
+    "direct": ("dd", "bash", "tail", "head"),
+    "processor": ("tar", "dd"),
+    "fresh": ("find",),
     "small": ("tar", "dd"),
     "tree": ("tar", "dd"),
     "large": ("tar", "dd"),
@@ -373,8 +482,8 @@ def lacking(row: str) -> str:
     missing = [peer for peer in PEERS[row] if shutil.which(peer) is None]
     if missing:
         return f"not installed: {', '.join(missing)}"
-    if row == "cold" and os.geteuid() != 0:
-        return "only root can empty the page cache"
+    if row in ("cold", "programs", "user", "direct") and os.geteuid() != 0:
+        return "only root can empty the page cache, or set read-ahead"
     return ""
 
 

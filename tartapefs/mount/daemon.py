@@ -227,6 +227,7 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
             if server is not None:
                 server.close()
             session.drop_no_more(_GRACE)
+            session.end(_GRACE)
             unmount_error = unmount_own(entries)
             for thread in threads:
                 thread.join(_GRACE / len(threads))

@@ -13,6 +13,7 @@ import threading
 import time
 
 from tartapefs.archive.layout import FOOTER
+from tartapefs.base import processes
 from tartapefs.base.errors import TapeIntegrityError
 from tartapefs.mount import libfuse
 from tartapefs.mount.hold import Hold
@@ -56,6 +57,7 @@ class Session:
         self._footers_under_way: set[int] = set()  # the request numbers of reads of the footer for the page cache
         self._files_with_footer: set[int] = set()  # inode numbers; the kernel has the footer in its page cache
         self.footer_cached = threading.Event()  # set when a file is added to them
+        self._has_ended = False  # no more reads for the page cache are served
 
     def loop(self, memory: memoryview) -> None:
         """Answers requests until the archive is unmounted; `memory` is its buffer, of `MEMORY` bytes."""
@@ -80,6 +82,8 @@ class Session:
                 self._under_way.add(number)
                 if flags & READ_LOCKOWNER:
                     self._answer_read(memory, number, thread, handle, offset, size, self.hold)
+                elif self._has_ended:
+                    self._fail(number, errno.EIO)
                 else:  # for the page cache: a reader that waits for it could not be interrupted
                     if offset + size > self._footer:
                         self._footers_under_way.add(number)
@@ -130,6 +134,20 @@ class Session:
         """Has the kernel drop the pages of this file from the one with `offset` on."""
         with contextlib.suppress(OSError):  # the kernel has forgotten the file, or the archive is unmounted
             os.write(self._device, INVALIDATE.pack(INVALIDATE.size, NOTIFY_INVAL_INODE, 0, file, offset, -1))
+
+    def end(self, seconds: float) -> None:
+        """Ends reads through the page cache: fails them from now on, and has the kernel drop what it has for them.
+
+        A program that has the archive open would otherwise go on to read it from the page cache, and no audit would be
+        made any more. Waits for reads in progress and for the kernel, `seconds` each at most.
+        """
+        self._has_ended = True
+        given_up = threading.Event()
+        with contextlib.suppress(OSError):  # no thread can be started
+            thread = processes.start_thread(self.drop_pages, given_up)
+            thread.join(seconds)
+            given_up.set()
+            self.drop_no_more(seconds)
 
     def drop_no_more(self, seconds: float) -> None:
         """Waits until no `drop_pages` or `drop_footer` is in progress, at most `seconds`."""

@@ -109,7 +109,7 @@ def test_a_mount_names_hostile_drift_in_one_line(hostile: Path, tmp_path: Path, 
     assert os.getxattr(archive.parent, "user.tartape.source").decode().isprintable()
     status = run("status", archive.parent)
     assert status.returncode == 1
-    assert len(plain_lines(status.stdout)) == 14  # a line for each fact
+    assert len(plain_lines(status.stdout)) == 15  # a line for each fact
     as_json = run("status", "--json", archive.parent)
     assert json.loads(as_json.stdout)["state"] == state
     assert as_json.stdout.replace("\n", "").isascii()
@@ -142,7 +142,10 @@ class TestUnprivileged:
     pytestmark = unprivileged
 
     def test_a_mount_gives_nobody_what_they_may_not_read(self, user: User) -> None:
-        """Root recorded the folder; a user mounts it who may not read one of the files: all but its bytes comes out."""
+        """Root recorded the folder; a user mounts it who may not read one of the files: all but its bytes comes out.
+
+        Directly: the page cache has whole pages or none.
+        """
         data, mountpoint = user.folder / "data", user.folder / "mnt"
         secret = b"the secret of the source. " * 400
         (data / "more" / "secret").write_bytes(secret)
@@ -150,7 +153,7 @@ class TestUnprivileged:
         assert run("record", data).returncode == 0
         reference = Reference(data)
         start = reference.starts[b"data/more/secret"] + 512
-        result = user.tartapefs("mount", data, mountpoint)
+        result = user.tartapefs("mount", "--direct", data, mountpoint)
         assert result.returncode == 0, result.stderr
         archive = mountpoint / "archive.tar"
         for at in (start, start + 5000, start - 512 * 3):

@@ -22,9 +22,9 @@ PIECE = 1 << 16
 
 @pytest.fixture
 def archive(tree: Path, mount: Mount) -> Path:
-    """Of 314 KB, mounted."""
+    """Of 314 KB, mounted so that each read is delivered, and nothing besides."""
     assert run("record", tree).returncode == 0
-    return mount(tree)
+    return mount(tree, "--direct")
 
 
 def report(archive: Path) -> dict[str, Any]:
@@ -71,6 +71,25 @@ def test_a_report_is_that_of_what_was_read(archive: Path, tree: Path) -> None:
     assert min(one["rate"], two["rate"]) > 0
     wait_until(lambda: not report(archive)["readers"])
     assert report(archive)["coverage"] == found["coverage"]
+
+
+def test_what_is_read_ahead_is_told_apart(tree: Path, mount: Mount) -> None:
+    """The position is that of what the kernel was given; beside it is that of the reader's descriptor."""
+    (tree / "photos" / "2024" / "large.bin").write_bytes(os.urandom(3_000_000))
+    assert run("record", tree).returncode == 0
+    archive = mount(tree)
+    with archive.open("rb", buffering=0) as file:
+        assert len(file.read(1000)) == 1000
+        wait_until(lambda: report(archive)["delivered"])
+        found = report(archive)
+        assert found["read_ahead"] in (None, 4 << 20, 128 << 10)
+        (reader,) = found["readers"]
+        assert reader["reached"] == 1000
+        assert reader["position"] > 4096
+        assert reader["delivered"] == found["delivered"] >= reader["position"]
+        assert "of it ahead" in run("status", archive.parent).stdout
+        with archive.open("rb", buffering=0):  # of one process: nothing tells whose position is whose
+            assert [reader["reached"] for reader in report(archive)["readers"]] == [None, None]
 
 
 def test_the_member_that_a_reader_is_in(archive: Path) -> None:

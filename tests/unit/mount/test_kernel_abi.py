@@ -105,15 +105,17 @@ def test_answers_are_packed(packed: bytes, expected: list[Any]) -> None:
     assert packed == b"".join(map(bytes, expected))
 
 
-def test_the_flags_of_init_are_found_and_changed_alone() -> None:
+def test_what_an_answer_to_init_says_is_found_and_changed_alone() -> None:
     request = bytes(InHeader(opcode=26)) + bytes(InitIn(major=7, minor=38, max_readahead=2, flags=0xDEADBEEF, flags2=3))
     assert kernel_abi.INIT_REQUEST.unpack_from(request) == (26, 0xDEADBEEF)
-    answer = InitOut(major=7, minor=31, max_readahead=5, flags=1, max_write=4096, max_pages=256)
+    own = {"max_readahead": 5, "flags": 1, "max_background": 12, "congestion_threshold": 9, "max_pages": 32}
+    answer = InitOut(major=7, minor=31, max_write=4096, time_gran=1, **own)
     header = OutHeader(len=80, error=0, unique=2)
-    length, kept, flags = kernel_abi.INIT_ANSWER.unpack_from(bytes(header) + bytes(answer))
-    assert (length, flags) == (80, 1)
-    changed = kernel_abi.INIT_ANSWER.pack(length, kept, flags | kernel_abi.MAX_PAGES)
-    answer.flags |= kernel_abi.MAX_PAGES
+    length, first, *found, second, pages = kernel_abi.INIT_ANSWER.unpack_from(bytes(header) + bytes(answer))
+    assert (length, *found, pages) == (80, *own.values())
+    changed = kernel_abi.INIT_ANSWER.pack(length, first, 6, 1 | kernel_abi.MAX_PAGES, 64, 65, second, 256)
+    answer.max_readahead, answer.flags, answer.max_background, answer.congestion_threshold, answer.max_pages = (
+        *(6, 1 | kernel_abi.MAX_PAGES, 64, 65, 256),
+    )
     assert changed == (bytes(header) + bytes(answer))[: kernel_abi.INIT_ANSWER.size]
     assert ctypes.sizeof(OutHeader) + ctypes.sizeof(InitOut) == kernel_abi.INIT_ANSWER_SIZE
-    assert ctypes.sizeof(OutHeader) + InitOut.max_pages.offset == kernel_abi.MAX_PAGES_OFFSET

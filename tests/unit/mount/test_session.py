@@ -43,6 +43,7 @@ class Served:
             "_footers_under_way": set(),
             "_files_with_footer": set(),
             "footer_cached": threading.Event(),
+            "_has_ended": False,
             "hold": None,
         }
         self._thread = threading.Thread(target=self.session.loop, args=(memoryview(bytearray(binding.MEMORY)),))
@@ -162,6 +163,34 @@ def test_a_session_that_ends_drops_no_footer(served: Served) -> None:
     ended = threading.Event()
     ended.set()
     served.session.drop_footer(ended)
+    served.kernel.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        served.kernel.recv(100)
+
+
+def test_a_session_that_ends_fails_reads_for_the_page_cache_and_drops_it(served: Served) -> None:
+    """A read into a reader's own memory is served as long as anything is."""
+    served.may_end.set()
+    served.request(15, 1, 77, 5)
+    assert served.kernel.recv(100) == struct.pack("=IiQ", 16, -errno.EIO, 1)
+    wait_until(lambda: not served.session._under_way)
+    served.is_read.clear()
+    served.session.end(30)
+    assert served.kernel.recv(100) == NOTICE
+    served.request(15, 2, 77, 5)
+    assert served.kernel.recv(100) == struct.pack("=IiQ", 16, -errno.EIO, 2)
+    assert not served.is_read.is_set()
+    served.request(15, 3, 77, 5, flags=2)
+    assert served.kernel.recv(100) == struct.pack("=IiQ", 16, -errno.EIO, 3)
+    assert served.is_read.is_set()
+
+
+def test_a_session_that_ends_drops_nothing_that_it_would_wait_for(served: Served) -> None:
+    served.request(15, 1, 77, 5)
+    assert served.is_read.wait(30)
+    served.session.end(0.1)
+    served.may_end.set()
+    assert served.kernel.recv(100) == struct.pack("=IiQ", 16, -errno.EIO, 1)
     served.kernel.setblocking(False)
     with pytest.raises(BlockingIOError):
         served.kernel.recv(100)

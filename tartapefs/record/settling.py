@@ -44,7 +44,7 @@ class Settling:
         """The `stat` to record of a file that changed lately, taken while no program writes it; None if one does."""
         if not seen[3]:  # whatever is written to an empty file moves its size
             return seen
-        settled = self._retry(lambda: folder.stat_without_writers(name))
+        settled = folder.stat_without_writers(name) or self._retry(lambda: folder.stat_without_writers(name))
         if settled is None:
             self.busy.append(_busy(path))
             return None
@@ -53,6 +53,8 @@ class Settling:
     def note_if_fresh(self, facts: ustar.Facts) -> None:
         """Remembers a member if a change that is yet to come could get the same stamp."""
         now, stamps = time.time_ns(), (facts[3], facts[5])
+        if max(stamps) + _COARSE_TICK_NS < now:  # nearly all, also of a folder that was filled in this minute
+            return
         ticks = ((stamp, _TICK_NS if stamp % 10**9 else _COARSE_TICK_NS) for stamp in stamps)
         past = max((stamp + tick for stamp, tick in ticks if stamp <= now), default=0)
         if now < past:

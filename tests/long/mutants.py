@@ -429,6 +429,28 @@ MUTANTS = [
     Mutant(
         "reads under way are awaited", "mount/session.py", "while earlier & self._under_way:", "while False:", SESSION
     ),
+    Mutant(
+        "a footer in the page cache is dropped",
+        "mount/session.py",
+        "if not (self._footers_under_way or ended.is_set()):",
+        "if False:",
+        SESSION,
+    ),
+    Mutant(
+        "a footer under way is awaited",
+        "mount/session.py",
+        "if not (self._footers_under_way or ended.is_set()):",
+        "if not ended.is_set():",
+        SESSION,
+    ),
+    Mutant("a session that ends fills no page", "mount/session.py", "elif self._has_ended:", "elif False:", SESSION),
+    Mutant(
+        "what is as fresh as the clock is looked at again",
+        "record/settling.py",
+        "if max(stamps) + _COARSE_TICK_NS < now:",
+        "if True:",
+        SETTLING,
+    ),
     Mutant("errors become EIO, not success", "mount/session.py", "-failure, number", "0, number", FS),
     Mutant(
         "a helper that failed is believed nothing",

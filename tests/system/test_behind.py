@@ -183,7 +183,7 @@ ODD = [
 def test_numbers_that_no_local_file_system_has(real: Path, tmp_path: Path, facts: dict[str, int], sealed: bool) -> None:
     """Inodes of 2^63 and above, as `rclone mount` gives them, and times before and after all calendars."""
     index = tmp_path / "index.db"
-    command = [sys.executable, Path(__file__).parents[2] / "support" / "oddfs.py", real.parent, repr(facts)]
+    command = [sys.executable, Path(__file__).parents[1] / "support" / "oddfs.py", real.parent, repr(facts)]
     with shown(tmp_path / "shown", *command, tmp_path / "shown") as place:
         root = place / "data"
         for name, value in facts.items():

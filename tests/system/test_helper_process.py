@@ -68,7 +68,7 @@ def test_reads_go_on_without_a_helper_that_was_killed(many: Path, mount: Callabl
 @pytest.mark.parametrize("where", [0.1, 0.9])
 def test_drift_is_found_in_each_part(many: Path, mount: Callable[..., Path], where: float) -> None:
     """In the first and in the last part of a request; the culprit is named, and the tape is invalid."""
-    archive = mount(many)
+    archive = mount(many, "--direct")
     fd = os.open(archive, os.O_RDONLY)
     try:
         for at in range(0, 2 * MIB, MIB):  # from here on requests are shared

@@ -632,7 +632,7 @@ def test_nothing_stays_open_without_readers(tmp_path: Path, mount: Mount) -> Non
     for number in range(300):  # many members, so that the helper has its part
         (root / f"small{number}").write_bytes(b"%d" % number)
     run("record", root)
-    archive = mount(root)
+    archive = mount(root, "--direct")
     pid = daemon_of(archive.parent)
 
     def opened() -> list[str]:

@@ -24,6 +24,7 @@ from tartapefs.base.errors import (
     TapeSealedError,
     UnexpectedTapeError,
 )
+from tartapefs.index.schema import Generation
 from tartapefs.play.engine import TapePlayer
 from tartapefs.play.events import Event, FileData, FileEnd, FileStart, TapeCompleted
 from tartapefs.record.recorder import TapeRecorder
@@ -35,6 +36,7 @@ __all__ = [
     "FileData",
     "FileEnd",
     "FileStart",
+    "Generation",
     "Kind",
     "Member",
     "MountError",

@@ -39,6 +39,7 @@ class Index:
 
     index_path: absolute.
     facts: what the index says of the tape as a whole.
+    version: of the index's format.
     generations: of the tape, in order.
     """
 

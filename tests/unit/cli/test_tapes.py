@@ -51,7 +51,10 @@ def test_info_in_words(data: Path, reference: Reference) -> None:
 def test_info_as_json(data: Path, reference: Reference) -> None:
     facts = json.loads(done(run("info", data, "--json")))
     assert facts.pop("checks")
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{9}Z", facts.pop("recorded"))
+    recorded = facts.pop("recorded")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{9}Z", recorded)
+    generation = {"start": 0, "stop": reference.size - 1024, "members": len(reference.starts), "recorded": recorded}
+    assert facts.pop("generations") == [generation | {"fingerprint": fingerprint(reference)}]
     assert facts == {
         "source": str(data),
         "index": str(data / ".tartape" / "index.db"),

@@ -40,6 +40,7 @@ WALK = "unit/record/test_walk.py"
 OPTIONS = "unit/record/test_options.py"
 INSPECTION = "unit/play/test_inspection.py"
 APPEND = "unit/record/test_append.py"
+COMPARISON = "unit/record/test_comparison.py " + APPEND
 AUDIT = "unit/play/test_audit.py"
 SYSTEM_CALLS = "unit/source/test_system_calls.py"
 SETTLING = "unit/record/test_settling.py"
@@ -174,7 +175,7 @@ MUTANTS = [
         PLAYER,
     ),
     *[
-        Mutant(says, "record/comparison.py", old, new, APPEND)
+        Mutant(says, "record/comparison.py", old, new, COMPARISON)
         for says, old, new in (
             ("what changed is not appended to", 'self._note(old, "; ".join(', '("; ".join('),
             ("nor what is gone at the end", 'self._note(old, "is gone")\n            old = _after', "old = _after"),

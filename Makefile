@@ -18,12 +18,12 @@ PYTHON_TESTS := $(MOUNT_TESTS) tests/unit/index tests/unit/play tests/unit/mount
 
 RUN_PACKAGES := python3 python3-venv fuse3
 TEST_PACKAGES := $(RUN_PACKAGES) libfuse2 attr bindfs bsdextrautils btrfs-progs busybox cpio curl dbus dbus-user-session \
-	e2fsprogs fish jq libarchive-tools libpam-systemd mandoc mount p7zip-full passwd procps rclone rsync strace systemd tar \
-	util-linux xfsprogs zsh
+	e2fsprogs fish jq libarchive-tools libpam-systemd mandoc mount openssh-client openssh-server p7zip-full passwd procps \
+	rclone rsync strace systemd tar util-linux xfsprogs zsh
 BENCH_PACKAGES := $(RUN_PACKAGES) libfuse2 bindfs coreutils findutils mount tar
 # File systems and clients that nobody here wrote.
 WILD_PACKAGES := $(TEST_PACKAGES) apache2-bin aria2 debootstrap duplicity exfat-fuse exfatprogs fio gcc libc6-dev \
-	liburing-dev netcat-openbsd nginx-light nodejs openssh-client openssh-server perl pv rdiff-backup sshfs wget
+	liburing-dev netcat-openbsd nginx-light nodejs perl pv rdiff-backup sshfs wget
 PODMAN_PACKAGES := $(TEST_PACKAGES) crun podman uidmap
 
 .PHONY: help demo for-test test test-long test-all lint check package man bench fuzz soak mutants pythons podman clients wild debians clean

@@ -57,6 +57,8 @@ def _facts(tape: Tape, found: Agreement) -> dict[str, Any]:
         "exact": found.exact,
         "compared": found.compared,
     }
+    if len(tape.generations) > 1:
+        facts["generation"] = found.generation
     if found.good < found.total_size:
         member, segment = tape.member_at(found.good), tape.segment_at(found.good)
         facts["member"] = member.arc_path if member is not None else None
@@ -71,6 +73,8 @@ def _print_agreement(facts: dict[str, Any]) -> None:
     line("complete", "yes" if facts["complete"] else "no")
     line("size", f"{facts['size']} of {facts['total_size']}")
     line("good", f"{facts['good']}")
+    if facts.get("generation") is not None:
+        line("generation", f"{facts['generation']}: the copy was complete then, and lacks only what was added since")
     if facts["segment"] is not None:
         of = printable(facts["member"]) if facts["member"] is not None else "the archive"
         line("ends in", f"the {facts['segment']} of {of}, at its byte {facts['position']}")
@@ -175,7 +179,13 @@ def resume(
             found = _examine(tape, player, file, copy, full)
             _refuse_other_files(copy, found)
             if found.good < found.size:
-                say(f"{printable(copy)}: cut from {found.size:,} to {found.good:,} bytes")
+                if found.generation is not None:
+                    say(
+                        f"{printable(copy)}: complete up to generation {found.generation} of {len(tape.generations)};"
+                        f" its footer is cut, and what was added since is written"
+                    )
+                else:
+                    say(f"{printable(copy)}: cut from {found.size:,} to {found.good:,} bytes")
                 file.truncate(found.good)
             with progress(f"writing {copy}", tape.total_size - found.good, True, tape) as update:
                 file.extend(player, lambda position, done: update(done, position))

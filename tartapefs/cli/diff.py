@@ -45,7 +45,8 @@ def diff(old: str, new: str, check: Check, as_json: bool) -> None:
 
     Each may be an index or a recorded folder. Prints a line for each member that was added (+), removed (-), changed
     (!) or moved (>) to another offset, with its start in the old and the new archive, and then
-    how many bytes of the old archive the new one begins with. The exit code is 1 if the archives differ.
+    how many bytes of the old archive the new one begins with, or that it extends it. The exit code is 1 if the archives
+    differ.
     """
     counts = dict.fromkeys(_MARKS, 0)
     with _open_index(old) as old_tape, _open_index(new) as new_tape:
@@ -62,13 +63,19 @@ def diff(old: str, new: str, check: Check, as_json: bool) -> None:
                     before = change.old.start if change.old else "-"
                     after = change.new.start if change.new else "-"
                     print(f"{_MARKS[change.kind]} {before:>15} {after:>15} {printable(change.member.name)}")
+    extension = comparison.extension(prefix)
     sizes = {"old_size": old_tape.total_size, "new_size": new_tape.total_size}
     if as_json:
-        print(json.dumps({"valid_prefix": prefix} | sizes | counts))
+        extends = {"extends": extension is not None} if len(new_tape.generations) > 1 else {}
+        print(json.dumps({"valid_prefix": prefix} | sizes | counts | extends))
     else:
         print(", ".join(f"{count:,} {kind}" for kind, count in counts.items()))
         print(
-            f"{prefix} bytes of the old archive, of {old_tape.total_size}, begin the new one, of {new_tape.total_size}"
+            f"{printable(new)} extends {printable(old)}: {extension[0]:,} members, {extension[1]:,} bytes were added;"
+            f" copies stay valid up to byte {prefix}"
+            if extension is not None
+            else f"{prefix} bytes of the old archive, of {old_tape.total_size}, begin the new one, of"
+            f" {new_tape.total_size}"
         )
     if any(counts.values()) or prefix != old_tape.total_size:
         raise SystemExit(DRIFT)

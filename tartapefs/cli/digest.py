@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -82,7 +83,7 @@ def digest(
 
     Computes all in one pass, without storing the archive. The lines have the format of sha256sum --tag, which sha256sum
     -c, md5sum -c and b3sum -c read. With --state you can interrupt it and run it again: it continues where it stopped
-    (only BLAKE3 starts again).
+    (only BLAKE3 starts again), also after "record --append".
     """
     if not all(part_sizes):
         raise click.BadParameter("a part has at least one byte", param_hint="--s3-part-size")
@@ -105,6 +106,9 @@ def digest(
             exists = outputs.refuse_existing(sums, force) is not None
             unfinished = opened.enter_context(_unfinished_sums(sums, state))
             out = opened.enter_context(os.fdopen(os.dup(unfinished.fd), "r+b"))
+            if exists and state is not None and not os.fstat(unfinished.fd).st_size:
+                with open(sums, "rb") as before:  # a state of these continues from them, and replaces any other
+                    shutil.copyfileobj(before, out)
         digests = Digests(tape, algorithms, part_sizes, out, state)
         for size, parts in digests.parts.items():
             say_if_too_many_parts(size, parts.count)

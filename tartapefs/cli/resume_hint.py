@@ -6,6 +6,7 @@ import shlex
 import click
 
 from tartapefs.api.tape import Tape
+from tartapefs.archive.layout import FOOTER
 from tartapefs.base.errors import OffsetError
 from tartapefs.base.naming import ARCHIVE_NAME
 from tartapefs.cli.common import (
@@ -67,6 +68,10 @@ def resume_hint(
     with Tape.discover(directory, index) as tape:
         total = tape.total_size
         archive = expand_name(tape, archive, "--archive")
+        for number, generation in enumerate(tape.generations[:-1], 1):
+            if generation.stop < have <= generation.stop + FOOTER:  # a part of the footer is wrong, too
+                say(f"a copy of {have} bytes ends in the footer of generation {number}, which is cut first")
+                have = generation.stop
     copy = copy or os.path.basename(archive)
     if have > total:
         raise OffsetError(have, total)

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import stat
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Any
 
@@ -128,6 +129,15 @@ def member_facts(member: Member) -> dict[str, Any]:
     return facts | ({"target": os.fsdecode(member.target)} if member.is_link else {})
 
 
+def _with_generation(tape: Tape, member: Member) -> dict[str, Any]:
+    """The facts of a member and, where there are several generations, the number of its own, from 1."""
+    if len(tape.generations) == 1:
+        return member_facts(member)
+    number = bisect_right(tape.generations, member.start, key=lambda generation: generation.start)
+    superseded = member.is_directory and tape.is_superseded(member)
+    return member_facts(member) | {"generation": number, "superseded": superseded}
+
+
 @click.command("ls")
 @folder_argument
 @index_option
@@ -135,13 +145,14 @@ def member_facts(member: Member) -> dict[str, Any]:
 def list_members(directory: str, index: str | None, as_json: bool) -> None:
     """List the members of the archive of DIR.
 
-    A line has mode, size, mtime, offset in the archive, and name.
+    A line has mode, size, mtime, offset in the archive, and name. A folder that "record --append" found changed is
+    listed again where its new header lies; with --json each has its generation, and whether it is superseded.
     """
     with Tape.discover(directory, index) as tape:
         wide = len(str(tape.total_size))
         for member in tape.members():
             if as_json:
-                print(json.dumps(member_facts(member)))
+                print(json.dumps(_with_generation(tape, member)))
                 continue
             arrow = f" -> {printable(member.target)}" if member.is_link else ""
             print(
@@ -172,7 +183,7 @@ def locate(directory: str, where: str, index: str | None, as_json: bool) -> None
                 "start": segment.start,
                 "stop": segment.stop,
                 "position": offset - segment.start,
-                "member": member_facts(member) if member else None,
+                "member": _with_generation(tape, member) if member else None,
             }
             name = f"of {printable(member.arc_path)}" if member else "of the archive"
             line = (
@@ -185,7 +196,7 @@ def locate(directory: str, where: str, index: str | None, as_json: bool) -> None
             except KeyError:
                 fail(f'{printable(where)}: no such member; "tartapefs ls" lists them', DRIFT)
             parts = list(layout.segments(member.start, member.size))
-            facts = member_facts(member) | {"segments": {s.kind.value: [s.start, s.stop] for s in parts}}
+            facts = _with_generation(tape, member) | {"segments": {s.kind.value: [s.start, s.stop] for s in parts}}
             line = f"{printable(member.arc_path)}: [{member.start}, {member.stop}): " + ", ".join(
                 f"{s.kind} [{s.start}, {s.stop})" for s in parts
             )

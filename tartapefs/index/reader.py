@@ -159,6 +159,13 @@ class Index:
             self._sealed is None or self._sealed.has_all_digests(self.members(), self._digest_of)
         )
 
+    def rows_digest_before(self, stop: int) -> str:
+        """What the digest of all rows was when the members ended at `stop`, where a generation ends."""
+        digest = hashlib.sha256()
+        for row in self._rows_in_order(stop=stop):
+            digest.update(schema.pack_bytes(*row[:4]))
+        return digest.hexdigest()
+
     def superseded(self) -> Iterator[int]:
         """The starts of the headers, of folders, that a later generation has again."""
         if len(self.generations) > 1:

@@ -17,14 +17,15 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 from tartapefs.api.tape import Tape
 from tartapefs.archive import ustar
-from tartapefs.archive.layout import BLOCK
+from tartapefs.archive.layout import BLOCK, FOOTER
 from tartapefs.base import outputs
 from tartapefs.base.buffers import aligned
+from tartapefs.index.recording import Recording
 from tartapefs.play.engine import TapePlayer
 from tartapefs.play.playback import CHUNK
 from tartapefs.transfer.index_diff import first_difference
@@ -45,7 +46,8 @@ class Agreement:
     Attributes, in bytes: `size` of the copy; `total_size` of the archive; `good`, the length of the longest prefix that
     agrees, to continue from; `wrong`, the offset of the first wrong byte that was seen, at or after `good`, or None;
     `zeros`, runs `[start, stop)` of zeros where the tape has something else, which `compare` alone looks for; `exact`:
-    every byte was compared, at least up to the first wrong one; `compared`, how many bytes were.
+    every byte was compared, at least up to the first wrong one; `compared`, how many bytes were. `generation`: the
+    number, from 1, of the generation that the archive ended with when the copy was complete; None for any other copy.
     """
 
     size: int
@@ -55,6 +57,7 @@ class Agreement:
     zeros: tuple[tuple[int, int], ...]
     exact: bool
     compared: int
+    generation: int | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -208,7 +211,25 @@ def compare(player: TapePlayer, copy: Copy, start: int = 0, on_progress: Progres
         while size < total + TAIL and (more := copy.read(size, CHUNK)):  # it may have no end
             size += len(more)
     good = position if wrong is None else wrong
-    return Agreement(size, total, good, wrong, zeros.runs(), True, position - start)
+    return _with_generation(
+        player.tape, copy, Agreement(size, total, good, wrong, zeros.runs(), True, position - start)
+    )
+
+
+def _with_generation(tape: Recording, copy: Copy, found: Agreement) -> Agreement:
+    """Tells whether the copy was complete before the tape was extended: then it is good up to its footer.
+
+    A search that takes its zeros for those of a transfer that broke off ends too early if zeros precede the footer.
+    """
+    for number, generation in enumerate(tape.generations[:-1], 1):
+        if (found.wrong, found.size) == (generation.stop, generation.stop + FOOTER):
+            if copy.is_stream:
+                is_footer = any(start <= generation.stop and stop == found.size for start, stop in found.zeros)
+            else:
+                is_footer = not any(copy.read(generation.stop, FOOTER))
+            if is_footer:
+                return replace(found, good=generation.stop, zeros=(), generation=number)
+    return found
 
 
 class _ZeroRuns:
@@ -270,7 +291,8 @@ class _SampledComparison:
             is_zero = not any(self._copy.read(at, stop - at))
             good, wrong = self._first_wrong(min(not_zero if is_zero else agreed, at), at, is_zero)
             break
-        return Agreement(self._size, self._tape.total_size, good, wrong, (), False, self._compared)
+        found = Agreement(self._size, self._tape.total_size, good, wrong, (), False, self._compared)
+        return _with_generation(self._tape, self._copy, found)
 
     def _wanted(self, start: int, stop: int) -> bytes:
         assert self._player is not None  # without one there are no samples of bodies

@@ -5,7 +5,8 @@ where it stopped, and tells which ranges it still needs. `Digests.complete` read
 which checks every byte. So a digest is that of the archive in one piece, however it was read.
 
 A hash of the whole takes bytes in order only; S3's ETag consists of independent parts, in any order. The progress is
-kept in a state (see `outputs`), which belongs to one recording. BLAKE3's package cannot save a hash half way, so that
+kept in a state (see `outputs`), which belongs to one recording, and to those that extend it: they go on from the last
+member that both have. BLAKE3's package cannot save a hash half way, so that
 one starts again in each session.
 """
 
@@ -112,10 +113,15 @@ class Sums:
             self._member = None
             return
         self._start(start)
-        if self._member is None or self._member.start != start:
-            raise ValueError("no file starts there")
         if saved["window"] is not None:
+            if self._member is None or self._member.start != start:
+                raise ValueError("no file starts there")
             self._range_digest.load(saved["window"])
+
+    @staticmethod
+    def cut_back(saved: dict[str, Any], mark: int) -> dict[str, Any]:
+        """What goes on with the members from `mark` on, if this was saved after the last one before it."""
+        return saved if saved["member"] is not None else saved | {"member": mark, "window": None}
 
 
 def _union(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -159,7 +165,8 @@ class Digests:
         self.tape = tape
         self._state = os.fspath(state) if state is not None else None
         kept = self._state is not None
-        self.whole = {name: RangeDigest(name, 0, tape.total_size, kept) for name in algorithms}
+        end = tape.facts.end  # where the archive goes on if the tape is extended
+        self.whole = {name: RangeDigest(name, 0, tape.total_size, kept, end if kept else None) for name in algorithms}
         self.parts = {size: PartDigests(size, tape.total_size, kept) for size in part_sizes}
         self.sums = Sums(tape, sums, kept) if sums is not None else None
         self._all: dict[str, RangeDigest | PartDigests | Sums] = dict(self.whole.items())
@@ -237,19 +244,43 @@ class Digests:
         """The recording that a state belongs to. Headers alone do not distinguish contents of the same second."""
         return {"fingerprint": self.tape.fingerprint, "rows": self.tape.rows_digest}
 
+    def _taken_over(self, content: dict[str, Any]) -> int | None:
+        """Up to which byte a state of the recording `content` is one of this tape, None if it is of another one."""
+        packs = content.pop("packs", None)
+        if content == self._identity():
+            return self.tape.total_size
+        for generation in self.tape.generations[:-1]:
+            if generation.fingerprint == content.get("fingerprint"):
+                digest = self.tape.rows_digest_before(generation.stop)
+                return generation.stop if digest in (content.get("rows"), packs) else None
+        return None
+
+    @staticmethod
+    def _cut_back(name: str, saved: dict[str, Any], mark: int) -> dict[str, Any] | None:
+        if name == "sums":
+            return Sums.cut_back(saved, mark)
+        if name.startswith("s3:"):
+            return PartDigests.cut_back(saved, mark, int(name[3:]))
+        return RangeDigest.cut_back(saved, mark)
+
     def save(self) -> None:
         """Replaces the state file by the progress until now. Raises OSError."""
         assert self._state is not None, "there is no state file"
         digests = {name: saved for name, digest in self._all.items() if (saved := digest.save()) is not None}
-        content = self._identity() | {"digests": self._others | digests}
+        packs = {"packs": self.tape.facts.rows_digest}  # of a sealed tape the rows are others than before
+        content = self._identity() | packs | {"digests": self._others | digests}
         with SavedState(self._state, STATE, wait=True) as state:
             state.replace(json.dumps(content).encode())
 
     def _load(self, path: str, content: dict[str, Any]) -> None:
         kept = content.pop("digests")
-        if content != self._identity():
+        end = self._taken_over(content)
+        if end is None:
             raise OutputError(path, "is the state of another recording; remove it to begin anew")
         try:
+            if end < self.tape.total_size:
+                cut = {name: self._cut_back(name, saved, end) for name, saved in kept.items()}
+                kept = {name: saved for name, saved in cut.items() if saved is not None}
             for name, digest in self._all.items():
                 if name in kept:
                     digest.load(kept[name])

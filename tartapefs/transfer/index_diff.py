@@ -88,6 +88,13 @@ class Comparison:
         # If only one archive ends here, they differ: a footer is NUL bytes, and a header begins with a name.
         return stop if self.old.total_size != self.new.total_size else self.old.total_size
 
+    def extension(self, prefix: int) -> tuple[int, int] | None:
+        """The members and the bytes by which `new` extends `old`; None if it is no extension. `prefix`: of both."""
+        added = [generation for generation in self.new.generations if generation.start >= self.old.facts.end]
+        if prefix != self.old.facts.end or not added or added[0].start != prefix:
+            return None
+        return sum(generation.members for generation in added), added[-1].stop - prefix
+
     def changes(self, on_progress: Progress = _nothing) -> Iterator[Change]:
         """Yields all members that differ, in the order of their paths. Memory does not grow with their number.
 

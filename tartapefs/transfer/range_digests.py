@@ -38,14 +38,20 @@ def etag(md5s: Iterable[bytes]) -> str:
 class RangeDigest:
     """The digest of the bytes `[start, stop)` of the archive.
 
+    `mark`: an offset from which another archive may go on otherwise, so that what is saved can be cut back to it.
+
     Attributes: `algorithm`; `start`, `stop` and `position`, the next byte that it needs, offsets in the archive.
     """
 
-    def __init__(self, algorithm: Algorithm, start: int, stop: int, resumable: bool = False) -> None:
+    def __init__(
+        self, algorithm: Algorithm, start: int, stop: int, resumable: bool = False, mark: int | None = None
+    ) -> None:
         self.algorithm = algorithm
         self.start, self.stop, self.position = start, stop, start
         self._hash: IncrementalHash | None = _new_hash(algorithm, resumable)
         self._result = ""
+        self._mark = mark
+        self._at_mark: dict[str, Any] | None = None
         self._lock = threading.Lock()
 
     @property
@@ -59,7 +65,13 @@ class RangeDigest:
             low = self.position - offset
             if 0 <= low < len(view) and self._hash is not None:
                 piece = view[low : self.stop - offset]
-                self._hash.update(piece)
+                if self._mark is not None and self.position <= self._mark < self.position + len(piece):
+                    self._hash.update(piece[: self._mark - self.position])
+                    if isinstance(self._hash, ResumableHash):
+                        self._at_mark = {"position": self._mark, "state": self._hash.save()}
+                    self._hash.update(piece[self._mark - self.position :])
+                else:
+                    self._hash.update(piece)
                 self.position += len(piece)
 
     def missing(self) -> Iterator[tuple[int, int]]:
@@ -75,10 +87,11 @@ class RangeDigest:
     def save(self) -> dict[str, Any] | None:
         """What `load` continues from; None if the hash cannot be saved half way."""
         with self._lock:
+            at_mark = {} if self._at_mark is None else {"at_mark": self._at_mark}
             if self.is_complete:
-                return {"position": self.position, "result": self.hexdigest()}
+                return {"position": self.position, "result": self.hexdigest()} | at_mark
             if isinstance(self._hash, ResumableHash):
-                return {"position": self.position, "state": self._hash.save()}
+                return {"position": self.position, "state": self._hash.save()} | at_mark
             return None
 
     def load(self, saved: dict[str, Any]) -> None:
@@ -92,7 +105,12 @@ class RangeDigest:
             return  # it was saved on a machine where that works; here it starts again
         else:
             self._hash = ResumableHash.restore(self.algorithm, saved["state"])
-        self.position = position
+        self.position, self._at_mark = position, saved.get("at_mark")
+
+    @staticmethod
+    def cut_back(saved: dict[str, Any], mark: int) -> dict[str, Any] | None:
+        """What `save` would have given at `mark` at the latest; None if that is not known."""
+        return saved if saved["position"] <= mark else saved.get("at_mark")
 
 
 class PartDigests:
@@ -154,6 +172,11 @@ class PartDigests:
                 "md5s": {str(number): md5.hex() for number, md5 in self.md5s.items()},
                 "open": {str(number): state for number, state in begun if state},
             }
+
+    @staticmethod
+    def cut_back(saved: dict[str, Any], mark: int, size: int) -> dict[str, Any]:
+        """What `save` would have given of the parts, of `size` bytes, that end at `mark` or before."""
+        return {kind: {n: at for n, at in saved[kind].items() if (int(n) + 1) * size <= mark} for kind in saved}
 
     def load(self, saved: dict[str, Any]) -> None:
         for text, md5 in saved["md5s"].items():

@@ -34,13 +34,16 @@ def verify_extracted(
     """
     comparison = _Comparison(tape, extracted, ignore)
     names = _Names(extracted)
+    in_order = len(tape.generations) == 1  # so that the names of each folder are together
     for extent, found in map_in_order(comparison.differences, extents(tape, tape.block_size)):
         for error in found:
             yield TapeIntegrityError(error.member, error.differences, _REMEDY)
         for member, start, _ in extent.bodies:
-            if start == 0:
+            if start == 0 and in_order:
                 yield from names.add(member)
         on_progress(extent.stop)
+    for member in () if in_order else tape.latest_members():
+        yield from names.add(member)
     yield from names.finish()
 
 
@@ -67,6 +70,8 @@ class _Comparison:
         return found
 
     def _facts(self, member: Member) -> tuple[Difference, ...]:
+        if member.is_directory and self._tape.is_superseded(member):
+            return ()
         try:
             now = self._extracted.lstat(member.path)
             target = self._extracted.readlink(member.path) if stat.S_ISLNK(now.st_mode) else b""

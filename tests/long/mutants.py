@@ -55,6 +55,7 @@ SEALED_READER = "unit/index/test_sealed_reader.py"
 HASH_TREE = "unit/archive/test_hash_tree.py"
 SEALED_MOUNT = "system/test_sealed_mount.py"
 EXTRACTED = "unit/verify/test_extracted.py"
+GENERATIONS = "system/test_generations.py"
 RESTORE = "unit/verify/test_restore.py"
 COPIES = "unit/transfer/test_copies.py"
 RESUMABLE_HASH = "unit/base/test_resumable_hash.py"
@@ -668,6 +669,48 @@ MUTANTS = [
         "if self._hash(block) != recorded",
         "if b'' == recorded",
         EXTRACTED,
+    ),
+    Mutant(
+        "headers that a later generation has again are not compared with what was extracted",
+        "verify/extracted.py",
+        "if member.is_directory and self._tape.is_superseded(member):",
+        "if False:",
+        GENERATIONS + " -k sealed_tape",
+    ),
+    Mutant(
+        "names of each folder are looked at over all generations",
+        "verify/extracted.py",
+        "in_order = len(tape.generations) == 1",
+        "in_order = True",
+        GENERATIONS + " -k sealed_tape",
+    ),
+    Mutant(
+        "a copy of the archive before ends in a footer",
+        "transfer/copies.py",
+        "is_footer = not any(copy.read(generation.stop, FOOTER))",
+        "is_footer = True",
+        GENERATIONS + " -k no_copy",
+    ),
+    Mutant(
+        "a state is one of a generation by all that was recorded of it",
+        "transfer/digests.py",
+        'if digest in (content.get("rows"), packs) else None',
+        "if digest else None",
+        GENERATIONS + " -k state_of_another",
+    ),
+    Mutant(
+        "a digest goes on from before the footer",
+        "transfer/range_digests.py",
+        'return saved if saved["position"] <= mark else saved.get("at_mark")',
+        "return saved",
+        GENERATIONS + " -k digests_go_on",
+    ),
+    Mutant(
+        "and so do parts",
+        "transfer/range_digests.py",
+        "if (int(n) + 1) * size <= mark}",
+        "if True}",
+        GENERATIONS + " -k digests_go_on",
     ),
     Mutant(
         "an output is no file of the source by another name",

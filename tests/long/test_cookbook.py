@@ -12,14 +12,18 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+from collections.abc import Callable
 
 import pytest
 from botocore.exceptions import ClientError
 from support.cookbook import PAGES, FlakyLink, Kitchen
 from support.cookbook import kitchen as kitchen
 from support.cookbook import link as link
-from support.programs import our_mounts, run
+from support.generations import Generations
+from support.programs import our_mounts, run, wait_until
 from support.readme import README, blocks
+from support.sshd import SSHD, sshd
 
 pytestmark = [pytest.mark.fuse, pytest.mark.needs("rsync", "rclone", "curl", "jq", "busybox", "dd", "tar")]
 
@@ -109,6 +113,40 @@ def test_nights_after_drift(kitchen: Kitchen, held: bool) -> None:
     kitchen.run_page("nightly-rsync.md")
     assert list(kitchen.backup.iterdir()) == [copy]
     assert copy.read_bytes() == archive
+
+
+@pytest.mark.needs(SSHD, "ssh")
+def test_growing_folder(kitchen: Kitchen) -> None:
+    """Files are added during each run; link, script and daemon break off; all is sent at last."""
+    ((_, night),) = blocks((PAGES / "growing-folder.md").read_text())
+    night = night.replace("rsync --append", "rsync --append --bwlimit=4m")
+    copy, expected = kitchen.backup / "archive.tar", Generations(kitchen.data)
+    with sshd(kitchen.folder) as host:
+        host.program(kitchen.folder / "bin")
+
+        def one_night(number: int, happen: Callable[[subprocess.Popen[str]], object]) -> int:
+            """Something happens once a megabyte was sent, and what was added before and after it."""
+            (kitchen.data / f"evening {number}").write_bytes(os.urandom(4_000_000))
+            before, archive = len(expected.archive), expected.append()
+            with kitchen.start(night, start_new_session=True) as script:
+                wait_until(lambda: script.poll() or (copy.exists() and copy.stat().st_size > before + 1_000_000), 60)
+                (kitchen.data / "photos" / f"during {number}").write_bytes(os.urandom(1000))
+                happen(script)
+                (kitchen.data / f"later {number}").mkdir()
+                _, complained = script.communicate(timeout=120)
+            assert script.returncode or copy.read_bytes() == archive, complained
+            return script.returncode
+
+        assert one_night(1, lambda script: host.drop()) == 0
+        assert one_night(2, lambda script: host.drop()) == 0
+        assert one_night(3, lambda script: os.killpg(script.pid, signal.SIGKILL)) == -signal.SIGKILL
+        assert one_night(4, lambda script: kitchen.kill_daemon()) == 23
+        assert one_night(5, lambda script: host.drop()) == 0
+    (kitchen.folder / "extracted").mkdir()
+    subprocess.run(["tar", "-xpf", copy, "-C", kitchen.folder / "extracted"], check=True)
+    run("record", kitchen.data, "--append")
+    assert run("resume", kitchen.data, copy).returncode == 0
+    assert copy.read_bytes() == expected.append()
 
 
 FAILURES = [

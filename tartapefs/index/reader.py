@@ -24,6 +24,7 @@ from tartapefs.archive.member import Headed, Member, path_key
 from tartapefs.base.errors import TapeFormatError
 from tartapefs.index import row_codec, schema
 from tartapefs.index.connections import Connections
+from tartapefs.index.name_search import NameSearch
 from tartapefs.index.page import Page
 from tartapefs.index.sealed_reader import SealedReader
 
@@ -55,6 +56,7 @@ class Index:
             self._end = self.facts.end
             self.generations = self._read_generations()
             self._begins = frozenset(generation.start for generation in self.generations)
+            self._names = NameSearch(self._connections, self._root, self._begins)
             self._connections.limit_values(schema.LONGEST_ROW)  # so that a batch has at most 256 KiB
             if self.facts.seal:
                 self._sealed = SealedReader(self._connections, self.facts)

@@ -151,16 +151,12 @@ class Recording(Index):
         if b"\0" in os.fsencode(arc_path):
             raise KeyError(arc_path)
         for generation in reversed(self.generations):
-            low, high = generation.start, generation.stop
-            while low < high:
-                (member,) = self.members(middle := (low + high) // 2, middle + 1)
-                key = path_key(member.name)
-                if key == wanted:
-                    return member
-                if key < wanted:
-                    low = member.stop
-                else:
-                    high = member.start
+            # The pack of the first one is decoded, with every check, before anything is said to be missing.
+            pack = self._names.pack_with(wanted, generation.start, generation.stop, is_last=generation.start == 0)
+            if pack:
+                for member in self.members(*pack):
+                    if path_key(member.name) == wanted:
+                        return member
         raise KeyError(arc_path)
 
     def expect(self, value: str) -> Literal["fingerprint", "seal"]:

@@ -32,6 +32,7 @@ _NO_NAMES = frozenset((b"", b".", b".."))
 # folders do not share, owners.
 _HEAD = struct.Struct("<BB")
 _FACTS = struct.Struct("<QqIQqIHBB")
+_SIZES = struct.Struct(f"<Q{_FACTS.size - 8}x")
 _pack_facts = _FACTS.pack
 _tuple_new = tuple.__new__  # as a named tuple's own constructor, in two thirds of the time
 
@@ -122,6 +123,44 @@ def unpack(
     owners = _owners(owned_by, rests[folder_total:]) if owner_total or any(owned_by) else [None] * count
     facts = zip(starts, names, modes, sizes, mtimes_ns, inos, ctimes_ns, targets, owners, strict=True)
     return starts, stop, [_tuple_new(Member, fact) for fact in facts]
+
+
+def peek(root: bytes, start: int, count: int, data: bytes, begins: bool = False) -> tuple[bytes, int]:
+    """The first member's name, without a folder's slash, and where the last member ends, of a pack as for `unpack`.
+
+    A small part of the work of `unpack`, and of its checks. Raises `MALFORMED`.
+    """
+    facts_start, facts_stop = _facts_range(count, data)
+    number = data[facts_start + _FACTS.size - 2]
+    strings = data[facts_stop:].split(b"\0", 2 * count + number + 1)
+    shared = data[_HEAD.size : _HEAD.size + number + 1]
+    above = _folders(root, shared, strings[2 * count : 2 * count + number + 1])[number]
+    if not above and not ((start == 0 or begins) and strings[0] == root[:-1]):
+        raise ValueError("the root, and nothing else, comes first and lies in no folder")
+    if not is_name(strings[0]):
+        raise ValueError("a name does not lead down")
+    if len(name := above + strings[0]) > ustar.LONGEST_UNSPLIT:
+        ustar.split_name(name)
+    sizes = _SIZES.iter_unpack(data[facts_start:facts_stop])
+    return name, start + sum([(size + 2 * BLOCK - 1) & -BLOCK for (size,) in sizes])
+
+
+def may_have(count: int, data: bytes, last: bytes) -> bool:
+    """Whether a pack as for `unpack` has a string equal to `last`: without, no member has it as last part of its name.
+
+    Raises `MALFORMED`.
+    """
+    strings = data[_facts_range(count, data)[1] :]
+    return strings.startswith(last + b"\0") or b"\0%b\0" % last in strings
+
+
+def _facts_range(count: int, data: bytes) -> tuple[int, int]:
+    """Where in a pack the facts of its members lie."""
+    start = _HEAD.size + data[0]
+    stop = start + count * _FACTS.size
+    if not 0 < count <= MOST or stop > len(data):
+        raise ValueError("it is not as long as it says")
+    return start, stop
 
 
 def _folders(root: bytes, shared: bytes, rests: list[bytes]) -> list[bytes]:

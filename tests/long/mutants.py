@@ -304,6 +304,20 @@ MUTANTS = [
     Mutant(
         "numbers of members are integers", "index/reader.py", "if not isinstance(counted, int):", "if False:", INDEX
     ),
+    Mutant(
+        "a row that is searched has its checksum",
+        "index/name_search.py",
+        "packed)) != crc:",
+        "packed)) is None:",
+        "unit/index/test_name_search.py",
+    ),
+    Mutant(
+        "a pack that is searched covers the offset",
+        "index/name_search.py",
+        "if not start <= position < stop:",
+        "if not start <= position:",
+        "unit/index/test_name_search.py",
+    ),
     *[
         Mutant(says, "index/row_codec.py", old, new, UNPACK)
         for says, old, new in (

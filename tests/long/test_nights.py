@@ -20,7 +20,7 @@ NIGHTS = int(os.environ.get("TARTAPEFS_NIGHTS", "5"))
 FOOTER = 1024
 FIRST = 20_000_000  # bytes
 
-pytestmark = [pytest.mark.fuse, pytest.mark.needs("rsync", "ssh", "tar", SSHD)]
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.fuse, pytest.mark.needs("rsync", "ssh", "tar", SSHD)]
 
 
 def add(root: Path, chance: random.Random, night: int, when: str) -> None:

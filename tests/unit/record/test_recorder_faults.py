@@ -306,3 +306,62 @@ def test_lock_is_held_as_long_as_it_records(tree: Path) -> None:
     TapeRecorder(tree, exclude=is_locked).commit()
     assert locked
     assert all(locked)
+
+
+# Recorders that add a generation
+
+KILLED_WHILE_APPENDING = """
+import os, signal, sys
+from tartapefs import TapeRecorder
+die = lambda members, size: os.kill(os.getpid(), signal.SIGKILL)
+TapeRecorder(sys.argv[1], append=True, on_progress=die).commit()
+"""
+
+
+def test_killed_while_it_appends(tree: Path) -> None:
+    """The old index stays; the next recorder removes what is unfinished, and adds the generation."""
+    TapeRecorder(tree).commit()
+    folder = tree / ".tartape"
+    before, prefix = (folder / "index.db").read_bytes(), played_members(tree)
+    (tree / "new").write_text("new")
+    command = [sys.executable, "-c", KILLED_WHILE_APPENDING, tree]
+    killed = subprocess.run(command, env=os.environ | {"PYTHONPATH": package_path()})
+    assert killed.returncode == -signal.SIGKILL
+    assert (folder / "index.db").read_bytes() == before
+    TapeRecorder(tree, append=True).commit()
+    assert os.listdir(folder) == ["index.db"]
+    assert played_members(tree).startswith(prefix)
+
+
+def played_members(tree: Path) -> bytes:
+    """The archive without its footer."""
+    return played(tree)[:-1024]
+
+
+def test_two_recorders_that_append(tree: Path) -> None:
+    TapeRecorder(tree).commit()
+    index = tree / ".tartape" / "index.db"
+    before = index.read_bytes()
+    (tree / "new").write_text("new")
+    command = [sys.executable, "-c", HOLD, f"{index}.lock"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout and other.stdout.readline() == b"held\n"
+        with pytest.raises(TapeBusyError, match="another recording"):
+            TapeRecorder(tree, append=True).commit()
+        assert index.read_bytes() == before
+    TapeRecorder(tree, append=True).commit()
+    assert os.listdir(tree / ".tartape") == ["index.db"]
+
+
+@pytest.mark.root
+def test_full_disk_while_it_appends(tree: Path, small_disk: Path) -> None:
+    index = small_disk / "index.db"
+    TapeRecorder(tree, index).commit()
+    before = index.read_bytes()
+    for number in range(3000):
+        os.mknod(tree / f"a file with a name of some length, the number of which is {number}")
+    with pytest.raises(OSError, match="No space") as caught:
+        TapeRecorder(tree, index, append=True).commit()
+    assert caught.value.errno == ENOSPC
+    assert index.read_bytes() == before
+    assert os.listdir(small_disk) == ["index.db"]

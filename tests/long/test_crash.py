@@ -425,7 +425,7 @@ def test_a_stopped_daemon_and_the_way_out(tmp_path: Path, mountpoint: Path, way_
     """A reader of a stopped daemon waits until the connection is aborted, or the daemon goes on or is killed."""
     root = tmp_path / "data"
     expected = big_tree(root, 2)
-    assert run("mount", root, mountpoint).returncode == 0
+    assert run("mount", "--direct", root, mountpoint).returncode == 0
     pid = daemon_of(mountpoint)
     archive = mountpoint / "archive.tar"
     reading = 'import os, sys; fd = os.open(sys.argv[1], os.O_RDONLY); print(flush=True); sys.stdin.readline(); ' \

@@ -96,9 +96,9 @@ def test_each_reader_gets_the_archive(
 def test_positions_advance_where_the_kernel_advances_them(
     tree: Path, mount: Callable[..., Path], client: Path, tmp_path: Path
 ) -> None:
-    """They stand still for reads that end later than they were begun: of this mount, and of ext4 with O_DIRECT."""
+    """They stand still for reads that end later than they were begun: of a direct mount, and of ext4 with O_DIRECT."""
     assert run("record", tree).returncode == 0
-    archive = mount(tree)
+    archive = mount(tree, "--direct")
     expected = archive.read_bytes()
     with loop("ext4", tmp_path) as folder:
         (folder / "file").write_bytes(expected)

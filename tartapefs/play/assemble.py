@@ -16,11 +16,12 @@ from typing import NamedTuple
 
 from tartapefs.archive.layout import BLOCK, FOOTER
 from tartapefs.archive.member import Headed, Member
+from tartapefs.base.buffers import read_all
 from tartapefs.base.errors import Difference, Fact, TapeIntegrityError
 from tartapefs.index.recording import Recording
 from tartapefs.play.descriptor_cache import LARGE, DescriptorCache
 from tartapefs.play.inspection import Inspector
-from tartapefs.play.verified_blocks import VerifiedBlocks, read_all, with_differences
+from tartapefs.play.verified_blocks import VerifiedBlocks, with_differences
 from tartapefs.source.drift import agrees, check_root, differences, drift, only_stamps
 from tartapefs.source.folder import Source
 

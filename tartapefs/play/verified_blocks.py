@@ -12,7 +12,6 @@ and the file is checked when they are requested.) Threads would not help: only o
 and each block needs the interpreter lock several times.
 """
 
-import errno
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -20,7 +19,7 @@ from dataclasses import replace
 
 from tartapefs.archive import hash_tree
 from tartapefs.archive.member import Member
-from tartapefs.base.buffers import aligned
+from tartapefs.base.buffers import aligned, read_all
 from tartapefs.base.errors import Difference, Fact, TapeIntegrityError
 from tartapefs.index.recording import Recording
 
@@ -170,20 +169,6 @@ def _copy(block: _Block, low: int, part: memoryview, position: int) -> None:
     assert block.data is not None  # or an error was raised
     a, b = max(low, position), min(low + len(block.data), position + len(part))
     part[a - position : b - position] = block.data[a - low : b - low]
-
-
-class EndedEarlyError(OSError):
-    """A file has fewer bytes than requested."""
-
-
-def read_all(fd: int, view: memoryview, position: int) -> None:
-    """Fills `view` from `position` of the file on. Raises OSError, EndedEarlyError among them."""
-    got = 0
-    while got < len(view):
-        count = os.preadv(fd, (view[got:],), position + got)
-        if count == 0:
-            raise EndedEarlyError(errno.EIO, "the file ended early")
-        got += count
 
 
 def damage(member: Member, number: int, block_size: int, found: str = _NOT_SHOWN) -> TapeIntegrityError:

@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 
 from tartapefs.archive import hash_tree
 from tartapefs.archive.member import Member
-from tartapefs.base.buffers import aligned
+from tartapefs.base.buffers import EndedEarlyError, aligned, read_all
 from tartapefs.record.walk import changed
 from tartapefs.source.drift import agrees, differences
 from tartapefs.source.folder import Source
@@ -25,8 +26,9 @@ def extended_tree(
             continue
         fd = source.open(member.path)
         try:
-            yield from builder.add(member.header(), member.size, _block_digests(fd, member, hash_, buffer))
-            found = os.fstat(fd)
+            with suppress(EndedEarlyError):  # its size tells
+                yield from builder.add(member.header(), member.size, _block_digests(fd, member, hash_, buffer))
+            found = source.fstat(fd)
         finally:
             os.close(fd)
         if not agrees(member, found, at_home=True):
@@ -43,10 +45,8 @@ def _block_digests(fd: int, member: Member, hash_: hash_tree.Hash, buffer: memor
         found = []
         for _ in range(count):
             block = buffer[: min(len(buffer), member.size - position)]
-            filled = 0
-            while filled < len(block) and (got := os.preadv(fd, [block[filled:]], position + filled)):
-                filled += got
-            found.append(hash_(block))  # of a file that is shorter by now; its size tells
+            read_all(fd, block, position)
+            found.append(hash_(block))
             position += len(block)
         return b"".join(found)
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Container, Iterator
 from tartapefs.api.tape import Tape
 from tartapefs.archive import hash_tree
 from tartapefs.archive.member import Member
-from tartapefs.base.buffers import aligned
+from tartapefs.base.buffers import aligned, read_all
 from tartapefs.base.errors import Difference, Fact, TapeIntegrityError
 from tartapefs.base.text import file_type
-from tartapefs.play.verified_blocks import damage, read_all
+from tartapefs.play.verified_blocks import damage
 from tartapefs.source.drift import differences, unreadable
 from tartapefs.source.folder import Source
 from tartapefs.verify.content_scan import BodyRange, Extent, extents, map_in_order

@@ -15,10 +15,10 @@ from tartapefs.api.tape import Tape
 from tartapefs.archive import hash_tree
 from tartapefs.archive.layout import BLOCK
 from tartapefs.archive.member import Member
-from tartapefs.base.buffers import aligned
+from tartapefs.base.buffers import EndedEarlyError, aligned, read_all
 from tartapefs.base.errors import Difference, Fact, TapeError, TapeIntegrityError
 from tartapefs.base.outputs import Unfinished
-from tartapefs.play.verified_blocks import EndedEarlyError, damage, read_all
+from tartapefs.play.verified_blocks import damage
 
 _REMEDY = "the copy is damaged here, or of another archive; take another one"
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -195,6 +195,13 @@ MUTANTS = [
         APPEND + " -k sealed",
     ),
     Mutant(
+        "and the file system is asked whether they did",
+        "record/digesting.py",
+        "found = source.fstat(fd)",
+        "found = os.fstat(fd)",
+        BEHIND + " -k appended",
+    ),
+    Mutant(
         "what is extended has its digests",
         "index/extender.py",
         "if (digest.hexdigest(), fingerprint.hexdigest()) != (",

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from support.behind import (
     CHANGES,
+    NEW,
+    OLD,
     SIZE,
+    YEARS_AGO,
     added,
     bound,
     folder_mode_changed,
@@ -82,6 +85,32 @@ def test_a_recording_is_of_what_is_there(real: Path, tmp_path: Path, change: Cal
         TapeRecorder(root, index).commit()
         with Tape.discover(root, index) as tape, closing(TapePlayer(tape, root)) as player:
             assert player.read(0, tape.total_size) == whole(real)
+
+
+def test_what_is_appended_to_a_sealed_tape_is_of_what_is_there(
+    real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is rewritten on the server while it is hashed, between two of its blocks."""
+    with bound(real.parent, tmp_path / "shown", "ro") as place:
+        root, index = place / "data", tmp_path / "index.db"
+        TapeRecorder(root, index).commit()
+        with Tape.discover(root, index) as tape, closing(TapePlayer(tape, root)) as player:
+            seal(tape, player.source, player.at_home, "sha256")
+        before = index.read_bytes()
+        (real / "new").write_bytes(OLD)
+        os.utime(real / "new", ns=YEARS_AGO)
+        preadv = os.preadv
+
+        def reading(fd: int, buffers: list[memoryview], offset: int) -> int:
+            found = preadv(fd, buffers, offset)
+            if offset == 0:
+                (real / "new").write_bytes(NEW)
+            return found
+
+        monkeypatch.setattr(os, "preadv", reading)
+        with pytest.raises(TapeIntegrityError, match="new: "):
+            TapeRecorder(root, index, append=True).commit()
+        assert index.read_bytes() == before
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)

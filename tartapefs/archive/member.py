@@ -1,7 +1,9 @@
 """The member: one object of the archive, as the recorder found it and the index holds it."""
 
+import heapq
 import os
 import stat
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from tartapefs.archive import layout, ustar
@@ -63,9 +65,9 @@ class Member(NamedTuple):
         return path_of(self.name)
 
     @property
-    def sort_key(self) -> list[bytes]:
-        """The key that members of an archive are sorted by."""
-        return self.name.rstrip(b"/").split(b"/")
+    def sort_key(self) -> bytes:
+        """The key that the members of a generation are sorted by."""
+        return path_key(self.name)
 
     def same_object(self, other: "Member") -> bool:
         """Whether both were recorded from the same object: all facts but start and owner agree."""
@@ -86,6 +88,18 @@ class Member(NamedTuple):
     def header(self) -> bytes:
         """The 512 bytes of its header. Raises ValueError if the name does not fit."""
         return ustar.headers((self[1:],))[0]
+
+
+def latest_of(generations: Iterable[Iterator[Member]]) -> Iterator[Member]:
+    """Merges members that are sorted by path in each generation; of those with the same path, yields the last one."""
+    # Equal keys are in the order of their members' starts.
+    latest: tuple[bytes, Member] | None = None
+    for keyed in heapq.merge(*(((member.sort_key, member) for member in members) for members in generations)):
+        if latest is not None and latest[0] != keyed[0]:
+            yield latest[1]
+        latest = keyed
+    if latest is not None:
+        yield latest[1]
 
 
 Headed = tuple[Member, bytes]  # a member with its header

@@ -3,7 +3,7 @@
 import os
 import shlex
 from contextlib import nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -207,18 +207,20 @@ def record(
         if algorithm is not None:
             click.echo(seal)
         return
-    print_json(
-        {
-            "fingerprint": fingerprint,
-            **({"seal": seal} if seal else {}),
-            "total_size": recorder.total_size,
-            "member_count": recorder.member_count,
-            "index": recorder.index_path,
-            "valid_prefix": prefix,
-            "left_out": recorder.left_out,
-            "skipped": [{"path": problem.path, "reason": problem.reason} for problem in recorder.skipped],
-        }
-    )
+    print_json(_facts(recorder, fingerprint, seal, prefix))
+
+
+def _facts(recorder: TapeRecorder, fingerprint: str, seal: str, valid_prefix: int | None) -> dict[str, Any]:
+    return {
+        "fingerprint": fingerprint,
+        **({"seal": seal} if seal else {}),
+        "total_size": recorder.total_size,
+        "member_count": recorder.member_count,
+        "index": recorder.index_path,
+        "valid_prefix": valid_prefix,
+        "left_out": recorder.left_out,
+        "skipped": [{"path": problem.path, "reason": problem.reason} for problem in recorder.skipped],
+    }
 
 
 def _append(directory: str, index: str | None, skip_unreadable: bool, skip_busy: bool, as_json: bool) -> None:
@@ -259,19 +261,8 @@ def _append(directory: str, index: str | None, skip_unreadable: bool, skip_busy:
             return
         with Tape.discover(directory, index) as tape:
             seal = tape.seal
-        print_json(
-            {
-                "fingerprint": fingerprint,
-                **({"seal": seal} if seal else {}),
-                "total_size": recorder.total_size,
-                "member_count": recorder.member_count,
-                "added": added,
-                "index": recorder.index_path,
-                "valid_prefix": before.facts.end if added else before.total_size,
-                "left_out": recorder.left_out,
-                "skipped": [{"path": problem.path, "reason": problem.reason} for problem in recorder.skipped],
-            }
-        )
+        valid_prefix = before.facts.end if added else before.total_size
+        print_json(_facts(recorder, fingerprint, seal, valid_prefix) | {"added": added})
 
 
 def _valid_prefix(directory: str, index: str | None, old: Tape) -> int | None:

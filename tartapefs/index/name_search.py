@@ -6,6 +6,7 @@ with all checks, those against a seal included.
 
 from zlib import crc32
 
+from tartapefs.archive.member import path_key
 from tartapefs.index import row_codec, schema
 from tartapefs.index.connections import Connections
 
@@ -65,7 +66,7 @@ class NameSearch:
             raise self._malformed(start, error) from error
         if not start <= position < stop:
             raise self._connections.malformed(f"no member covers offset {position}")
-        peeked = name.replace(b"/", b"\0"), start, stop
+        peeked = path_key(name), start, stop
         if len(self._peeked) < _MAX_PEEKED:
             self._peeked[position] = peeked
         return peeked

@@ -11,7 +11,6 @@ binary search by start in each, and no second b-tree is needed.
 """
 
 import hashlib
-import heapq
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
@@ -20,7 +19,7 @@ from zlib import crc32
 
 from tartapefs.archive import hash_tree, ustar
 from tartapefs.archive.layout import MAX_OFFSET
-from tartapefs.archive.member import Headed, Member, path_key
+from tartapefs.archive.member import Headed, Member, latest_of
 from tartapefs.base.errors import TapeFormatError
 from tartapefs.index import row_codec, schema
 from tartapefs.index.connections import Connections
@@ -114,7 +113,7 @@ class Index:
         if len(self.generations) == 1 or folder.start >= self.generations[-1].start:
             return False
         rows = self._connections.query("SELECT * FROM superseded WHERE start = ?", (folder.start,))
-        if rows and rows[0] != (folder.start, schema.numbers_crc(folder.start)):
+        if rows and rows[0] != (folder.start, schema.row_crc(folder.start)):
             raise self._malformed(f"what supersedes the folder at {folder.start} fails its checksum")
         return bool(rows)
 
@@ -124,22 +123,12 @@ class Index:
         For one that reads them all: nothing is cached, and nothing compared with the seal.
         """
         if len(self.generations) == 1:
-            for row in self._rows_in_order():
-                yield from self._unpack(row)[2]
-            return
-        # Where paths are equal the tuples are in the order of their starts, so the last one is the latest.
-        latest: tuple[bytes, Member] | None = None
-        for keyed in heapq.merge(*map(self._keyed, self.generations)):
-            if latest is not None and latest[0] != keyed[0]:
-                yield latest[1]
-            latest = keyed
-        if latest is not None:
-            yield latest[1]
+            return self._members_of(self.generations[0])
+        return latest_of(map(self._members_of, self.generations))
 
-    def _keyed(self, generation: schema.Generation) -> Iterator[tuple[bytes, Member]]:
+    def _members_of(self, generation: schema.Generation) -> Iterator[Member]:
         for row in self._rows_in_order("true", generation.start, generation.stop):
-            for member in self._unpack(row)[2]:
-                yield path_key(member.name), member
+            yield from self._unpack(row)[2]
 
     def block_digests(self, member: Member, first: int, stop: int) -> bytes:
         """The digests of the blocks `[first, stop)` of a member of a sealed tape, one after the other."""
@@ -149,24 +138,26 @@ class Index:
 
     def rows_are_sound(self) -> bool:
         """Whether there are as many members as recorded, and all rows together still have the recorded digest."""
-        digest, members_seen = hashlib.sha256(), 0
-        for *row, _ in self._rows_in_order():
-            try:
-                digest.update(schema.pack_bytes(*row))
-                members_seen += row[1]
-            except row_codec.MALFORMED as error:
-                raise self._malformed(f"the row at {row[0]} is malformed: {error}") from error
-        sound = members_seen == self.facts.member_count and digest.hexdigest() == self.facts.rows_digest
-        return (sound and self._generations_are_sound()) and (
-            self._sealed is None or self._sealed.has_all_digests(self.members(), self._digest_of)
-        )
+        if self._rows_digest() != (self.facts.rows_digest, self.facts.member_count):
+            return False
+        if not self._generations_are_sound():
+            return False
+        return self._sealed is None or self._sealed.has_all_digests(self.members(), self._digest_of)
 
     def rows_digest_before(self, stop: int) -> str:
         """What the digest of all rows was when the members ended at `stop`, where a generation ends."""
-        digest = hashlib.sha256()
-        for row in self._rows_in_order(stop=stop):
-            digest.update(schema.pack_bytes(*row[:4]))
-        return digest.hexdigest()
+        return self._rows_digest(stop)[0]
+
+    def _rows_digest(self, stop: int = MAX_OFFSET) -> tuple[str, int]:
+        """The digest of the rows that start before `stop`, and how many members they say they have."""
+        digest, member_count = hashlib.sha256(), 0
+        for *row, _ in self._rows_in_order(stop=stop):
+            try:
+                digest.update(schema.pack_bytes(*row))
+                member_count += row[1]
+            except row_codec.MALFORMED as error:
+                raise self._malformed(f"the row at {row[0]} is malformed: {error}") from error
+        return digest.hexdigest(), member_count
 
     def superseded(self) -> Iterator[int]:
         """The starts of the headers, of folders, that a later generation has again."""
@@ -186,7 +177,7 @@ class Index:
             add_headers(b"".join(ustar.headers([member[1:] for member in members])))
 
     def _generations_are_sound(self) -> bool:
-        """Whether the rows on generations have the recorded digest, and each superseded header is one of a folder."""
+        """Whether the rows of both tables on generations have the recorded digest."""
         if len(self.generations) == 1:
             return True
         tables = (self._all_rows(table) for table in ("generation", "superseded"))

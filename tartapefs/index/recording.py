@@ -1,7 +1,6 @@
 """A recording: an index with the path of its folder. Does not open the folder."""
 
 import hashlib
-import heapq
 import os
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -9,7 +8,7 @@ from typing import Literal, Self
 
 from tartapefs.archive import layout
 from tartapefs.archive.layout import Segment
-from tartapefs.archive.member import Member, path_key
+from tartapefs.archive.member import Member, latest_of, path_key
 from tartapefs.base import naming
 from tartapefs.base.errors import OffsetError, TapeNotFoundError, UnexpectedTapeError
 from tartapefs.base.tape_files import default_index
@@ -79,13 +78,7 @@ class Recording(Index):
             self._children(folder.name, self._after(folder.name, generation), generation.start, generation.stop)
             for generation in self.generations
         )
-        latest: Member | None = None
-        for member in heapq.merge(*runs, key=lambda member: (path_key(member.name), member.start)):
-            if latest is not None and path_key(latest.name) != path_key(member.name):
-                yield latest
-            latest = member
-        if latest is not None:
-            yield latest
+        yield from latest_of(runs)
 
     def _children(self, folder: bytes, position: int, start: int, stop: int) -> Iterator[Member]:
         """The members from `position` on, in the generation `[start, stop)`, that lie directly in `folder`.

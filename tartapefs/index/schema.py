@@ -170,9 +170,9 @@ def pack_bytes(start: int, count: int, folders: int, members: bytes) -> bytes:
     return _pack_numbers(start, count, folders) + members
 
 
-def digests_crc(*numbers: int, digests: bytes) -> int:
-    """The checksum of a row of `leaf`, `piece` or `node`, whose numbers these are."""
-    return crc32(digests + b"".join(number.to_bytes(8, "little") for number in numbers))
+def row_crc(*numbers: int, blob: bytes = b"") -> int:
+    """The checksum of a row of any table but `pack` and `tape`: over its numbers, and its blob if it has one."""
+    return crc32(blob + b"".join(number.to_bytes(8, "little") for number in numbers))
 
 
 def node_key(level: int, start: int) -> int:
@@ -185,15 +185,10 @@ def split_node_key(key: int) -> tuple[int, int]:
     return key >> _LEVEL_SHIFT, (key & ((1 << _LEVEL_SHIFT) - 1)) * BLOCK
 
 
-def numbers_crc(*numbers: int, rest: bytes = b"") -> int:
-    """The checksum of a row of `generation` or `superseded`, whose numbers these are."""
-    return crc32(rest + b"".join(number.to_bytes(8, "little") for number in numbers))
-
-
 def generation_row(generation: Generation) -> tuple[int, int, int, bytes, int]:
     numbers = generation.start, generation.members, generation.recorded_ns
     fingerprint = bytes.fromhex(generation.fingerprint)
-    return *numbers, fingerprint, numbers_crc(*numbers, rest=fingerprint)
+    return *numbers, fingerprint, row_crc(*numbers, blob=fingerprint)
 
 
 def generations_digest(generations: Iterable[tuple[Any, ...]], superseded: Iterable[tuple[Any, ...]]) -> str:
@@ -213,7 +208,7 @@ def parse_generations(rows: Iterable[tuple[Any, ...]], tape: "TapeFacts") -> tup
         rows = list(rows)
         stops = [row[0] for row in rows[1:]] + [tape.total_size - FOOTER]
         for (start, members, recorded_ns, fingerprint, crc), stop in zip(rows, stops, strict=True):
-            if numbers_crc(start, members, recorded_ns, rest=fingerprint) != crc or len(fingerprint) != 32:
+            if row_crc(start, members, recorded_ns, blob=fingerprint) != crc or len(fingerprint) != 32:
                 raise ValueError("one fails its checksum")
             if start % BLOCK or not start < stop or not 0 < members <= (stop - start) // BLOCK:
                 raise ValueError("one is out of range")

@@ -51,7 +51,7 @@ class SealedReader:
         first = at_member = bisect_left(page.starts, low)
         try:
             for start, leaf_stop, digests, crc in leaves:
-                if start != end or schema.digests_crc(start, leaf_stop, digests=digests) != crc:
+                if start != end or schema.row_crc(start, leaf_stop, blob=digests) != crc:
                     raise malformed(f"the digests at {start} fail their checksum")
                 hashed, at = [], 0
                 while end < leaf_stop:
@@ -142,7 +142,7 @@ class SealedReader:
         try:
             ((key, digests, crc),) = rows
             found_level, found_start = schema.split_node_key(key)
-            if found_level != level or schema.digests_crc(key, digests=digests) != crc:
+            if found_level != level or schema.row_crc(key, blob=digests) != crc:
                 raise ValueError("a node fails its checksum")
         except _MALFORMED as error:
             raise self._connections.malformed(f"the digests above {start} are malformed: {error}") from error
@@ -158,7 +158,7 @@ class SealedReader:
         rows = self._connections.query("SELECT * FROM piece WHERE start = ?", (start,))
         try:
             ((_, digests, crc),) = rows
-            if schema.digests_crc(start, digests=digests) != crc:
+            if schema.row_crc(start, blob=digests) != crc:
                 raise ValueError("they fail their checksum")
             if len(digests) != hash_tree.block_count(stop - start, block_size) * hash_tree.SIZE:
                 raise ValueError("they are not as many as the blocks")

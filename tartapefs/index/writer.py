@@ -180,7 +180,7 @@ class IndexWriter:
     def supersede(self, starts: Iterable[int]) -> None:
         """Notes the headers at `starts`, of folders that a later generation has again."""
         with self._transaction() as db:
-            rows = ((start, schema.numbers_crc(start)) for start in starts)
+            rows = ((start, schema.row_crc(start)) for start in starts)
             db.executemany("INSERT INTO superseded VALUES (?, ?)", rows)
 
     def commit(self, facts: dict[str, Any], at_home: bool = True) -> None:
@@ -208,11 +208,11 @@ def insert_digests(db: sqlite3.Connection, rows: Iterable[hash_tree.Row]) -> Non
     execute = db.execute
     for kind, level, start, stop, digests in rows:
         if kind == "leaf":
-            crc = schema.digests_crc(start, stop, digests=digests)
+            crc = schema.row_crc(start, stop, blob=digests)
             execute("INSERT INTO leaf VALUES (?, ?, ?, ?)", (start, stop, digests, crc))
         else:
             key = schema.node_key(level, start) if kind == "node" else start
-            crc = schema.digests_crc(key, digests=digests)
+            crc = schema.row_crc(key, blob=digests)
             execute(f"INSERT OR REPLACE INTO {kind} VALUES (?, ?, ?)", (key, digests, crc))
 
 

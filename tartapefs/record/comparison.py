@@ -1,4 +1,4 @@
-"""Compares the source with a tape on the way of a scan, for a generation that has what is new.
+"""Compares the source with a tape on the way of a walk, for a generation that has what is new.
 
 Rule: what was recorded must be there as it was recorded, or nothing is added. Of a folder only its header may be
 outdated, by its mode or mtime: then the folder is a part of the new generation, too.
@@ -20,15 +20,15 @@ _NS = 10**9  # in a second: a header has whole ones
 
 
 class Comparison:
-    """Iterate over it once for the members of the scan that are not on the tape, and folders with outdated headers.
+    """Iterate over it once for the members of the walk that are not on the tape, and folders with outdated headers.
 
     It adds to `problems` what was recorded and is gone or is another. Attributes: `superseded`, the starts of the
     outdated headers; `valid`, up to which byte copies would stay valid if the folder was recorded anew.
     """
 
-    def __init__(self, tape: Index, source: Source, scan: Iterable[ustar.Facts], problems: list[Problem]) -> None:
+    def __init__(self, tape: Index, source: Source, walk: Iterable[ustar.Facts], problems: list[Problem]) -> None:
         self._tape, self._source = tape, source
-        self._scan = scan
+        self._walk = walk
         self._at_home = tape.is_at_home(source.ino)
         self.problems = problems
         self.superseded: list[int] = []
@@ -37,7 +37,7 @@ class Comparison:
     def __iter__(self) -> Iterator[ustar.Facts]:
         source, recorded, is_valid = self._source, self._tape.latest_members(), True
         old = next(recorded, None)
-        for facts in self._scan:
+        for facts in self._walk:
             name = facts[0]
             while old is not None and old.name != name and path_key(old.name) < path_key(name):
                 self._note(old, "is gone")

@@ -88,8 +88,13 @@ def replaced_facts(index_path: str, source: Source, in_source: bool) -> tuple[Ta
     except OSError as error:
         return None, error.strerror or str(error)
     index.close()
-    facts = index.facts
+    reason = why_foreign(index.facts, source, in_source)
+    return (None, reason) if reason else (index.facts, "")
+
+
+def why_foreign(facts: TapeFacts, source: Source, in_source: bool) -> str:
+    """Why the index with these facts is not one of `source`; empty if it is. `in_source`: it lies in that folder."""
     is_its_name = facts.root_name == os.fsencode(os.path.basename(source.root))
     if in_source or facts.root_ino == source.ino or is_its_name:
-        return facts, ""
-    return None, f"it is of another folder, {printable(facts.root_name)}"
+        return ""
+    return f"it is of another folder, {printable(facts.root_name)}"

@@ -32,7 +32,7 @@ from tartapefs.index.writer import IndexWriter
 from tartapefs.record import tape_folder
 from tartapefs.record.comparison import Comparison
 from tartapefs.record.digesting import extended_tree
-from tartapefs.record.options import Asked, Options, replaced_facts
+from tartapefs.record.options import Asked, Options, replaced_facts, why_foreign
 from tartapefs.record.owners import owner_of
 from tartapefs.record.settling import Settling
 from tartapefs.record.walk import Walk
@@ -216,9 +216,9 @@ class TapeRecorder:
     def _record_generation(self, source: Source, tape: Index) -> str:
         """Adds to the tape what is new. Without anything new the index stays as it is."""
         before = tape.facts
-        self.replaced, self.not_taken_over = replaced_facts(self.index_path, source, self._own_folder)
-        if self.replaced is None:
-            raise TapeConstraintError([Problem(self.index_path, self.not_taken_over)])
+        if reason := why_foreign(before, source, self._own_folder):
+            raise TapeConstraintError([Problem(self.index_path, reason)])
+        self.replaced, self.not_taken_over = before, ""
         self._set_options(self._asked.completed(before, self.index_path))
         with IndexExtender(tape, self._processes) as writer:
             recorded_ns = time.time_ns()

@@ -196,3 +196,11 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
         (root / f"{number}").write_bytes(os.urandom(12_000_000))
     TapeRecorder(root).commit()
     return root, gnu_tar(root)[: Reference(root).size]
+
+
+@pytest.fixture
+def old_tree(tree: Path) -> Path:
+    """Not changed in this second: rsync leaves such a folder or link with the nanoseconds of the copying."""
+    for path in (*tree.rglob("*"), tree):
+        os.utime(path, ns=(0, 1_600_000_000_123_456_789), follow_symlinks=False)
+    return tree

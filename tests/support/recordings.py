@@ -2,10 +2,15 @@
 
 import hashlib
 import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
+import pytest
+
 from support.reference import Reference
-from tartapefs import Tape, TapePlayer
+from tartapefs import Tape, TapePlayer, TapeRecorder
 
 
 def played(root: Path, index: Path | None = None) -> bytes:
@@ -29,6 +34,31 @@ def fingerprint_of(expected: Reference) -> str:
 def whole(root: Path, left_out: tuple[bytes, ...] = ()) -> bytes:
     expected = Reference(root, left_out)
     return expected.read(0, expected.size)
+
+
+def record(root: Path, index: Path | None = None, **options: object) -> bytes:
+    """Records the folder; the archive that it must have."""
+    TapeRecorder(root, index, **options).commit()  # type: ignore[arg-type]
+    return whole(root)
+
+
+@contextmanager
+def player_of(root: Path, check: str = "full", index: Path | None = None) -> Iterator[TapePlayer]:
+    with Tape.discover(root, index) as tape, closing(TapePlayer(tape, root, check)) as player:  # type: ignore[arg-type]
+        yield player
+
+
+COPIES = [
+    pytest.param(["cp", "-a"], id="cp"),
+    pytest.param(["rsync", "-a"], id="rsync", marks=pytest.mark.needs("rsync")),
+]
+
+
+def copied(command: list[str], tree: Path) -> Path:
+    copy = tree.parent / "elsewhere" / "data"
+    copy.parent.mkdir()
+    subprocess.run([*command, tree, copy.parent], check=True)
+    return copy
 
 
 def assert_recorded(root: Path, left_out: tuple[bytes, ...] = ()) -> None:

@@ -4,33 +4,17 @@ import errno
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.daemon import foreground
 from support.programs import run, wait_until
-from support.reference import Reference
-
-from tartapefs import Tape, TapePlayer, TapeRecorder
+from support.recordings import COPIES, copied, player_of, record
 
 FOOTER = 1024
 PHOTOS = "data/photos"
 pytestmark = pytest.mark.fuse
-
-
-def record(root: Path) -> bytes:
-    """Records the folder; the archive that it must have."""
-    TapeRecorder(root).commit()
-    reference = Reference(root)
-    return reference.read(0, reference.size)
-
-
-@contextmanager
-def player_of(root: Path, check: str = "full") -> Iterator[TapePlayer]:
-    with Tape.discover(root) as tape, closing(TapePlayer(tape, root, check)) as player:  # type: ignore[arg-type]
-        yield player
 
 
 BY_CTIME: dict[str, Callable[[Path], object]] = {
@@ -39,27 +23,6 @@ BY_CTIME: dict[str, Callable[[Path], object]] = {
     "owner of a file": lambda root: os.chown(root / "script.sh", os.geteuid(), os.getegid()),
     "extended attribute": lambda root: os.setxattr(root / "script.sh", "user.note", b"x"),
 }
-
-
-COPIES = [
-    pytest.param(["cp", "-a"], id="cp"),
-    pytest.param(["rsync", "-a"], id="rsync", marks=pytest.mark.needs("rsync")),
-]
-
-
-@pytest.fixture
-def old_tree(tree: Path) -> Path:
-    """Not changed in this second: rsync leaves such a folder or link with the nanoseconds of the copying."""
-    for path in (*tree.rglob("*"), tree):
-        os.utime(path, ns=(0, 1_600_000_000_123_456_789), follow_symlinks=False)
-    return tree
-
-
-def copied(command: list[str], tree: Path) -> Path:
-    copy = tree.parent / "elsewhere" / "data"
-    copy.parent.mkdir()
-    subprocess.run([*command, tree, copy.parent], check=True)
-    return copy
 
 
 def state_of(archive: Path) -> str:

@@ -3,7 +3,6 @@
 Run by `make clients`: s3fs needs versions of its own of what boto3 needs too.
 """
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -17,7 +16,8 @@ import fsspec.generic
 import pytest
 import s3fs
 from distributed import Client, LocalCluster
-from support.reference import Reference
+from support.digests import expected_etag
+from support.recordings import whole
 from support.s3 import S3, s3_server
 
 from tartapefs import TapeIntegrityError, TapeRecorder
@@ -56,16 +56,6 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def whole(root: Path) -> bytes:
-    reference = Reference(root)
-    return reference.read(0, reference.size)
-
-
-def predicted(archive: bytes) -> str:
-    digests = [hashlib.md5(archive[start : start + PART]).digest() for start in range(0, len(archive), PART)]
-    return f"{hashlib.md5(b''.join(digests)).hexdigest()}-{len(digests)}"
-
-
 def test_copied_block_by_block(root: Path, s3: S3, options: dict[str, Any]) -> None:
     """An upload in parts of the block size, with the ETag that is predicted for it."""
     bucket = s3fs.S3FileSystem(**options)
@@ -75,7 +65,7 @@ def test_copied_block_by_block(root: Path, s3: S3, options: dict[str, Any]) -> N
     ):
         shutil.copyfileobj(source, out, PART)
     assert s3.object("a.tar") == whole(root)
-    assert s3.etag("a.tar") == predicted(whole(root))
+    assert s3.etag("a.tar") == expected_etag(whole(root), PART)
 
 
 def test_copied_by_fsspec_alone(root: Path, s3: S3, options: dict[str, Any]) -> None:
@@ -134,7 +124,7 @@ def test_a_folder_of_parts_in_a_bucket(root: Path, s3: S3, options: dict[str, An
         Client(cluster) as client,
     ):
         done = upload(root, "s3://tapes/folder/", client, part_size=PART, storage_options=options)
-        assert (done.parts, done.sent, done.etag) == (3, 3, predicted(whole(root)))
+        assert (done.parts, done.sent, done.etag) == (3, 3, expected_etag(whole(root), PART))
         with s3.client() as direct:
             direct.delete_object(Bucket="tapes", Key="folder/archive.tar.part-00002-of-00003")
         assert upload(root, "s3://tapes/folder/", client, part_size=PART, storage_options=options).sent == 1

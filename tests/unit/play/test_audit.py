@@ -1,31 +1,17 @@
 """What an audit finds, and with which share of a core."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.changes import add_file, add_file_keeping_times, below, remove
-from support.reference import Reference
+from support.recordings import player_of, record
 
-from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder
+from tartapefs import TapeIntegrityError
 from tartapefs.play.audit import Throttle, audit
 
 PHOTOS, DEEP = "data/photos", "data/photos/2024"
-
-
-def record(root: Path) -> bytes:
-    """Records the folder; the archive that it must have."""
-    TapeRecorder(root).commit()
-    reference = Reference(root)
-    return reference.read(0, reference.size)
-
-
-@contextmanager
-def player_of(root: Path, check: str = "full") -> Iterator[TapePlayer]:
-    with Tape.discover(root) as tape, closing(TapePlayer(tape, root, check)) as player:  # type: ignore[arg-type]
-        yield player
 
 
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {

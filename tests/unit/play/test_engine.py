@@ -6,8 +6,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +16,7 @@ from support.changes import (
     replace_by_copy_keeping_folder_times,
     touch,
 )
-from support.recordings import around_blocks
+from support.recordings import COPIES, around_blocks, copied, player_of, record
 from support.reference import Reference
 from support.trees import pattern
 
@@ -28,7 +27,6 @@ from tartapefs import (
     TapeError,
     TapeIntegrityError,
     TapePlayer,
-    TapeRecorder,
 )
 from tartapefs.play import engine
 
@@ -205,19 +203,6 @@ def test_many_kinds_of_reads_at_once(player: TapePlayer, small: Path) -> None:
         next(slow)
 
 
-def record(root: Path) -> bytes:
-    """Records the folder; the archive that it must have."""
-    TapeRecorder(root).commit()
-    reference = Reference(root)
-    return reference.read(0, reference.size)
-
-
-@contextmanager
-def player_of(root: Path, check: str = "full") -> Iterator[TapePlayer]:
-    with Tape.discover(root) as tape, closing(TapePlayer(tape, root, check)) as player:  # type: ignore[arg-type]
-        yield player
-
-
 def putting_time_back(path: Path, change: Callable[[Path], object]) -> None:
     before = path.stat()
     change(path)
@@ -370,27 +355,6 @@ def test_a_hard_linked_snapshot_plays_by_mtime(tree: Path) -> None:
         player.read(0, len(expected))
     with player_of(tree, "mtime") as player:
         assert player.read(0, len(expected)) == expected
-
-
-COPIES = [
-    pytest.param(["cp", "-a"], id="cp"),
-    pytest.param(["rsync", "-a"], id="rsync", marks=pytest.mark.needs("rsync")),
-]
-
-
-@pytest.fixture
-def old_tree(tree: Path) -> Path:
-    """Not changed in this second: rsync leaves such a folder or link with the nanoseconds of the copying."""
-    for path in (*tree.rglob("*"), tree):
-        os.utime(path, ns=(0, 1_600_000_000_123_456_789), follow_symlinks=False)
-    return tree
-
-
-def copied(command: list[str], tree: Path) -> Path:
-    copy = tree.parent / "elsewhere" / "data"
-    copy.parent.mkdir()
-    subprocess.run([*command, tree, copy.parent], check=True)
-    return copy
 
 
 @pytest.mark.parametrize("command", COPIES)

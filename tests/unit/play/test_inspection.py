@@ -3,15 +3,15 @@
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from support import recordings
 from support.programs import run
-from support.reference import Reference
 
-from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder
+from tartapefs import TapeIntegrityError, TapePlayer
 from tartapefs.play import inspection
 from tartapefs.source.exclusion import recorded_exclusion
 from tartapefs.source.folder import Folder
@@ -22,16 +22,11 @@ Change = Callable[[Path], object]
 
 def record(tree: Path, **options: object) -> bytes:
     """Records the folder, with the index elsewhere; the archive that it must have."""
-    TapeRecorder(tree, tree.parent / "index.db", **options).commit()  # type: ignore[arg-type]
-    reference = Reference(tree)
-    return reference.read(0, reference.size)
+    return recordings.record(tree, tree.parent / "index.db", **options)
 
 
-@contextmanager
-def player_of(tree: Path, check: str = "full") -> Iterator[TapePlayer]:
-    tape = Tape.discover(tree, tree.parent / "index.db")
-    with tape, closing(TapePlayer(tape, tree, check)) as player:  # type: ignore[arg-type]
-        yield player
+def player_of(tree: Path, check: str = "full") -> AbstractContextManager[TapePlayer]:
+    return recordings.player_of(tree, check, tree.parent / "index.db")
 
 
 def bind(path: Path) -> None:

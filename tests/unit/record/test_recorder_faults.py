@@ -238,7 +238,8 @@ def test_full_disk(small_disk: Path) -> None:
 
 
 @pytest.mark.root
-def test_full_disk_when_there_is_a_tape(tree: Path, small_disk: Path) -> None:
+@pytest.mark.parametrize("how", ["overwrite", "append"])
+def test_full_disk_when_there_is_a_tape(tree: Path, small_disk: Path, how: str) -> None:
     """The old index stays, and plays what did not change."""
     index = small_disk / "index.db"
     TapeRecorder(tree, index).commit()
@@ -246,7 +247,7 @@ def test_full_disk_when_there_is_a_tape(tree: Path, small_disk: Path) -> None:
     for number in range(3000):
         os.mknod(tree / f"a file with a name of some length, the number of which is {number}")
     with pytest.raises(OSError, match="No space") as caught:
-        TapeRecorder(tree, index, overwrite=True).commit()
+        TapeRecorder(tree, index, **{how: True}).commit()  # type: ignore[arg-type]
     assert caught.value.errno == ENOSPC
     assert index.read_bytes() == before
     assert os.listdir(small_disk) == ["index.db"]
@@ -351,17 +352,3 @@ def test_two_recorders_that_append(tree: Path) -> None:
         assert index.read_bytes() == before
     TapeRecorder(tree, append=True).commit()
     assert os.listdir(tree / ".tartape") == ["index.db"]
-
-
-@pytest.mark.root
-def test_full_disk_while_it_appends(tree: Path, small_disk: Path) -> None:
-    index = small_disk / "index.db"
-    TapeRecorder(tree, index).commit()
-    before = index.read_bytes()
-    for number in range(3000):
-        os.mknod(tree / f"a file with a name of some length, the number of which is {number}")
-    with pytest.raises(OSError, match="No space") as caught:
-        TapeRecorder(tree, index, append=True).commit()
-    assert caught.value.errno == ENOSPC
-    assert index.read_bytes() == before
-    assert os.listdir(small_disk) == ["index.db"]

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import click
 import pytest
 from support.daemon import daemons_of, force_unmount, helper_of, is_gone, is_mounted
 from support.machine import Machine
+from support.mounting import mountpoint as mountpoint
 from support.programs import TARTAPEFS, needs_two_cores, run, under_strace, wait_until
 from support.reference import Reference
 
@@ -179,14 +180,6 @@ def test_a_helper_that_is_killed_does_not_end_the_command(tmp_path: Path) -> Non
 def recorded(tree: Path) -> Path:
     assert run("record", tree).returncode == 0
     return tree
-
-
-@pytest.fixture
-def mountpoint(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "mnt"
-    place.mkdir()
-    yield place
-    force_unmount(place)
 
 
 def is_served_or_says_why(result: subprocess.CompletedProcess[str], recorded: Path, mountpoint: Path) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, overload
 
 from tartapefs.base.buffers import aligned
-from tartapefs.base.naming import ARCHIVE_NAME
+from tartapefs.base.naming import ARCHIVE_NAME, part_count, part_name
 from tartapefs.play.engine import TapePlayer
 
 if TYPE_CHECKING:
@@ -96,18 +96,17 @@ class Window(io.RawIOBase):
 class Parts(Sequence[Window]):
     """The archive as a sequence of windows of `size` bytes, the last one shorter; each access makes a new one.
 
-    Their names are archive.tar.part-00001-of-00042 and so on; numbers have as many digits as the last one, five at
-    least, so the names sort. Raises ValueError for a `size` below 1.
+    Their names are archive.tar.00001 and so on. Raises ValueError for a `size` below 1, and for one that makes more
+    than 99,999 parts.
     """
 
     def __init__(self, player: TapePlayer, size: int) -> None:
-        if size < 1:
-            raise ValueError(f"a part of {size} bytes leads nowhere; it has at least 1")
         self._player = player
         self._size = size
+        self._count = part_count(player.tape.total_size, size)
 
     def __len__(self) -> int:
-        return -(-self._player.tape.total_size // self._size)
+        return self._count
 
     @overload
     def __getitem__(self, number: int) -> Window: ...
@@ -118,10 +117,9 @@ class Parts(Sequence[Window]):
         return self._open_part(numbers) if isinstance(numbers, int) else [self._open_part(at) for at in numbers]
 
     def _open_part(self, at: int) -> Window:
-        start, count = at * self._size, len(self)
+        start = at * self._size
         stop = min(start + self._size, self._player.tape.total_size)
-        digits = max(5, len(str(count)))
-        return Window(self._player, start, stop, f"{ARCHIVE_NAME}.part-{at + 1:0{digits}}-of-{count:0{digits}}")
+        return Window(self._player, start, stop, part_name(ARCHIVE_NAME, at + 1))
 
 
 def archive(player: TapePlayer) -> Window:

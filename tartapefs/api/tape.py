@@ -44,6 +44,6 @@ class Tape(Recording):
     def parts(self, size: int, check: Check = "full") -> Sequence[Window]:
         """The archive as files of `size` bytes each, the last one shorter; threads can read them concurrently.
 
-        Raises as `open` does, and ValueError for a `size` below 1.
+        Raises as `open` does, and ValueError for a `size` below 1, and for one that makes more than 99,999 parts.
         """
         return Parts(TapePlayer(self, check=check), size)

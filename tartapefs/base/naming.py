@@ -1,4 +1,8 @@
-"""Names of the archive: the usual one, and names that contain facts of a recording, so that each has its own."""
+"""Names of the archive: the usual one, names that contain facts of a recording, so that each has its own, and parts.
+
+A part is named `archive.tar.00001` and so on. Rule: always five digits, and no total, so that a name stays when the
+archive grows, and `cat archive.tar.*` joins the parts in order.
+"""
 
 import os
 import re
@@ -6,6 +10,7 @@ import re
 from tartapefs.base.text import printable
 
 ARCHIVE_NAME = "archive.tar"  # unless the user names another
+MOST_PARTS = 99_999
 _LONGEST = 255  # bytes
 
 
@@ -33,3 +38,37 @@ def file_name(template: str, fingerprint: str, seal: str, root: str) -> str:
     if (length := len(os.fsencode(name))) > _LONGEST:
         raise ValueError(f"{printable(name)!r} has {length} bytes; a file name has at most {_LONGEST}")
     return name
+
+
+def part_name(name: str, number: int) -> str:
+    """The name of part `number`, from 1, of the archive `name`.
+
+    >>> part_name("archive.tar", 42)
+    'archive.tar.00042'
+    """
+    return f"{name}.{number:05}"
+
+
+def part_number(part: str, name: str) -> int | None:
+    """The number of the part of this name of the archive `name`; None if it is no name of a part.
+
+    >>> part_number("archive.tar.00042", "archive.tar"), part_number("archive.tar.042", "archive.tar")
+    (42, None)
+    """
+    begin, _, digits = part.rpartition(".")
+    return int(digits) or None if begin == name and re.fullmatch("[0-9]{5}", digits) else None
+
+
+def part_count(total: int, size: int) -> int:
+    """How many parts of `size` bytes, the last one shorter, an archive of `total` bytes has.
+
+    Raises ValueError, with the reason in one line, for a `size` below 1, and for more parts than there are names.
+    """
+    if size < 1:
+        raise ValueError(f"a part of {size} bytes leads nowhere; it has at least 1")
+    if (count := -(-total // size)) > MOST_PARTS:
+        least = -(-total // MOST_PARTS)
+        raise ValueError(
+            f"{count:,} parts of {size:,} bytes are more than {MOST_PARTS:,}; a part needs {least:,} bytes or more"
+        )
+    return count

@@ -5,7 +5,6 @@ Rule: the targets keep no state: each call asks the far end which parts are ther
 
 import hashlib
 import io
-import re
 import shutil
 import threading
 from contextlib import closing, suppress
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tartapefs.api.archive_file import Parts, Window
 from tartapefs.base.errors import OutputError, TapeError
-from tartapefs.base.naming import ARCHIVE_NAME
+from tartapefs.base.naming import ARCHIVE_NAME, part_number
 from tartapefs.play.playback import CHUNK
 from tartapefs.transfer.s3_limits import LARGEST_PART, MOST_PARTS, SMALLEST_PART
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _SUMS = "MD5SUMS"
-_PART = re.compile(rf"{re.escape(ARCHIVE_NAME)}\.part-[0-9]+-of-[0-9]+")
 _UNDER_WAY = "unfinished."  # what a part's name begins with while there is a complete set
 _session_lock = threading.Lock()
 
@@ -74,7 +72,7 @@ def target_for(url: str, options: dict[str, Any], parts: Parts, size: int) -> Up
     if len(parts) > MOST_PARTS or size > LARGEST_PART or (size < SMALLEST_PART and len(parts) > 1):
         raise ValueError(
             f"{len(parts):,} parts of {size:,} bytes: S3 takes {MOST_PARTS:,} parts of {SMALLEST_PART:,} to"
-            f" {LARGEST_PART:,} bytes; a URL that ends in a slash is a folder of parts, without these limits"
+            f" {LARGEST_PART:,} bytes; a URL that ends in a slash is a folder of parts, of up to 99,999"
         )
     return S3Object.begin(url, options)
 
@@ -129,7 +127,7 @@ class S3Object:
 
 def _is_of_a_part(name: str) -> bool:
     """Whether a file in a folder of parts is a part or the MD5 of one, complete or under way."""
-    return _PART.fullmatch(name.removeprefix(_UNDER_WAY).removesuffix(".md5")) is not None
+    return part_number(name.removeprefix(_UNDER_WAY).removesuffix(".md5"), ARCHIVE_NAME) is not None
 
 
 @cache
@@ -169,7 +167,7 @@ class PartsFolder:
         listed = [
             line.partition(b"  ")[2].decode(errors="replace") for line in fs.cat_file(f"{path}/{_SUMS}").splitlines()
         ]
-        if not all(map(_PART.fullmatch, listed)):
+        if not all(part_number(name, ARCHIVE_NAME) for name in listed):
             raise OutputError(f"{url}{_SUMS}", "is not of an upload; move it, or choose another folder")
         return replace(target, under_way=_UNDER_WAY)
 

@@ -344,7 +344,7 @@ def test_a_folder_of_parts(data: Path, client: Client, tmp_path: Path) -> None:
     reference, out = Reference(data), tmp_path / "out"
     go = partial(upload, data, f"file://{out}/", client, part_size=PART)
     assert go().sent == 5
-    names = [f"archive.tar.part-{number:05}-of-00005" for number in range(1, 6)]
+    names = [f"archive.tar.{number:05}" for number in range(1, 6)]
     assert sorted(path.name for path in out.iterdir()) == sorted(["MD5SUMS", *names, *(f"{n}.md5" for n in names)])
     assert b"".join((out / name).read_bytes() for name in names) == reference.read(0, reference.size)
     subprocess.run(["md5sum", "--check", "--strict", "--quiet", "MD5SUMS"], cwd=out, check=True)
@@ -365,7 +365,7 @@ def test_a_folder_of_parts(data: Path, client: Client, tmp_path: Path) -> None:
 
     TapeRecorder(data, overwrite=True).commit()  # another archive, in as many parts
     (out / f"{targets._UNDER_WAY}{names[0]}").write_bytes(b"left by an upload that was killed")
-    (out / f"{targets._UNDER_WAY}archive.tar.part-00001-of-00009").write_bytes(b"of another size")
+    (out / f"{targets._UNDER_WAY}archive.tar.00009").write_bytes(b"of another size")
     seen: list[dict[str, bytes]] = []
     again = go(on_progress=lambda *_: seen.append(contents(out)))
     assert again.etag == predicted(Reference(data))
@@ -381,11 +381,11 @@ def test_a_folder_of_parts(data: Path, client: Client, tmp_path: Path) -> None:
 
     (out / "MD5SUMS").unlink()  # not complete: then drift takes all of it away
     (out / "mine").write_bytes(b"mine")
-    (out / "archive.tar.part-mine").write_bytes(b"mine")
+    (out / "archive.tar.mine").write_bytes(b"mine")
     change(data / "14")
     with pytest.raises(TapeIntegrityError):
         go()
-    assert contents(out) == {"mine": b"mine", "archive.tar.part-mine": b"mine"}
+    assert contents(out) == {"mine": b"mine", "archive.tar.mine": b"mine"}
     (out / "MD5SUMS").write_bytes(b"d41d8cd98f00b204e9800998ecf8427e  my-own-file\n")
     with pytest.raises(OutputError, match="is not of an upload"):
         go()

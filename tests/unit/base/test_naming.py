@@ -11,7 +11,7 @@ from support.programs import run
 from support.reference import Reference
 
 from tartapefs import Tape
-from tartapefs.base.naming import file_name
+from tartapefs.base.naming import MOST_PARTS, file_name, part_count, part_name, part_number
 from tartapefs.mount import mount_table as mounting
 
 Mount = Callable[..., Path]
@@ -58,6 +58,31 @@ def test_refused_names(template: str, said: str) -> None:
     with pytest.raises(ValueError, match=r"\A[^\n]+\Z") as raised:
         file_name(template, FINGERPRINT, "", "data")
     assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("number", [1, 9, 10, 99_999])
+def test_names_of_parts(number: int) -> None:
+    name = part_name("my archive", number)
+    assert name == f"my archive.{str(number).rjust(5, '0')}"
+    assert part_number(name, "my archive") == number
+
+
+@pytest.mark.parametrize(
+    "part", ["a", "a.", "a.1", "a.00000", "a.000001", "a.0001", "a. 0001", "a.+0001", "a.0000\u0661", "a.00001\n",
+             "b.00001", "00001", ".00001", "a.00001.md5", "a.a.00001", "A.00001"]
+)  # fmt: skip
+def test_other_names_are_of_no_part(part: str) -> None:
+    assert part_number(part, "a") is None
+
+
+@pytest.mark.parametrize("total", [1024, 99_999, 100_000, 2**40, 2**63 - 1])
+def test_the_smallest_part_that_a_refusal_names_works(total: int) -> None:
+    least = (total + MOST_PARTS - 1) // MOST_PARTS
+    assert part_count(total, least) <= MOST_PARTS
+    if least > 1:
+        with pytest.raises(ValueError, match=f"more than 99,999; a part needs {least:,} bytes or more"):
+            part_count(total, least - 1)
+    assert part_count(total, total) == part_count(total, total + 1) == 1
 
 
 @pytest.mark.parametrize("name", ["{name}", "{seal}", "{root}/x", "{fingerprint}" * 4])

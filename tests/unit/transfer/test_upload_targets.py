@@ -35,7 +35,8 @@ def data(tmp_path: Path) -> Path:
     ("url", "part_size", "says"),
     [
         ("s3://tapes/a.tar", PART - 1, "5 parts of 5,242,879 bytes: S3 takes"),
-        ("s3://tapes/a.tar", 1, "S3 takes"),
+        ("s3://tapes/a.tar", 1000, "20,974 parts of 1,000 bytes: S3 takes"),
+        ("file:///tmp/parts/", 1, "more than 99,999; a part needs 210 bytes or more"),
         ("s3://tapes/a.tar", (5 << 30) + 1, "S3 takes"),
         ("file:///tmp/a.tar", None, "only S3 joins parts"),
     ],

@@ -1,15 +1,12 @@
-"""Shared by the commands: exit codes, messages, types of options, common options, progress."""
+"""Shared by the commands: exit codes, messages, types of options, common options."""
 
 import json
 import logging
 import math
 import os
 import re
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NoReturn, Protocol
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import click
 from click.shell_completion import CompletionItem
@@ -40,16 +37,6 @@ def log_to_stderr() -> None:
     logging.basicConfig(format="tartapefs: %(message)s")
     if sd_notify.to_journal():
         logging.getLogger().handlers[0].setFormatter(sd_notify.JournalFormatter())
-
-
-def size_text(count: int) -> str:
-    """Formats a size in bytes for people: `1.5 GiB`."""
-    value, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
-        if value < 1024 or unit == "PiB":
-            break
-        value /= 1024
-    return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def byte_count(text: str) -> int:
@@ -117,90 +104,6 @@ def octal_mode(text: str) -> int:
 
 def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
-
-
-class Update(Protocol):
-    """Reports progress: `done` of the total; `position`: offset in the archive that is read, in bytes."""
-
-    def __call__(self, done: int, position: int | None = None, note: str = "") -> None: ...
-
-
-def _no_update(done: int, position: int | None = None, note: str = "") -> None:
-    pass
-
-
-@contextmanager
-def progress(what: str, total: int | None = None, is_bytes: bool = False, tape: Tape | None = None) -> Iterator[Update]:
-    """Shows the progress of `what` on a terminal, after one second; the block calls the function that it gets.
-
-    The unit is bytes or members. With a `tape` it also shows the member at the position, and the number of members or
-    bytes before it. A `total` that turns out too small was an estimate, and is dropped.
-    """
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield _no_update
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-    from rich.table import Column
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.speed or 0:,.0f} members/s")
-
-    columns = (DownloadColumn(), TransferSpeedColumn()) if is_bytes else (MofNCompleteColumn(), Rate())
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        *columns,
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
-        console=Console(stderr=True),
-        redirect_stdout=False,  # stdout is data
-        redirect_stderr=False,
-    )
-    task = bar.add_task(printable(what), total=total, note="")
-    begun = last_lookup = time.monotonic()
-    shown, counted, passed = False, 0, 0
-
-    def update(done: int, position: int | None = None, note: str = "") -> None:
-        nonlocal shown, last_lookup, counted, passed
-        now = time.monotonic()
-        if not shown and now - begun > 1:
-            shown = True
-            bar.start()
-        if tape is not None and position is not None:
-            if not shown or now - last_lookup < 0.2:
-                bar.update(task, completed=done)
-                return
-            last_lookup = now
-            offset = min(position, tape.total_size - 1)
-            member = tape.member_at(offset)
-            name = printable(member.arc_path) if member is not None else ""
-            if is_bytes:
-                passed, counted = passed + tape.count(counted, offset + 1), max(counted, offset + 1)
-                note = f"{passed:,}/{tape.member_count:,} members  {name}"
-            else:
-                note = f"{size_text(position)}/{size_text(tape.total_size)}  {name}"
-        if total is not None and done > total:
-            bar.update(task, total=None)
-        bar.update(task, completed=done, note=note)
-
-    try:
-        yield update
-    finally:
-        if shown:
-            bar.stop()
 
 
 def folder_argument(function: Callable[..., Any]) -> Callable[..., Any]:

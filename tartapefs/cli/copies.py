@@ -22,10 +22,10 @@ from tartapefs.cli.common import (
     json_option,
     path,
     print_json,
-    progress,
     refuse_part,
     say,
 )
+from tartapefs.cli.progress import progress
 from tartapefs.play.engine import Check, TapePlayer
 from tartapefs.transfer.copies import Agreement, Copy, compare, sample
 

@@ -8,12 +8,8 @@ import click
 
 from tartapefs.api.tape import Tape
 from tartapefs.base.text import printable
-from tartapefs.cli.common import (
-    DRIFT,
-    check_option,
-    path,
-    progress,
-)
+from tartapefs.cli.common import DRIFT, check_option, path
+from tartapefs.cli.progress import progress
 from tartapefs.play.engine import Check
 from tartapefs.transfer.index_diff import Change, Comparison
 

@@ -25,11 +25,11 @@ from tartapefs.cli.common import (
     json_option,
     path,
     print_json,
-    progress,
     refuse_part,
     say,
     say_if_too_many_parts,
 )
+from tartapefs.cli.progress import progress
 from tartapefs.play.engine import Check, TapePlayer
 from tartapefs.transfer.digests import STATE, Digests
 from tartapefs.transfer.range_digests import ALGORITHMS, Algorithm

@@ -28,7 +28,8 @@ from tartapefs.api.tape import Tape
 from tartapefs.base.errors import TapeError
 from tartapefs.base.naming import ARCHIVE_NAME
 from tartapefs.base.text import printable
-from tartapefs.cli.common import DRIFT, json_option, path, print_json, progress
+from tartapefs.cli.common import DRIFT, json_option, path, print_json
+from tartapefs.cli.progress import progress
 from tartapefs.mount import libfuse
 from tartapefs.play.engine import TapePlayer
 from tartapefs.play.playback import CHUNK

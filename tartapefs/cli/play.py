@@ -18,7 +18,6 @@ from tartapefs.base.errors import OffsetError
 from tartapefs.base.text import printable
 from tartapefs.cli.common import (
     DRIFT,
-    Update,
     additions_option,
     byte_count,
     check_expected,
@@ -28,11 +27,11 @@ from tartapefs.cli.common import (
     folder_argument,
     index_option,
     path,
-    progress,
     refuse_part,
     say,
     strict_option,
 )
+from tartapefs.cli.progress import Update, progress
 from tartapefs.cli.tapes import member_facts
 from tartapefs.play.engine import Check, TapePlayer
 from tartapefs.play.events import Event, FileData, FileEnd, FileStart, TapeCompleted

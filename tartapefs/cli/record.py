@@ -18,12 +18,11 @@ from tartapefs.cli.common import (
     index_option,
     json_option,
     print_json,
-    progress,
     recording_options,
     say,
-    size_text,
     warn_of_late_changes,
 )
+from tartapefs.cli.progress import progress, size_text
 from tartapefs.cli.seals import seal_folder
 from tartapefs.record.recorder import TapeRecorder
 from tartapefs.source.folder import Source

@@ -21,10 +21,9 @@ from tartapefs.cli.common import (
     json_option,
     path,
     print_json,
-    progress,
     say,
-    size_text,
 )
+from tartapefs.cli.progress import progress, size_text
 from tartapefs.play.engine import Check, TapePlayer
 from tartapefs.source.folder import Source
 from tartapefs.verify.extracted import verify_extracted as find_differences

@@ -10,7 +10,8 @@ import click
 
 from tartapefs.base.errors import MountError
 from tartapefs.base.text import printable
-from tartapefs.cli.common import DRIFT, json_option, path, print_json, say, size_text
+from tartapefs.cli.common import DRIFT, json_option, path, print_json, say
+from tartapefs.cli.progress import size_text
 
 _INTERVAL = 1.0  # seconds between two reports of --watch
 _CELLS = 50  # of the bar

@@ -29,12 +29,11 @@ from tartapefs.cli.common import (
     late_note,
     path,
     print_json,
-    progress,
     refuse_part,
     say,
-    size_text,
     strict_option,
 )
+from tartapefs.cli.progress import progress, size_text
 from tartapefs.cli.seals import drift_facts
 from tartapefs.index.schema import Generation
 from tartapefs.play.assemble import Assembler

@@ -1,0 +1,106 @@
+"""Progress on a terminal: one line, never wrapped: bar, percent, rate, time left, and the member that is read."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from tartapefs.api.tape import Tape
+from tartapefs.base.text import printable
+
+_DELAY = 1.0  # seconds: what ends earlier shows nothing
+_LOOKUP_INTERVAL = 0.2  # seconds between two lookups of the member
+_WIDE = 100  # columns; from here on the bar is longer
+
+
+def size_text(count: float) -> str:
+    """Formats a size in bytes for people: `1.5 GiB`."""
+    value, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
+        if value < 1024 or unit == "PiB":
+            break
+        value /= 1024
+    return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+class Update(Protocol):
+    """Reports progress: `done` of the total; `position`: offset in the archive that is read, in bytes."""
+
+    def __call__(self, done: int, position: int | None = None, note: str = "") -> None: ...
+
+
+def _no_update(done: int, position: int | None = None, note: str = "") -> None:
+    pass
+
+
+@contextmanager
+def progress(what: str, total: int | None = None, is_bytes: bool = False, tape: Tape | None = None) -> Iterator[Update]:
+    """Shows the progress of `what` on a terminal, after one second; the block calls the function that it gets.
+
+    The unit is bytes or members. With a `tape` it also shows the member at the position. A `total` that turns out too
+    small was an estimate, and is dropped. At the end, also after an interruption, the line is erased.
+    """
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield _no_update
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    class Done(ProgressColumn):
+        """The percentage, or the count if the total is unknown."""
+
+        def render(self, task: Task) -> Text:
+            count = size_text(task.completed) if is_bytes else f"{task.completed:,.0f}"
+            return Text(count if task.total is None else f"{task.percentage:3.0f}%")
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.speed or 0
+            return Text(f"{size_text(speed)}/s" if is_bytes else f"{speed:,.0f} members/s")
+
+    console = Console(stderr=True)
+
+    def line(ratio: int | None = None, max_width: int | None = None) -> Column:
+        return Column(no_wrap=True, overflow="ellipsis", ratio=ratio, max_width=max_width)
+
+    bar = Progress(
+        TextColumn("{task.description}", markup=False, table_column=line(max_width=console.width // 4)),
+        BarColumn(bar_width=20 if console.width >= _WIDE else 10),
+        Done(table_column=line()),
+        Rate(table_column=line()),
+        TimeRemainingColumn(table_column=line()),
+        TextColumn("{task.fields[note]}", markup=False, table_column=line(ratio=1)),
+        console=console,
+        expand=True,
+        transient=True,
+        redirect_stdout=False,  # stdout is data
+        redirect_stderr=False,
+    )
+    task = bar.add_task(printable(what), total=total, note="")
+    begun = last_lookup = time.monotonic()
+    shown = False
+
+    def update(done: int, position: int | None = None, note: str = "") -> None:
+        nonlocal shown, last_lookup
+        now = time.monotonic()
+        if not shown and now - begun > _DELAY:
+            shown = True
+            bar.start()
+        if tape is not None and position is not None:
+            if not shown or now - last_lookup < _LOOKUP_INTERVAL:
+                bar.update(task, completed=done)
+                return
+            last_lookup = now
+            member = tape.member_at(min(position, tape.total_size - 1))
+            note = printable(member.arc_path) if member is not None else ""
+        if total is not None and done > total:
+            bar.update(task, total=None)
+        bar.update(task, completed=done, note=note)
+
+    try:
+        yield update
+    finally:
+        bar.stop()

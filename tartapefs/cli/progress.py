@@ -79,7 +79,8 @@ def progress(what: str, total: int | None = None, is_bytes: bool = False, tape: 
         redirect_stdout=False,  # stdout is data
         redirect_stderr=False,
     )
-    task = bar.add_task(printable(what), total=total, note="")
+    number = bar.add_task(printable(what), total=total, note="")
+    task = bar.tasks[number]
     begun = last_lookup = time.monotonic()
     shown = False
 
@@ -91,14 +92,14 @@ def progress(what: str, total: int | None = None, is_bytes: bool = False, tape: 
             bar.start()
         if tape is not None and position is not None:
             if not shown or now - last_lookup < _LOOKUP_INTERVAL:
-                bar.update(task, completed=done)
+                bar.update(number, completed=done)
                 return
             last_lookup = now
             member = tape.member_at(min(position, tape.total_size - 1))
             note = printable(member.arc_path) if member is not None else ""
         if total is not None and done > total:
-            bar.update(task, total=None)
-        bar.update(task, completed=done, note=note)
+            task.total = None  # for `update`, None means that it stays
+        bar.update(number, completed=done, note=note)
 
     try:
         yield update

@@ -176,8 +176,11 @@ def test_what_is_short_shows_no_progress(data: Path, small: Path, command: str) 
     assert len(seen.splitlines()) == (1 if command in ("record", "verify") else 0), seen
 
 
-def test_what_takes_longer_than_a_second_shows_progress(large: Path, tmp_path: Path) -> None:
+def test_what_takes_longer_than_a_second_shows_progress(
+    large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On the terminal, by the name that the user gave, escaped; what is on stdout stays as it is."""
+    monkeypatch.setenv("COLUMNS", "200")
     name = tmp_path / "[red]{0}{task.x}[b]\n"
     name.symlink_to(large)
     code, seen, out = on_terminal("play", name.name, hold=1.3, cwd=tmp_path)

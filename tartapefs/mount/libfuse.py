@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tartapefs.base.distribution import install_fuse
 from tartapefs.base.errors import MountError
 from tartapefs.base.text import printable
 from tartapefs.mount import kernel_abi
@@ -54,10 +55,7 @@ def _fusepy() -> Any:
 def _mfusepy() -> Any:
     with _library_chosen("libfuse3.so.4", "libfuse3.so.3") as found:
         if not found:
-            raise ImportError(
-                "libfuse 3 is not installed "
-                "(Debian: apt install fuse3; Fedora: dnf install fuse3; Arch: pacman -S fuse3; Alpine: apk add fuse3)"
-            )
+            raise ImportError(f"libfuse 3 is not installed: {install_fuse()}")
         try:
             import mfusepy
         except Exception as error:

@@ -128,6 +128,7 @@ OPEN_THEIR_OWN = {
         "mount.daemon",
         "mount.hook",
         "mount.libfuse",
+        "mount.machine_checks",
         "mount.mount_table",
         "mount.read_ahead",
         "mount.status",

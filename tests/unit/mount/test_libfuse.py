@@ -55,11 +55,10 @@ def places(tree: Path, tmp_path: Path) -> tuple[Path, Path]:
 @pytest.mark.root
 @pytest.mark.fuse
 def test_without_any_library_all_but_mount_works(places: tuple[Path, Path]) -> None:
-    """And `mount` says what to install, on four distributions."""
+    """And `mount` says what to install."""
     root, mountpoint = places
     line = one_line(without(LIBRARIES, *TARTAPEFS, "mount", root, mountpoint))
-    for package in ("apt install fuse3", "dnf install", "pacman -S", "apk add"):
-        assert package in line
+    assert "apt install fuse3" in line
     assert os.listdir(mountpoint) == []
     for command in (["info", root], ["verify", root], ["ls", root], ["record", "--force", root], ["mount", "--help"]):
         result = without(LIBRARIES, *TARTAPEFS, *command)

@@ -12,6 +12,7 @@ import click
 
 from tartapefs.api.tape import Tape
 from tartapefs.base import outputs
+from tartapefs.base.crc import s3_checksum
 from tartapefs.base.naming import ARCHIVE_NAME
 from tartapefs.base.saved_state import SavedState
 from tartapefs.base.text import printable
@@ -31,8 +32,7 @@ from tartapefs.cli.common import (
 )
 from tartapefs.cli.progress import progress
 from tartapefs.play.engine import Check, TapePlayer
-from tartapefs.transfer.digests import STATE, Digests
-from tartapefs.transfer.range_digests import ALGORITHMS, Algorithm
+from tartapefs.transfer.digests import ALGORITHMS, CRCS, STATE, Algorithm, Digests
 
 
 @click.command()
@@ -127,10 +127,13 @@ def digest(
     ]
     if as_json:
         facts = {"fingerprint": tape.fingerprint, "total_size": tape.total_size, "sums": sums}
-        print_json(facts | whole | {"s3": etags})
+        checksums = {f"Checksum{crc.upper()}": s3_checksum(whole[crc]) for crc in CRCS if crc in whole}
+        print_json(facts | whole | {"s3": etags, "s3_checksum": checksums})
         return
     for algorithm, value in whole.items():
         click.echo(f"{algorithm.upper()} ({printable(name)}) = {value}")
+        if algorithm in CRCS:
+            click.echo(f"S3-{algorithm.upper()} ({printable(name)}) = {s3_checksum(value)}")
     for etag in etags:
         click.echo(f"S3-ETAG-{etag['part_size']} ({printable(name)}) = {etag['etag']}")
 

@@ -4,10 +4,9 @@ Rule: a digest takes bytes of the archive from any offset, in any order and from
 where it stopped, and tells which ranges it still needs. `Digests.complete` reads those, and no others, from the player,
 which checks every byte. So a digest is that of the archive in one piece, however it was read.
 
-A hash of the whole takes bytes in order only; S3's ETag consists of independent parts, in any order. The progress is
-kept in a state (see `outputs`), which belongs to one recording, and to those that extend it: they go on from the last
-member that both have. BLAKE3's package cannot save a hash half way, so that
-one starts again in each session.
+A hash of the whole takes bytes in order only, a CRC in any order, and S3's ETag consists of independent parts.
+The progress is kept in a state (see `outputs`), which belongs to one recording, and to those that extend it: they go on
+from the last member that both have. BLAKE3's package cannot save a hash half way, so that one starts again in each run.
 """
 
 import hashlib
@@ -18,23 +17,28 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, get_args
 
 from tartapefs.api.tape import Tape
 from tartapefs.archive.layout import BLOCK
 from tartapefs.archive.member import Member
 from tartapefs.base.buffers import aligned
+from tartapefs.base.crc import CrcAlgorithm
 from tartapefs.base.errors import OutputError
 from tartapefs.base.resumable_hash import is_resumable
 from tartapefs.base.saved_state import SavedState
 from tartapefs.base.text import printable
 from tartapefs.play.engine import TapePlayer
 from tartapefs.play.playback import CHUNK
-from tartapefs.transfer.range_digests import Algorithm, PartDigests, RangeDigest
+from tartapefs.transfer.crc_digest import CrcDigest
+from tartapefs.transfer.range_digests import HashAlgorithm, PartDigests, RangeDigest
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+Algorithm = HashAlgorithm | CrcAlgorithm
+CRCS: tuple[CrcAlgorithm, ...] = get_args(CrcAlgorithm)
+ALGORITHMS: tuple[Algorithm, ...] = (*get_args(HashAlgorithm), *CRCS)
 STATE = "digest"  # what a state of these is for
 _SAVE_EVERY = 10.0  # seconds
 
@@ -141,6 +145,16 @@ def _size(ranges: Iterable[tuple[int, int]]) -> int:
     return sum(stop - start for start, stop in ranges)
 
 
+def _digest_of(name: Algorithm, tape: Tape, kept: bool) -> RangeDigest | CrcDigest:
+    """The digest of the whole archive. `kept`: it is to be saved half way."""
+    end = tape.facts.end if kept else None  # where the archive goes on if the tape is extended
+    match name:
+        case "crc64nvme" | "crc32c" | "crc32":
+            return CrcDigest(name, tape.total_size, end)
+        case _:
+            return RangeDigest(name, 0, tape.total_size, kept, end)
+
+
 class Digests:
     """Several digests of `tape`, computed in one pass or over several sessions.
 
@@ -150,8 +164,8 @@ class Digests:
 
     Attributes: `tape`; `whole`, the digests by their algorithms; `parts`, those of uploads by their part sizes; `sums`.
 
-    Raises OutputError for a file that is no state, or one that belongs to another recording or is damaged, and OSError
-    if it cannot be read or created.
+    Raises OutputError for a file that is no state, or one that belongs to another recording or is damaged; OSError if
+    it cannot be read or created; and TapeError if the package for an algorithm is not installed.
     """
 
     def __init__(
@@ -165,11 +179,10 @@ class Digests:
         self.tape = tape
         self._state = os.fspath(state) if state is not None else None
         kept = self._state is not None
-        end = tape.facts.end  # where the archive goes on if the tape is extended
-        self.whole = {name: RangeDigest(name, 0, tape.total_size, kept, end if kept else None) for name in algorithms}
+        self.whole = {name: _digest_of(name, tape, kept) for name in algorithms}
         self.parts = {size: PartDigests(size, tape.total_size, kept) for size in part_sizes}
         self.sums = Sums(tape, sums, kept) if sums is not None else None
-        self._all: dict[str, RangeDigest | PartDigests | Sums] = dict(self.whole.items())
+        self._all: dict[str, RangeDigest | CrcDigest | PartDigests | Sums] = dict(self.whole.items())
         self._all |= {f"s3:{size}": parts for size, parts in self.parts.items()}
         if self.sums is not None:
             self._all["sums"] = self.sums
@@ -232,7 +245,7 @@ class Digests:
     @property
     def not_kept(self) -> tuple[Algorithm, ...]:
         """The algorithms of the whole archive that cannot be saved half way here: they start again in each session."""
-        return tuple(name for name in self.whole if not is_resumable(name))
+        return tuple(name for name in self.whole if name not in CRCS and not is_resumable(name))
 
     @property
     def read_again(self) -> int:
@@ -261,6 +274,8 @@ class Digests:
             return Sums.cut_back(saved, mark)
         if name.startswith("s3:"):
             return PartDigests.cut_back(saved, mark, int(name[3:]))
+        if name in CRCS:
+            return CrcDigest.cut_back(saved, mark)
         return RangeDigest.cut_back(saved, mark)
 
     def save(self) -> None:

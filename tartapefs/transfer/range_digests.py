@@ -15,11 +15,10 @@ from tartapefs.base.resumable_hash import ResumableHash, is_resumable
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-Algorithm = Literal["md5", "sha256", "blake3"]
-ALGORITHMS: tuple[Algorithm, ...] = ("md5", "sha256", "blake3")
+HashAlgorithm = Literal["md5", "sha256", "blake3"]
 
 
-def _new_hash(algorithm: Algorithm, resumable: bool) -> IncrementalHash:
+def _new_hash(algorithm: HashAlgorithm, resumable: bool) -> IncrementalHash:
     return ResumableHash(algorithm) if resumable and is_resumable(algorithm) else hashes.constructor(algorithm)()
 
 
@@ -44,7 +43,7 @@ class RangeDigest:
     """
 
     def __init__(
-        self, algorithm: Algorithm, start: int, stop: int, resumable: bool = False, mark: int | None = None
+        self, algorithm: HashAlgorithm, start: int, stop: int, resumable: bool = False, mark: int | None = None
     ) -> None:
         self.algorithm = algorithm
         self.start, self.stop, self.position = start, stop, start

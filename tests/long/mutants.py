@@ -58,6 +58,7 @@ EXTRACTED = "unit/verify/test_extracted.py"
 GENERATIONS = "system/test_generations.py"
 RESTORE = "unit/verify/test_restore.py"
 COPIES = "unit/transfer/test_copies.py"
+CRC_DIGEST = "unit/transfer/test_crc_digest.py"
 RESUMABLE_HASH = "unit/base/test_resumable_hash.py"
 OUTPUTS = "system/test_outputs.py"
 SAVED_STATE = "unit/base/test_saved_state.py"
@@ -732,6 +733,48 @@ MUTANTS = [
         "if (int(n) + 1) * size <= mark}",
         "if True}",
         GENERATIONS + " -k digests_go_on",
+    ),
+    Mutant(
+        "no byte is in a CRC twice",
+        "transfer/crc_digest.py",
+        "if before[1] > start or after[0] < stop:",
+        "if False:",
+        CRC_DIGEST,
+    ),
+    Mutant(
+        "a segment is joined in its place",
+        "transfer/crc_digest.py",
+        "self._crc.join(before[2], crc, stop - start)",
+        "self._crc.join(crc, before[2], stop - start)",
+        CRC_DIGEST,
+    ),
+    Mutant(
+        "what two threads gave at once is looked at again",
+        "transfer/crc_digest.py",
+        "if not self.join(low, high, self._crc.update(piece, 0)):",
+        "if not self.join(low, high, self._crc.update(piece, 0)) and False:",
+        CRC_DIGEST,
+    ),
+    Mutant(
+        "segments end where a footer begins",
+        "transfer/crc_digest.py",
+        "if before[1] == start != self._mark and low:",
+        "if before[1] == start and low:",
+        GENERATIONS + " -k digests_go_on",
+    ),
+    Mutant(
+        "and those behind are of another archive",
+        "transfer/crc_digest.py",
+        'for segment in saved["segments"] if segment[1] <= mark]',
+        'for segment in saved["segments"]]',
+        GENERATIONS + " -k digests_go_on",
+    ),
+    Mutant(
+        "a CRC that misses bytes is none",
+        "transfer/crc_digest.py",
+        "        if missing:\n",
+        "        if False:\n",
+        CRC_DIGEST,
     ),
     Mutant(
         "an output is no file of the source by another name",

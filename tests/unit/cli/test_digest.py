@@ -10,37 +10,51 @@ import time
 from pathlib import Path
 
 import pytest
-from support.digests import expected, expected_etag
+from support.digests import expected, expected_etag, in_base64, slow_crc
 from support.programs import run, umount, under_strace, wait_until
 from support.reference import Reference, gnu_tar
 
 from tartapefs import TapeRecorder
 from tartapefs.base.saved_state import SavedState
-from tartapefs.transfer.range_digests import ALGORITHMS
+from tartapefs.transfer.digests import ALGORITHMS, CRCS
 
 
 def test_the_command(recorded: Path, archive: bytes, tmp_path: Path) -> None:
     """Its lines are what `sha256sum -c` and `md5sum -c` read; --json has the same."""
     (tmp_path / "archive.tar").write_bytes(archive)
-    options = ["-a", "md5", "-a", "sha256", "-a", "blake3", "--s3-part-size", "64KiB", "--s3-part-size", "1M"]
+    options = [option for name in ALGORITHMS for option in ("-a", name)]
+    options += ["--s3-part-size", "64KiB", "--s3-part-size", "1M"]
     found = run("digest", recorded, *options)
     assert found.returncode == 0, found.stderr
-    wanted = expected(archive, (65_536, 1 << 20))
+    wanted = expected(archive, (65_536, 1 << 20), CRCS)
     assert found.stdout.splitlines() == [
         f"MD5 (archive.tar) = {wanted['md5']}",
         f"SHA256 (archive.tar) = {wanted['sha256']}",
         f"BLAKE3 (archive.tar) = {wanted['blake3']}",
+        f"CRC64NVME (archive.tar) = {wanted['crc64nvme']}",
+        f"S3-CRC64NVME (archive.tar) = {in_base64(wanted['crc64nvme'])}",
+        f"CRC32C (archive.tar) = {wanted['crc32c']}",
+        f"S3-CRC32C (archive.tar) = {in_base64(wanted['crc32c'])}",
+        f"CRC32 (archive.tar) = {wanted['crc32']}",
+        f"S3-CRC32 (archive.tar) = {in_base64(wanted['crc32'])}",
         f"S3-ETAG-65536 (archive.tar) = {wanted['s3:65536']}",
         f"S3-ETAG-1048576 (archive.tar) = {wanted['s3:1048576']}",
     ]
     for program in ("md5sum", "sha256sum"):
         checked = subprocess.run([program, "-c"], input=found.stdout, cwd=tmp_path, capture_output=True, text=True)
         assert checked.returncode == 0 and checked.stdout == "archive.tar: OK\n", checked.stderr
+    hashed = subprocess.run(["rclone", "hashsum", "crc32", tmp_path / "archive.tar"], capture_output=True, text=True)
+    assert hashed.stdout == f"{wanted['crc32']}  archive.tar\n"
     facts = json.loads(run("digest", recorded, *options, "--json").stdout)
     assert facts["s3"] == [
         {"part_size": 65_536, "parts": -(-len(archive) // 65_536), "etag": wanted["s3:65536"]},
         {"part_size": 1 << 20, "parts": -(-len(archive) >> 20), "etag": wanted["s3:1048576"]},
     ]
+    assert facts["s3_checksum"] == {
+        "ChecksumCRC64NVME": in_base64(wanted["crc64nvme"]),
+        "ChecksumCRC32C": in_base64(wanted["crc32c"]),
+        "ChecksumCRC32": in_base64(wanted["crc32"]),
+    }
     assert {name: facts[name] for name in ALGORITHMS} == {name: wanted[name] for name in ALGORITHMS}
     assert run("digest", recorded).stdout == f"SHA256 (archive.tar) = {wanted['sha256']}\n"
 
@@ -60,7 +74,7 @@ def test_sums_by_the_command(recorded: Path, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for options in (["--sums", recorded / "x"], ["--state", recorded / "x"], ["--sums", "-", "-a", "md5"],
                     ["--sums", tmp_path / "one", "--state", tmp_path / "folder" / ".." / "one"],
-                    ["--s3-part-size", "0"], ["--s3-part-size", "8MB"], ["-a", "crc32"]):  # fmt: skip
+                    ["--s3-part-size", "0"], ["--s3-part-size", "8MB"], ["-a", "crc16"]):  # fmt: skip
         result = run("digest", recorded, *options)
         assert result.returncode == 2 and "Traceback" not in result.stderr
     state.write_text("{}")
@@ -110,7 +124,7 @@ def test_killed_and_run_again(tmp_path: Path) -> None:
     TapeRecorder(root).commit()
     archive = gnu_tar(root)[: Reference(root).size]
     state, sums, calls = tmp_path / "state", tmp_path / "sums", tmp_path / "calls"
-    command = ["digest", root, "-a", "sha256", "--s3-part-size", "1M", "--state", state, "--sums", sums]
+    command = ["digest", root, "-a", "sha256", "-a", "crc32", "--s3-part-size", "1M", "--state", state, "--sums", sums]
     slowly = under_strace("-e", "trace=preadv,preadv2", "-e", "inject=preadv,preadv2:delay_enter=100000", log=calls)
     choose, last = random.Random(5), 0
     for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
@@ -135,7 +149,8 @@ def test_killed_and_run_again(tmp_path: Path) -> None:
     result = run(*command)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[0] == f"SHA256 (archive.tar) = {hashlib.sha256(archive).hexdigest()}"
-    assert result.stdout.splitlines()[1].endswith(expected_etag(archive, 1 << 20))
+    assert result.stdout.splitlines()[1] == f"CRC32 (archive.tar) = {slow_crc('crc32', archive)}"
+    assert result.stdout.splitlines()[3].endswith(expected_etag(archive, 1 << 20))
     assert subprocess.run(["sha256sum", "-c", "--quiet", sums], cwd=tmp_path).returncode == 0
 
 

@@ -9,14 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from support.digests import PART_SIZES, expected
+from support.digests import PART_SIZES, expected, slow_crc
 from support.programs import run
 from support.reference import Reference, gnu_tar
 from support.trees import odd_names
 
 from tartapefs import Tape, TapeError, TapePlayer, TapeRecorder
-from tartapefs.transfer.digests import Digests
-from tartapefs.transfer.range_digests import ALGORITHMS
+from tartapefs.transfer.digests import ALGORITHMS, CRCS, Digests
 
 
 @pytest.fixture
@@ -41,7 +40,7 @@ def test_all_in_one_pass(recorded: Path, archive: bytes) -> None:
         digests = Digests(tape, ALGORITHMS, PART_SIZES[1:])
         digests.complete(player, lambda position, done: seen.append((position, done)))
         player.close()
-    assert digests.results() == expected(archive)
+    assert digests.results() == expected(archive, crcs=CRCS)
     assert seen[-1] == (len(archive), len(archive))
 
 
@@ -55,9 +54,10 @@ def test_by_several_readers_at_once(recorded: Path, archive: bytes) -> None:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda at: digests.add(at, player.read(at, 65_536)), pieces))
         assert len(digests.parts[65_536].md5s) == len(pieces)
+        assert all(list(digests.whole[crc].missing()) == [] for crc in CRCS)
         digests.complete(player)
         player.close()
-    assert digests.results() == expected(archive, (65_536,))
+    assert digests.results() == expected(archive, (65_536,), CRCS)
 
 
 class Stop(Exception):
@@ -80,7 +80,7 @@ def test_over_many_sessions(recorded: Path, archive: bytes, tmp_path: Path, monk
                     raise Stop
 
             with open(sums, "ab+") as out:
-                digests = Digests(tape, ("md5", "sha256"), (1000, 1 << 20), out, state)
+                digests = Digests(tape, ("md5", "sha256", "crc64nvme"), (1000, 1 << 20), out, state)
                 try:
                     digests.complete(player, stop)
                 except Stop:
@@ -89,12 +89,36 @@ def test_over_many_sessions(recorded: Path, archive: bytes, tmp_path: Path, monk
         player.close()
     assert sessions == -(-len(archive) // (1 << 20)) + 1
     assert read == len(archive), "no byte was read twice"
-    assert digests.results().items() <= expected(archive, (1000, 1 << 20)).items()
+    assert digests.results().items() <= expected(archive, (1000, 1 << 20), CRCS).items()
     files = sorted(path for path in recorded.rglob("*") if path.is_file() and not path.is_symlink())
     lines = sums.read_text().splitlines()
     assert len(lines) == len([path for path in files if ".tartape" not in path.parts])
     checked = subprocess.run(["sha256sum", "-c", "--strict", sums], cwd=recorded.parent, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr
+
+
+def test_crcs_by_many_runs_in_any_order(recorded: Path, archive: bytes, tmp_path: Path) -> None:
+    """Each run gives some pieces, of any size, and saves; what no run gave is read at the end, and nothing else."""
+    state, choose, there = tmp_path / "state", random.Random(8), bytearray(len(archive))
+    with Tape.discover(recorded) as tape:
+        player = TapePlayer(tape)
+        for _ in range(10):
+            digests = Digests(tape, CRCS, state=state)
+            for _ in range(5):
+                at, count = choose.randrange(len(archive)), choose.randrange(200_000)
+                digests.add(at, player.read(at, count))
+                there[at : at + count] = b"1" * len(there[at : at + count])
+            digests.save()
+        read: list[int] = []
+        digests = Digests(tape, ("crc32c",), state=state)  # those that are not asked for are kept
+        digests.complete(player, lambda position, done: read.append(done))
+        assert read[-1] == there.count(0)
+        last = Digests(tape, CRCS, state=state)
+        last.complete(player)
+        player.close()
+    wanted = {name: slow_crc(name, archive) for name in CRCS}
+    assert digests.results() == {"crc32c": wanted["crc32c"]}
+    assert last.results() == wanted and last.not_kept == ()
 
 
 def test_blake3_begins_anew(recorded: Path, archive: bytes, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import click
 from tartapefs.base.errors import MountError
 from tartapefs.base.text import printable
 from tartapefs.cli.common import DRIFT, json_option, path, print_json, say
+from tartapefs.cli.openmetrics import openmetrics
 from tartapefs.cli.progress import size_text
 
 _INTERVAL = 1.0  # seconds between two reports of --watch
@@ -139,17 +140,21 @@ def _report(mountpoint: str | None) -> tuple[Facts | list[Facts], str, bool]:
 @click.argument("mountpoint", metavar="[MNT]", required=False, type=path)
 @click.option("-w", "--watch", is_flag=True, help="Refresh every second, until it is unmounted.")
 @json_option
-def status(mountpoint: str | None, watch: bool, as_json: bool) -> None:
+@click.option("--openmetrics", "as_metrics", is_flag=True, help="Report for Prometheus; the exit code is 0 then.")
+def status(mountpoint: str | None, watch: bool, as_json: bool, as_metrics: bool) -> None:
     """Show the state of one mounted archive, or of all.
 
     Tells whether it is still as recorded (exit code 1 if not), which processes read it, how far each has read, and
     which parts of the archive have been delivered: in the bar, # stands for all, + for some, . for none.
     """
+    if watch + as_json + as_metrics > 1:
+        raise click.UsageError("--watch is for people, --json and --openmetrics are for programs: give one of them")
     facts, text, is_valid = _report(mountpoint)
+    if as_metrics:
+        click.echo(openmetrics(facts if isinstance(facts, list) else [facts]))
+        return
     if not watch:
         print_json(facts) if as_json else click.echo(text)
-    elif as_json:
-        raise click.UsageError("--watch is for people, --json for programs: ask again")
     else:
         is_valid = _watch(mountpoint, text, is_valid)
     if not is_valid:
@@ -162,10 +167,13 @@ def _watch(mountpoint: str | None, text: str, is_valid: bool) -> bool:
     from rich.live import Live
     from rich.text import Text
 
-    with Live(Text(text), console=Console(), auto_refresh=False) as live:
+    def lines() -> Text:
+        return Text(text, no_wrap=True, overflow="ellipsis")
+
+    with Live(lines(), console=Console(), auto_refresh=False) as live:
         try:
             while True:
-                live.update(Text(text), refresh=True)
+                live.update(lines(), refresh=True)
                 time.sleep(_INTERVAL)
                 _, text, is_valid = _report(mountpoint)
         except MountError as error:

@@ -147,6 +147,21 @@ def test_all_mounts(tree: Path, archive: Path, mount: Mount) -> None:
     assert found[str(archive.parent)]["pid"] == daemon_of(archive.parent)
 
 
+def test_metrics_of_all_mounts(tree: Path, archive: Path) -> None:
+    """With the exit code 0, whatever they are: a timer that writes them has not failed."""
+    archive.read_bytes()
+    (tree / "new").touch()
+    with pytest.raises(OSError), archive.open("rb", buffering=0) as file:
+        file.read()
+    result = run("status", "--openmetrics")
+    assert result.returncode == 0
+    line = f'tartapefs_%s{{mountpoint="{archive.parent}",source="{tree}"}} %d'
+    lines = result.stdout.splitlines()
+    assert line % ("up", 1) in lines and line % ("valid", 0) in lines
+    assert set(run("status", "--openmetrics", archive.parent).stdout.splitlines()) <= set(lines)
+    assert run("status", "--openmetrics", "--json").returncode == 2
+
+
 def test_drift_is_in_every_report_and_the_exit_code(tree: Path, archive: Path) -> None:
     (tree / "photos" / "1.bin").write_bytes(b"longer")
     with pytest.raises(OSError):

@@ -84,9 +84,11 @@ def test_verify(lab: Lab) -> None:
     lab.systemctl("daemon-reload")
     verify = ["systemd-analyze", "verify", "--recursive-errors=yes", "--man=no"]
     system = ["mnt-tape.mount", "mnt-tape.automount", "tartapefs@srv-a.service"]
-    copy = [f"/etc/systemd/system/tartapefs-copy@srv-a.{kind}" for kind in ("service", "timer")]
+    timed = [
+        f"{name}.{kind}" for name in ("tartapefs-copy@srv-a", "tartapefs-metrics") for kind in ("service", "timer")
+    ]
     folder = "/etc/systemd/system/"
-    result = lab.run(*verify, *(folder + name for name in system), *copy)
+    result = lab.run(*verify, *(folder + name for name in system + timed))
     assert result.stderr == ""
     lab.systemctl("start", f"user@{UID}.service")
     assert lab.as_user(*verify, "--user", "/etc/systemd/user/tartapefs@srv-a.service").stderr == ""
@@ -489,3 +491,16 @@ def test_drift_starts_another_unit_and_holds_until_the_service_stops(lab: Lab, s
     lab.systemctl("stop", unit)
     wait_until(lambda: "Input/output error" in lab.run("cat", said).stdout)
     assert "failed with exit code" not in lab.journal("-u", unit)
+
+
+def test_metrics_by_a_timer(lab: Lab, source: Source) -> None:
+    """In the folder of the node exporter, put in place whole."""
+    unit = "tartapefs-metrics.service"
+    lab.run("mkdir", "-p", "/srv/metrics")
+    lab.write(f"/etc/systemd/system/{unit}.d/test.conf", "[Service]\nEnvironment=FOLDER=/srv/metrics\n")
+    lab.systemctl("daemon-reload")
+    lab.systemctl("start", source.unit, unit)
+    assert lab.run("ls", "/srv/metrics").stdout == "tartapefs.prom\n"
+    text = lab.run("cat", "/srv/metrics/tartapefs.prom").stdout
+    valid = f'tartapefs_valid{{mountpoint="{source.mountpoint}",source="{source.path}"}} 1'
+    assert valid in text.splitlines() and text.endswith("# EOF\n")

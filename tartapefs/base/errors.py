@@ -13,6 +13,8 @@ from enum import StrEnum
 from tartapefs.base.text import printable
 
 RECORD_AGAIN = 'run "tartapefs record --force" to record again'
+ADD_IT = 'run "tartapefs record --append" to add it, or use --allow-additions'
+NOTHING = "nothing"  # as a value of Fact.TYPE: there is no such name
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,10 @@ class Difference:
         return f"{self.what} of {self.part}" if self.part else self.what.value
 
     def __str__(self) -> str:
+        if self.what is Fact.TYPE and self.recorded == NOTHING:
+            return f"added since recording (found {self.found})"
+        if self.what is Fact.TYPE and self.found == NOTHING:
+            return f"gone since recording (recorded {self.recorded})"
         return f"{self.subject} changed since recording (recorded {self.recorded}, found {self.found})"
 
 
@@ -118,7 +124,9 @@ class TapeExistsError(TapeError, FileExistsError):
     """
 
     def __init__(self, path: str) -> None:
-        super().__init__(f"{printable(path)}: already recorded; {RECORD_AGAIN}")
+        super().__init__(
+            f'{printable(path)}: already recorded; "tartapefs record --append" adds what is new, "--force" records anew'
+        )
         self.errno = errno.EEXIST
         self.path = path
 

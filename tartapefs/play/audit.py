@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 from tartapefs.archive.member import Member
-from tartapefs.base.errors import Difference, Fact, TapeIntegrityError
+from tartapefs.base.errors import ADD_IT, NOTHING, Difference, Fact, TapeIntegrityError
 from tartapefs.base.tape_files import TapeFiles
 from tartapefs.base.text import file_type
 from tartapefs.index.recording import Recording
@@ -142,6 +142,6 @@ def _added(tape: Recording, source: Source, directory: Member) -> Iterator[TapeI
                 tape.find(directory.name + name)
             except KeyError:
                 arc_path = os.fsdecode(directory.name + name)
-                yield TapeIntegrityError(arc_path, [Difference(Fact.TYPE, "nothing", file_type(mode))])
+                yield TapeIntegrityError(arc_path, [Difference(Fact.TYPE, NOTHING, file_type(mode))], ADD_IT)
     finally:
         folder.close()

@@ -9,7 +9,7 @@ import os
 import stat
 
 from tartapefs.archive.member import Member
-from tartapefs.base.errors import RECORD_AGAIN, Difference, Fact, TapeIntegrityError
+from tartapefs.base.errors import NOTHING, RECORD_AGAIN, Difference, Fact, TapeIntegrityError
 from tartapefs.base.text import file_type, moment, printable
 from tartapefs.source.folder import Source
 
@@ -31,7 +31,7 @@ def differences(member: Member, found: os.stat_result | None, target: bytes, at_
     """
     recorded_type = file_type(member.mode)
     if found is None:
-        return (Difference(Fact.TYPE, recorded_type, "nothing"),)
+        return (Difference(Fact.TYPE, recorded_type, NOTHING),)
     if stat.S_IFMT(found.st_mode) != stat.S_IFMT(member.mode):
         return (Difference(Fact.TYPE, recorded_type, file_type(found.st_mode)),)
     pairs = [

@@ -12,7 +12,7 @@ from tartapefs.api.tape import Tape
 from tartapefs.archive import hash_tree
 from tartapefs.archive.member import Member
 from tartapefs.base.buffers import aligned, read_all
-from tartapefs.base.errors import Difference, Fact, TapeIntegrityError
+from tartapefs.base.errors import NOTHING, Difference, Fact, TapeIntegrityError
 from tartapefs.base.text import file_type
 from tartapefs.play.verified_blocks import damage
 from tartapefs.source.drift import differences, unreadable
@@ -138,6 +138,6 @@ class _Names:
                 if name not in names:
                     mode = folder.lstat(name).st_mode
                     path = os.fsdecode(directory.name + name)
-                    yield TapeIntegrityError(path, [Difference(Fact.TYPE, "nothing", file_type(mode))], "remove it")
+                    yield TapeIntegrityError(path, [Difference(Fact.TYPE, NOTHING, file_type(mode))], "remove it")
         finally:
             folder.close()

@@ -66,6 +66,13 @@ def test_a_fact_is_a_string() -> None:
     assert str(Difference(Fact.SIZE, "1", "2")) == "size changed since recording (recorded 1, found 2)"
 
 
+def test_a_name_that_was_added_or_is_gone() -> None:
+    added, gone = Difference(Fact.TYPE, "nothing", "a folder"), Difference(Fact.TYPE, "a folder", "nothing")
+    assert str(added) == "added since recording (found a folder)"
+    assert str(gone) == "gone since recording (recorded a folder)"
+    assert str(Difference(Fact.COPY, "this member", "nothing")).startswith("the copy changed since recording")
+
+
 def test_contents_name_the_part_that_differs() -> None:
     difference = Difference(Fact.CONTENTS, "its digest", "another", "block 3")
     assert difference.subject == "the contents of block 3"

@@ -61,7 +61,8 @@ def page(command: click.Command, name: str, section: int) -> str:
     ]
     if isinstance(command, click.Group):
         lines.append(".SH COMMANDS")
-        for sub_name, sub_command in sorted(command.commands.items()):
+        for sub_name in command.list_commands(context):
+            _, sub_command, _ = command.resolve_command(context, [sub_name])  # imports it
             sub_context = click.Context(sub_command, context, sub_name, **sub_command.context_settings)
             lines += [
                 f'.SS "{escaped(usage(sub_context))}"',

@@ -4,7 +4,7 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False  # as in `typing`, whose import takes a while
 if TYPE_CHECKING:
-    from tartapefs.api import *  # noqa: F403
+    from tartapefs.api.public import *  # noqa: F403
 else:
 
     def __getattr__(name: str) -> object:
@@ -12,7 +12,7 @@ else:
         if name[0].isupper() or name == "__all__":  # a class, not a module that is about to be imported
             from importlib import import_module
 
-            public = import_module("tartapefs.api")
+            public = import_module("tartapefs.api.public")
             if name == "__all__" or name in public.__all__:
                 return getattr(public, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

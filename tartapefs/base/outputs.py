@@ -14,8 +14,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -158,9 +156,11 @@ class Unfinished:
 
     def copy_target(self) -> None:
         """Writes to it what the file at `target` holds."""
+        from shutil import copyfileobj  # here, since its import takes as long as many a command
+
         there = os.open(self.target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         with open(there, "rb") as old, open(self.fd, "wb", closefd=False) as new:
-            shutil.copyfileobj(old, new, _COPIED_AT_ONCE)
+            copyfileobj(old, new, _COPIED_AT_ONCE)
 
     def commit(self, replace: bool, sync: bool = True) -> None:
         """Renames it to `target`, with `sync` on disk; without `replace`, raises FileExistsError if there is a file."""
@@ -197,7 +197,7 @@ class Unfinished:
 
 
 def new_token() -> str:
-    return secrets.token_hex(_RANDOM)
+    return os.urandom(_RANDOM).hex()
 
 
 def _sync_folder_of(path: str) -> None:

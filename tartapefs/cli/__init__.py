@@ -10,6 +10,8 @@ import logging
 import os
 import signal
 import sys
+from functools import cache
+from importlib import import_module
 from typing import NoReturn
 
 import click
@@ -32,22 +34,6 @@ from tartapefs.base.errors import (
     UnexpectedTapeError,
 )
 from tartapefs.base.text import printable
-from tartapefs.cli import (
-    completion,
-    copies,
-    diff,
-    digest,
-    doctor,
-    mount8,
-    mounts,
-    play,
-    record,
-    resume_hint,
-    seals,
-    status,
-    systemd,
-    tapes,
-)
 from tartapefs.cli.common import (
     DRIFT,
     INTERRUPTED,
@@ -60,8 +46,55 @@ from tartapefs.cli.common import (
     verbose_option,
 )
 
+# Each command with its module and its summary in `tartapefs --help`. A new one needs a line here, and in that module a
+# function of its name, with `_` for `-`.
+COMMANDS = {
+    "check": ("copies", "Show how far COPY agrees with the archive of DIR."),
+    "completion": ("completion", "Print the completion script for SHELL."),
+    "diff": ("diff", "List the changes between two recordings."),
+    "digest": ("digest", "Print digests of the archive of DIR."),
+    "doctor": ("doctor", "Check whether this machine can mount archives."),
+    "extract": ("seals", "Extract members from COPY, and check their digests."),
+    "info": ("tapes", "Show the facts of the tape of DIR: size, seal and so on."),
+    "locate": ("tapes", "Show what lies at OFFSET, or where MEMBER lies."),
+    "ls": ("tapes", "List the members of the archive of DIR."),
+    "mount": ("mounts", "Mount the archive of DIR at MNT."),
+    "play": ("play", "Write the archive of DIR to stdout or a file."),
+    "record": ("record", "Record DIR, and print the fingerprint of its archive."),
+    "resume": ("copies", "Complete COPY, a local file."),
+    "resume-hint": ("resume_hint", "Print commands that continue a transfer."),
+    "seal": ("seals", "Add digests of all contents to the tape of DIR."),
+    "status": ("status", "Show the state of one mounted archive, or of all."),
+    "systemd-unit": ("systemd", "Print a systemd unit that mounts the archive."),
+    "unmount": ("mounts", "Unmount the archive at MNT."),
+    "verify": ("verify", "Compare DIR with its recording, and list all drift."),
+    "verify-extracted": ("seals", "Compare an extracted folder with the tape of DIR."),
+}
+
+
+@cache
+def _imported(name: str) -> click.Command:
+    module = import_module(f"tartapefs.cli.{COMMANDS[name][0]}")
+    command: click.Command = verbose_option(getattr(module, name.replace("-", "_")))
+    return command
+
+
+class _Program(click.Group):
+    """Imports a command when it is called: importing them all takes longer than most of them do."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, _, rest = super().resolve_command(ctx, args)
+        signals.end_at_once()  # until it is imported
+        command = None if name is None else _imported(name)
+        signals.handle(_end_on_signal)
+        return name, command, rest
+
 
 @click.group(
+    cls=_Program,
+    commands=[click.Command(name, short_help=summary) for name, (_, summary) in COMMANDS.items()],
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done; 1 drift, or a failed check or read; 2 wrong usage; 3 no tape, or not a tape;"
     " 4 refused at recording; 5 could not mount or unmount; 130 interrupted.",
@@ -74,31 +107,6 @@ def cli() -> None:
     Record a folder once, then mount it: archive.tar has a known size, can be read at any offset, and is checked against
     the recording on every read.
     """
-
-
-for command in (
-    record.record,
-    tapes.info,
-    tapes.list_members,
-    tapes.locate,
-    tapes.verify,
-    play.play,
-    seals.seal,
-    seals.verify_extracted,
-    seals.extract,
-    copies.check,
-    copies.resume,
-    resume_hint.resume_hint,
-    diff.diff,
-    digest.digest,
-    mounts.mount,
-    mounts.unmount,
-    status.status,
-    doctor.doctor,
-    systemd.systemd_unit,
-    completion.completion,
-):
-    cli.add_command(verbose_option(command))
 
 
 def _exit_code(error: TapeError) -> int:
@@ -125,17 +133,24 @@ def _end_on_signal(number: int, frame: object) -> NoReturn:
 
 def main() -> NoReturn:
     """The program `tartapefs`."""
-    if mount8.is_call(sys.argv[1:], cli.commands):
+    if _is_run_by_mount(sys.argv[1:]):
         mount_tartapefs()
     _run(cli, "tartapefs")
 
 
 def mount_tartapefs() -> NoReturn:
     """The program `mount.tartapefs`, which mount(8) runs."""
+    from tartapefs.cli import mount8
+
     try:
         _run(mount8.command, "mount.tartapefs")
     except SystemExit as end:
         sys.exit(mount8.exit_code(end.code))
+
+
+def _is_run_by_mount(argv: list[str]) -> bool:
+    """Whether mount.fuse3 runs `tartapefs`: without a command, and with `-o` behind two paths."""
+    return len(argv) > 2 and argv[2] == "-o" and argv[0] not in COMMANDS
 
 
 def _run(command: click.Command, name: str) -> NoReturn:

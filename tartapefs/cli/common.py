@@ -6,21 +6,22 @@ import math
 import os
 import re
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.shell_completion import CompletionItem
 
-from tartapefs.api.tape import Tape
 from tartapefs.archive.layout import MAX_OFFSET
 from tartapefs.base import naming, tape_files
 from tartapefs.base.errors import TapeFormatError
 from tartapefs.base.text import printable
 from tartapefs.mount import sd_notify
-from tartapefs.play.audit import files_of
-from tartapefs.play.engine import TapePlayer
-from tartapefs.source.folder import Source
 from tartapefs.transfer.s3_limits import MOST_PARTS
+
+if TYPE_CHECKING:  # `tartapefs --help` needs none of them
+    from tartapefs.api.tape import Tape
+    from tartapefs.play.engine import TapePlayer
+    from tartapefs.source.folder import Source
 
 DRIFT, USAGE, NO_TAPE, REFUSED, NO_MOUNT, INTERRUPTED = 1, 2, 3, 4, 5, 130
 
@@ -86,7 +87,7 @@ def name_template(text: str) -> str:
     return text
 
 
-def expand_name(tape: Tape, template: str, option: str) -> str:
+def expand_name(tape: "Tape", template: str, option: str) -> str:
     """Fills the placeholders in the file name of `template`, the value of `option`. Raises click.BadParameter."""
     folder, name = os.path.split(template)
     try:
@@ -148,7 +149,7 @@ def expect_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
-def check_expected(tape: Tape, value: str | None, complete: bool = False) -> None:
+def check_expected(tape: "Tape", value: str | None, complete: bool = False) -> None:
     """Checks that the tape has this seal or fingerprint, and reports which; `complete`: computes it of all headers."""
     if value is None:
         return
@@ -166,7 +167,7 @@ def late_note(types: list[str]) -> str:
     return f"{', '.join(types)}: a change there may be seen late; a sealed tape is beyond that"
 
 
-def warn_of_late_changes(source: Source) -> None:
+def warn_of_late_changes(source: "Source") -> None:
     if types := source.foreign_types():
         say(f'{printable(source.root)} is on {late_note(types)} ("tartapefs seal")')
 
@@ -211,8 +212,10 @@ def recording_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def refuse_part(output: str, tape: Tape, player: TapePlayer | None, directory: str) -> None:
+def refuse_part(output: str, tape: "Tape", player: "TapePlayer | None", directory: str) -> None:
     """Refuses an output that would overwrite or change the folder that is being played, or a tape."""
+    from tartapefs.play.audit import files_of
+
     files = tape_files.TapeFiles(directory, tape.index_path)
     tape_files.refuse_part(output, files_of(tape, player.source, player.at_home) if player is not None else files)
 

@@ -11,7 +11,7 @@ refused by name. The exit codes are those of mount(8).
 import logging
 import re
 import shlex
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 
 import click
 
@@ -86,11 +86,6 @@ def asks_to_write(options: str) -> bool:
     """Whether the last of `ro` and `rw` in this option string is `rw`. Raises click.UsageError."""
     requested = [name for item in _split(options) if (name := item.partition("=")[0]) in ("ro", "rw")]
     return requested[-1:] == ["rw"]
-
-
-def is_call(argv: list[str], commands: Container[str]) -> bool:
-    """Whether `tartapefs` was run by mount.fuse3: without a command, and with `-o` behind two paths."""
-    return len(argv) > 2 and argv[2] == "-o" and argv[0] not in commands
 
 
 def exit_code(code: object) -> int:

@@ -7,7 +7,6 @@ import click
 
 from tartapefs.api.tape import Tape
 from tartapefs.archive import hash_tree
-from tartapefs.base.errors import TapeIntegrityError
 from tartapefs.base.text import printable
 from tartapefs.cli.common import (
     DRIFT,
@@ -24,18 +23,12 @@ from tartapefs.cli.common import (
     say,
 )
 from tartapefs.cli.progress import progress, size_text
+from tartapefs.cli.verify import drift_facts
 from tartapefs.play.engine import Check, TapePlayer
 from tartapefs.source.folder import Source
 from tartapefs.verify.extracted import verify_extracted as find_differences
 from tartapefs.verify.restore import Restorer, below
 from tartapefs.verify.seal import seal as make_seal
-
-
-def drift_facts(error: TapeIntegrityError) -> dict[str, object]:
-    return {
-        "member": error.member,
-        "differences": [{"what": d.subject, "recorded": d.recorded, "found": d.found} for d in error.differences],
-    }
 
 
 def seal_folder(

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from itertools import count
 from queue import SimpleQueue
 from typing import Any
-from urllib.parse import quote
 
 from tartapefs.base import tape_files
 from tartapefs.base.errors import TapeBusyError, TapeFormatError, TapeNotFoundError
@@ -31,7 +30,8 @@ def connect(path: str, options: str) -> sqlite3.Connection:
     if len(real) > _LONGEST_PATH:
         reason = f"SQLite opens no path of more than {_LONGEST_PATH} bytes: keep the index elsewhere (--index)"
         raise OSError(errno.ENAMETOOLONG, reason, path)
-    uri = f"file:{quote(real)}?{options}"
+    quoted = "".join(f"%{byte:02x}" for byte in os.fsencode(real))  # all of it, and without the import of urllib
+    uri = f"file:{quoted}?{options}"
     return sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
 
 

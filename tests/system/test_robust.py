@@ -41,7 +41,7 @@ def places_of(module: str) -> list[str]:
 
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
-@pytest.mark.parametrize("module", ["tartapefs.cli", "click.core", "tartapefs.index.reader", "tartapefs.cli.copies"])
+@pytest.mark.parametrize("module", ["tartapefs.cli", "click.core", "tartapefs.index.reader", "tartapefs.cli.tapes"])
 def test_a_signal_while_it_is_starting_ends_it_at_once(tree: Path, module: str, number: signal.Signals) -> None:
     """Whatever is being imported just then."""
     paths = [part for place in places_of(module) for part in ("-P", place)]

@@ -14,6 +14,8 @@ from support.programs import FORGING, done, quiet, refused, run
 from support.reference import Reference
 from support.users import tartapefs_as_nobody
 
+from tartapefs.cli import _is_run_by_mount
+
 COMMANDS += ["mount", "unmount"]
 
 
@@ -31,6 +33,48 @@ def test_every_command_has_help(command: list[str]) -> None:
 
 def test_version() -> None:
     assert re.fullmatch(r"tartapefs\W.*\d+\.\d+.*\n", done(run("--version")))
+
+
+# What takes long to import, with what only needs it; a command that needs none of that may import it.
+SLOW = {"fuse", "mfusepy", "pathspec", "rich", "secrets", "subprocess", "tarfile", "tempfile", "urllib.parse"}
+ENGINE = {"ctypes", "sqlite3", "tartapefs.index", "tartapefs.play", "tartapefs.record", "tartapefs.source"}
+SCANS = {"tartapefs.cli.seals", "tartapefs.record", "tartapefs.transfer.copies", "tartapefs.verify"}
+
+
+@pytest.mark.parametrize(
+    ("command", "unneeded"),
+    [
+        (["--help"], SLOW | ENGINE | SCANS),
+        (["--version"], SLOW | ENGINE | SCANS),
+        (["no-such-command"], SLOW | ENGINE | SCANS),
+        (["info"], SLOW | SCANS | {"tartapefs.mount.libfuse"}),
+        (["ls"], SLOW | SCANS | {"tartapefs.mount.libfuse"}),
+        (["play", "--output", "/dev/null"], SLOW | SCANS | {"tartapefs.mount.libfuse"}),
+        (["record"], SLOW | {"tartapefs.mount.libfuse"}),
+        (["status"], SLOW - {"subprocess"} | SCANS | {"tartapefs.mount.libfuse"}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_command_imports_no_more_than_it_needs(command: list[str], unneeded: set[str], data: Path) -> None:
+    argument = [] if command[0] in ("--help", "--version", "no-such-command", "status") else [data]
+    result = run(*command, *argument, env=os.environ | {"PYTHONPROFILEIMPORTTIME": "1"})
+    imported = set(re.findall(r"^import time:.*\| +([\w.]+)$", result.stderr, re.MULTILINE))
+    assert "tartapefs.cli" in imported
+    assert not unneeded & imported
+
+
+@pytest.mark.parametrize(
+    ("argv", "called"),
+    [
+        (["/srv", "/mnt", "-o", "ro"], True),
+        (["/srv", "/mnt"], False),
+        (["mount", "/srv", "-o", "ro"], False),
+        (["/srv", "-o", "ro"], False),
+        ([], False),
+    ],
+)
+def test_a_call_by_mount_fuse3_is_known_by_its_form(argv: list[str], called: bool) -> None:
+    assert _is_run_by_mount(argv) is called
 
 
 @pytest.mark.long(but=4)

@@ -3,7 +3,7 @@
 import pytest
 from click import UsageError
 
-from tartapefs.cli.mount8 import arguments, asks_to_write, exit_code, is_call
+from tartapefs.cli.mount8 import arguments, asks_to_write, exit_code
 
 
 @pytest.mark.parametrize(
@@ -61,20 +61,6 @@ def test_sloppy_passes_over_what_is_unknown_alone() -> None:
 )
 def test_the_last_of_ro_and_rw_counts(options: str, asks: bool) -> None:
     assert asks_to_write(options) is asks
-
-
-@pytest.mark.parametrize(
-    ("argv", "called"),
-    [
-        (["/srv", "/mnt", "-o", "ro"], True),
-        (["/srv", "/mnt"], False),
-        (["mount", "/srv", "-o", "ro"], False),
-        (["/srv", "-o", "ro"], False),
-        ([], False),
-    ],
-)
-def test_a_call_by_mount_fuse3_is_known_by_its_form(argv: list[str], called: bool) -> None:
-    assert is_call(argv, {"mount", "record"}) is called
 
 
 @pytest.mark.parametrize(("code", "expected"), [(0, 0), (None, 0), (1, 32), (2, 1), (3, 32), (5, 32), (130, 8)])

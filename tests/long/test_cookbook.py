@@ -13,13 +13,16 @@ import re
 import shutil
 import signal
 import subprocess
+import tarfile
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
 from support.cookbook import PAGES, FlakyLink, Kitchen
 from support.cookbook import kitchen as kitchen
 from support.cookbook import link as link
+from support.filesystems import loop
 from support.generations import Generations
 from support.programs import our_mounts, run, wait_until
 from support.readme import README, blocks
@@ -274,3 +277,24 @@ def test_after_drift(kitchen: Kitchen) -> None:
     archive = kitchen.archive()
     assert (kitchen.folder / "work" / "backup.tar").read_bytes() == archive
     assert (kitchen.backup / "archive.tar").read_bytes() == archive
+
+
+@pytest.mark.root
+@pytest.mark.needs("btrfs", "mkfs.btrfs")
+def test_snapshot(kitchen: Kitchen, tmp_path: Path) -> None:
+    """On btrfs: a first night, one after an addition, and one after a change."""
+    ((_, night),) = blocks((PAGES / "snapshot.md").read_text())
+    with loop("btrfs", tmp_path) as srv:
+        folder = srv / "data"
+        subprocess.run(["btrfs", "subvolume", "create", folder], check=True, capture_output=True)
+        for name, content, message in (
+            ("one", "1", "recorded 2 members"),
+            ("two", "2", "added 2 members"),
+            ("one", "other", "stay valid up to byte"),
+        ):
+            (folder / name).write_text(content)
+            assert message in kitchen.run_shell("exec 2>&1\n" + night.replace("/srv", str(srv)))
+            with tarfile.open(kitchen.backup / "archive.tar") as copy:
+                files = {file.name: copy.extractfile(file) for file in copy if file.isreg()}
+                contents = {name: file.read() for name, file in files.items() if file}
+            assert contents == {f"data/{file.name}": file.read_bytes() for file in folder.iterdir()}

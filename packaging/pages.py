@@ -41,6 +41,14 @@ def options(context: click.Context) -> Iterator[str]:
             yield f".TP\n.B {escaped(record[0])}\n{escaped(record[1])}"
 
 
+def examples(command: click.Command) -> Iterator[str]:
+    _, *lines = (command.epilog or "").removeprefix("\b\n").splitlines()
+    yield ".PP\nExamples:"
+    yield ".nf"
+    yield from map(escaped, lines)
+    yield ".fi"
+
+
 def usage(context: click.Context) -> str:
     return " ".join([context.command_path, *context.command.collect_usage_pieces(context)])
 
@@ -68,6 +76,7 @@ def page(command: click.Command, name: str, section: int) -> str:
                 f'.SS "{escaped(usage(sub_context))}"',
                 *paragraphs(sub_command.help or ""),
                 *options(sub_context),
+                *examples(sub_command),
             ]
     if command.epilog:
         lines += [".SH EXIT STATUS", *paragraphs(command.epilog)]

@@ -42,40 +42,54 @@ from tartapefs.cli.common import (
     REFUSED,
     USAGE,
     log_to_stderr,
+    message_options,
     say,
-    verbose_option,
 )
+from tartapefs.cli.examples import examples
 
-# Each command with its module and its summary in `tartapefs --help`. A new one needs a line here, and in that module a
-# function of its name, with `_` for `-`.
-COMMANDS = {
-    "check": ("copies", "Show how far COPY agrees with the archive of DIR."),
-    "completion": ("completion", "Print the completion script for SHELL."),
-    "diff": ("diff", "List the changes between two recordings."),
-    "digest": ("digest", "Print digests of the archive of DIR."),
-    "doctor": ("doctor", "Check whether this machine can mount archives."),
-    "extract": ("seals", "Extract members from COPY, and check their digests."),
-    "info": ("tapes", "Show the facts of the tape of DIR: size, seal and so on."),
-    "locate": ("tapes", "Show what lies at OFFSET, or where MEMBER lies."),
-    "ls": ("tapes", "List the members of the archive of DIR."),
-    "mount": ("mounts", "Mount the archive of DIR at MNT."),
-    "play": ("play", "Write the archive of DIR to stdout or a file."),
-    "record": ("record", "Record DIR, and print the fingerprint of its archive."),
-    "resume": ("copies", "Complete COPY, a local file."),
-    "resume-hint": ("resume_hint", "Print commands that continue a transfer."),
-    "seal": ("seals", "Add digests of all contents to the tape of DIR."),
-    "status": ("status", "Show the state of one mounted archive, or of all."),
-    "systemd-unit": ("systemd", "Print a systemd unit that mounts the archive."),
-    "unmount": ("mounts", "Unmount the archive at MNT."),
-    "verify": ("verify", "Compare DIR with its recording, and list all drift."),
-    "verify-extracted": ("seals", "Compare an extracted folder with the tape of DIR."),
+# The commands by the groups of `tartapefs --help`, each with its module and its summary there. A new one needs a line
+# here, a function of its name in that module, with `_` for `-`, and examples (`cli.examples`).
+_GROUPS = {
+    "Record": {
+        "record": ("record", "Record DIR, and print the fingerprint of its archive."),
+        "info": ("tapes", "Show the facts of the tape of DIR: size, seal and so on."),
+        "ls": ("tapes", "List the members of the archive of DIR."),
+        "locate": ("tapes", "Show what lies at OFFSET, or where MEMBER lies."),
+        "seal": ("seals", "Add digests of all contents to the tape of DIR."),
+        "diff": ("diff", "List the changes between two recordings."),
+    },
+    "Mount": {
+        "mount": ("mounts", "Mount the archive of DIR at MNT."),
+        "status": ("status", "Show the state of one mounted archive, or of all."),
+        "unmount": ("mounts", "Unmount the archive at MNT."),
+    },
+    "Copy": {
+        "play": ("play", "Write the archive of DIR to stdout or a file."),
+        "resume": ("copies", "Complete COPY, a local file."),
+        "resume-hint": ("resume_hint", "Print commands that continue a transfer."),
+        "extract": ("seals", "Extract members from COPY, and check their digests."),
+    },
+    "Verify": {
+        "verify": ("verify", "Compare DIR with its recording, and list all drift."),
+        "check": ("copies", "Show how far COPY agrees with the archive of DIR."),
+        "digest": ("digest", "Print digests of the archive of DIR."),
+        "verify-extracted": ("seals", "Compare an extracted folder with the tape of DIR."),
+    },
+    "System": {
+        "doctor": ("doctor", "Check whether this machine can mount archives."),
+        "systemd-unit": ("systemd", "Print a systemd unit that mounts the archive."),
+        "completion": ("completion", "Print the completion script for SHELL."),
+    },
 }
+COMMANDS = {name: command for group in _GROUPS.values() for name, command in group.items()}
+_ALIASES = {"umount": "unmount"}
 
 
 @cache
 def _imported(name: str) -> click.Command:
     module = import_module(f"tartapefs.cli.{COMMANDS[name][0]}")
-    command: click.Command = verbose_option(getattr(module, name.replace("-", "_")))
+    command: click.Command = message_options(getattr(module, name.replace("-", "_")))
+    command.epilog = examples(name)
     return command
 
 
@@ -85,22 +99,38 @@ class _Program(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] == "help":
+            args = [*args[1:2], "--help"]
+            if len(args) == 1:
+                click.echo(ctx.get_help())
+                ctx.exit()
+        args[0] = _ALIASES.get(args[0], args[0])
         name, _, rest = super().resolve_command(ctx, args)
         signals.end_at_once()  # until it is imported
         command = None if name is None else _imported(name)
         signals.handle(_end_on_signal)
         return name, command, rest
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        widest = max(map(len, COMMANDS))
+        for title, commands in _GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(widest), summary) for name, (_, summary) in commands.items()])
+
 
 @click.group(
     cls=_Program,
     commands=[click.Command(name, short_help=summary) for name, (_, summary) in COMMANDS.items()],
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done; 1 drift, or a failed check or read; 2 wrong usage; 3 no tape, or not a tape;"
+    epilog='"tartapefs help COMMAND" has the options of a command, and examples.\n\n'
+    "Exit codes: 0 done; 1 drift, or a failed check or read; 2 wrong usage; 3 no tape, or not a tape;"
     " 4 refused at recording; 5 could not mount or unmount; 130 interrupted.",
 )
-@click.version_option(__version__, prog_name="tartapefs")
-@verbose_option
+@click.version_option(__version__, "-V", "--version", prog_name="tartapefs")
+@message_options
 def cli() -> None:
     """Show a folder as one read-only tar archive that needs no disk space.
 

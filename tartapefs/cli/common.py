@@ -30,6 +30,8 @@ _UNITS = {unit: 1 << 10 * power for power, unit in enumerate(("", "K", "M", "G",
 
 def say(message: str, level: int = logging.INFO) -> None:
     """Prints a message on standard error; in the journal with this level, one of logging's."""
+    if is_quiet() and level < logging.ERROR:
+        return
     click.echo(sd_notify.with_level(message, level) if sd_notify.to_journal() else f"tartapefs: {message}", err=True)
 
 
@@ -181,16 +183,22 @@ def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="Report as JSON.")(function)
 
 
-def _log_more(context: click.Context, parameter: click.Parameter, verbose: bool) -> None:
-    if verbose:
-        logging.getLogger().setLevel(logging.INFO)
+def _set_level(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+    if given:
+        logging.getLogger().setLevel(logging.INFO if parameter.name == "verbose" else logging.ERROR)
 
 
-def verbose_option(command: Callable[..., Any]) -> Any:
-    """Adds --verbose, to the program and to each command: users may write it anywhere."""
-    return click.option(
-        "-v", "--verbose", is_flag=True, expose_value=False, callback=_log_more, help="Say more on stderr."
-    )(command)
+def is_quiet() -> bool:
+    """Whether the user wants errors only, neither messages nor progress."""
+    return logging.getLogger().level == logging.ERROR
+
+
+def message_options(command: Callable[..., Any]) -> Any:
+    """Adds --verbose and --quiet, to the program and to each command: users may write them anywhere."""
+    for short, long, text in (("-q", "--quiet", "Print errors only."), ("-v", "--verbose", "Say more on stderr.")):
+        option = click.option(short, long, is_flag=True, expose_value=False, callback=_set_level, help=text)
+        command = option(command)
+    return command
 
 
 def recording_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -18,7 +18,7 @@ import click
 from tartapefs.api.tape import Tape
 from tartapefs.base.text import printable
 from tartapefs.cli import common
-from tartapefs.cli.common import fail, path, say, verbose_option
+from tartapefs.cli.common import fail, message_options, path, say
 from tartapefs.cli.mounts import mount
 
 _INVOCATION, _INTERRUPT, _MOUNT_FAILURE = 1, 8, 32  # mount(8), EXIT STATUS
@@ -111,7 +111,7 @@ def exit_code(code: object) -> int:
 @click.option("-s", "sloppy", is_flag=True, help="Skip unknown options.")
 @click.option("-f", "fake", is_flag=True, help="Check the options and the tape, but do not mount.")
 @click.option("-n", "no_mtab", is_flag=True, help="No effect: nothing is written to /etc/mtab.")
-@verbose_option
+@message_options
 @click.option("-t", "kind", metavar="TYPE", help="No effect: there is one type.")
 def command(
     directory: str,

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from tartapefs.api.tape import Tape
 from tartapefs.base.text import printable
+from tartapefs.cli.common import is_quiet
 
 _DELAY = 1.0  # seconds: what ends earlier shows nothing
 _LOOKUP_INTERVAL = 0.2  # seconds between two lookups of the member
@@ -41,7 +42,7 @@ def progress(what: str, total: int | None = None, is_bytes: bool = False, tape: 
     The unit is bytes or members. With a `tape` it also shows the member at the position. A `total` that turns out too
     small was an estimate, and is dropped. At the end, also after an interruption, the line is erased.
     """
-    if sys.stderr is None or not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty() or is_quiet():
         yield _no_update
         return
     from rich.console import Console

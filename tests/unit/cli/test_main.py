@@ -14,6 +14,7 @@ from support.programs import FORGING, done, quiet, refused, run
 from support.reference import Reference
 from support.users import tartapefs_as_nobody
 
+from tartapefs.cli import COMMANDS as PROGRAM
 from tartapefs.cli import _is_run_by_mount
 
 COMMANDS += ["mount", "unmount"]
@@ -33,6 +34,30 @@ def test_every_command_has_help(command: list[str]) -> None:
 
 def test_version() -> None:
     assert re.fullmatch(r"tartapefs\W.*\d+\.\d+.*\n", done(run("--version")))
+    assert done(run("-V")) == done(run("--version"))
+
+
+def test_the_list_of_commands_is_not_cut() -> None:
+    """At the width that a terminal usually has."""
+    text = done(run("--help", env=os.environ | {"COLUMNS": "80"}))
+    for name, (_, summary) in PROGRAM.items():
+        assert re.search(rf"^  {name} +{re.escape(summary)}$", text, re.MULTILINE), name
+
+
+def test_help_and_an_alias(tmp_path: Path) -> None:
+    assert done(run("help")) == done(run("--help"))
+    assert done(run("help", "mount")) == done(run("mount", "--help"))
+    assert run("help", "no-such-command").returncode == 2
+    umount, unmount = run("umount", tmp_path), run("unmount", tmp_path)
+    assert (umount.returncode, umount.stderr) == (unmount.returncode, unmount.stderr) == (5, unmount.stderr)
+
+
+def test_quiet_prints_data_and_errors_alone(data: Path, tmp_path: Path) -> None:
+    for arguments in (["-q", "record", data, "--force"], ["record", "-q", data, "--force"]):
+        result = run(*arguments)
+        assert re.fullmatch(r"[0-9a-f]{64}\n", done(result)) and result.stderr == ""
+    result = run("-q", "info", tmp_path)
+    assert result.returncode == 3 and "no tape here" in result.stderr
 
 
 # What takes long to import, with what only needs it; a command that needs none of that may import it.

@@ -1,0 +1,44 @@
+"""Examples of each command, for its help. A test runs them all, in this order."""
+
+_EXAMPLES = {
+    "record": (
+        "tartapefs record ./data",
+        "tartapefs record ./data --force --exclude '*.tmp' --exclude .cache/",
+        "tartapefs record ./data --append",
+    ),
+    "info": ("tartapefs info ./data", "tartapefs info ./data --json | jq -r .fingerprint"),
+    "ls": ("tartapefs ls ./data",),
+    "locate": ("tartapefs locate ./data 4096", "tartapefs locate ./data data/photos/1.bin"),
+    "seal": ("tartapefs seal ./data",),
+    "mount": (
+        "tartapefs mount ./data /mnt/tape",
+        "tartapefs mount ./data /mnt/tape --allow-additions --on-drift hold",
+        "tartapefs mount ./data /mnt/tape --mode 0440 --allow-other --name '{root}-{fingerprint}.tar'",
+    ),
+    "status": ("tartapefs status", "tartapefs status /mnt/tape", "tartapefs status /mnt/tape --watch"),
+    "unmount": ("tartapefs unmount /mnt/tape",),
+    "play": (
+        "tartapefs play ./data | ssh host 'cat > /backup/archive.tar'",
+        "tartapefs play ./data --start 1M --length 64K > part",
+        "tartapefs play ./data -o backup.tar",
+    ),
+    "resume": ("tartapefs resume ./data backup.tar",),
+    "resume-hint": ("tartapefs resume-hint ./data --have 1M",),
+    "extract": ("tartapefs extract ./data backup.tar data/photos -C restored",),
+    "verify": ("tartapefs verify ./data", "tartapefs verify ./data --deep --state verify.state"),
+    "check": ("tartapefs check ./data backup.tar --full", "tartapefs play ./data | tartapefs check ./data -"),
+    "digest": (
+        "tartapefs digest ./data -a sha256 | ssh host 'cd /backup && sha256sum -c'",
+        "tartapefs digest ./data --s3-part-size 64MiB --state digest.state",
+    ),
+    "verify-extracted": ("tartapefs verify-extracted ./data restored",),
+    "diff": ("tartapefs diff before.db ./data",),
+    "doctor": ("tartapefs doctor", "tartapefs doctor ./data"),
+    "systemd-unit": ("tartapefs systemd-unit ./data /mnt/tape --output /etc/systemd/system",),
+    "completion": ("tartapefs completion bash > ~/.local/share/bash-completion/completions/tartapefs",),
+}
+
+
+def examples(command: str) -> str:
+    """What stands below the help of this command; click does not wrap it."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in _EXAMPLES[command])

@@ -2,8 +2,9 @@
 
     python tests/long/fuzz_index.py -runs=100000 -timeout=20 -rss_limit_mb=512
 
-Each input of the fuzzer is a list of changes to a real index, with digests or without: bytes and pages of the file,
-facts of the tape, rows, and members in their packs, with the checksums made right again, as a forger would.
+Each input of the fuzzer is a list of changes to a real index, with digests or without, of one generation or of three:
+bytes and pages of the file, facts of the tape, rows, and members in their packs, with the checksums made right again, as
+a forger would.
 
 Invariant: whatever the file holds, it is refused with a TapeError, or read to its end. No other exception comes out. If
 the file was changed without new checksums, or still lists the members that were recorded, or has digests, then whatever
@@ -16,9 +17,10 @@ import struct
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import atheris
 
@@ -27,15 +29,16 @@ with atheris.instrument_imports(include=["tartapefs"]):
     from tartapefs import Tape, TapeError, TapePlayer, TapeRecorder
     from tartapefs.verify.seal import seal
 from support import packed
-from support.reference import Reference
+from support.generations import Generations
 
 Fuzz = atheris.FuzzedDataProvider
 COLUMNS = ["start", "count", "folders", "members", "crc"]
 FACTS = ["root_name", "fingerprint", "total_size", "member_count", "recorded_ns", "excluded", "left_out", "owners_kept",
-         "root_ino", "index_ino", "rows_digest", "facts_digest"]  # fmt: skip
+         "root_ino", "index_ino", "rows_digest", "generations_digest", "facts_digest"]  # fmt: skip
 SEAL_FACTS = ["seal", "algorithm", "block_size", "levels", "unsealed_rows"]
 TABLES = {"leaf": ["start", "stop", "digests", "crc"], "piece": ["start", "digests", "crc"],
           "node": ["place", "digests", "crc"]}  # fmt: skip
+GENERATIONS = {"generation": ["start", "members", "recorded_ns", "fingerprint", "crc"], "superseded": ["start", "crc"]}
 NUMBERS = (0, -1, 1, 511, 512, 2**31, 2**32, 2**62, 2**63 - 1, -(2**63), 0o040755, 0o100644, 0o120777, 10**9)
 NAMES = (b"", b".", b"..", b"/", b"a/b", b"/etc/passwd", b"\0", b"x" * 256, b"\xff\n", b".tartape", b"a", b"0:0:a:b",
          b"data", b"data/", b"data/../", b"data//", b"data/large/", b"other/")  # fmt: skip
@@ -54,41 +57,72 @@ def grow(root: Path) -> None:
     (root / "link").symlink_to("folder 1/deeper")
 
 
+def grow_again(root: Path, number: int) -> None:
+    """New names in old folders and new ones, before and behind those that are there."""
+    for folder in (root, root / "folder 1" / "deeper"):
+        for at in range(20):
+            (folder / f"{number} {at:03}").write_bytes(b"%d" % at)
+        (folder / f"new {number}").mkdir()
+        os.utime(folder, (0, 10**9 + number))
+
+
+class Seed(NamedTuple):
+    """An index, and what is read of it: its members and its archive."""
+
+    index: bytes
+    members: list[Any]
+    archive: bytes
+
+
 class Target:
     """The recorded folder below `place`, and how its index is changed and read."""
 
     def __init__(self, place: Path) -> None:
         self.root = place / "data"
+        self.path = self.root / ".tartape" / "index.db"
         self.root.mkdir()
         grow(self.root)
         TapeRecorder(self.root).commit()
-        self.path = self.root / ".tartape" / "index.db"
-        self.bare = self.path.read_bytes()
-        with Tape.from_index(self.path) as tape:
-            player = TapePlayer(tape, self.root)
-            seal(tape, player.source, player.at_home, "sha256", 1 << 16)
-            player.close()
-        self.with_digests = self.path.read_bytes()
-        self.good, self.has_digests = self.bare, False
-        reference = Reference(self.root)
-        self.expected = reference.read(0, reference.size)
-        with Tape.from_index(self.path) as tape:
-            self.members = list(tape.members())
+        growing, at_once = Generations(self.root), Generations(self.root)
+        growing.append()
+        for number in range(2):
+            grow_again(self.root, number)
+            TapeRecorder(self.root, append=True).commit()
+            growing.append()
+        several = self.seeds(growing.archive)
+        TapeRecorder(self.root, overwrite=True, digest="").commit()
+        self.all = [*self.seeds(at_once.append()), *several]
+        self.use(0)
         self.outcomes = {"refused at opening": 0, "refused later": 0, "read": 0, "read, as recorded": 0}
+
+    def seeds(self, archive: bytes) -> list[Seed]:
+        """The index that is there, and the same with digests."""
+        with Tape.from_index(self.path) as tape, closing(TapePlayer(tape, self.root)) as player:
+            members, bare = list(tape.members()), self.path.read_bytes()
+            seal(tape, player.source, player.at_home, "sha256", 1 << 16)
+        return [Seed(bare, members, archive), Seed(self.path.read_bytes(), members, archive)]
+
+    def use(self, number: int) -> None:
+        self.good, self.members, self.expected = self.all[number]
+        self.tables = TABLES if number % 2 else {}
+        self.generations = GENERATIONS if number > 1 else {}
+
+    @property
+    def has_digests(self) -> bool:
+        return bool(self.tables)
 
     def one(self, data: bytes) -> None:
         """One input of the fuzzer."""
         fuzz = Fuzz(data)
-        self.has_digests = fuzz.ConsumeBool()
-        self.good = self.with_digests if self.has_digests else self.bare
-        sealed = fuzz.ConsumeBool()
-        whole = self.changed_rows(fuzz) if sealed else self.good
-        self.path.write_bytes(self.changed_bytes(fuzz, whole) if not sealed or fuzz.ConsumeBool() else whole)
+        self.use(fuzz.ConsumeIntInRange(0, 3))
+        forged = fuzz.ConsumeBool()
+        whole = self.changed_rows(fuzz) if forged else self.good
+        self.path.write_bytes(self.changed_bytes(fuzz, whole) if not forged or fuzz.ConsumeBool() else whole)
         outcome = "refused at opening"
         try:
             with Tape.from_index(self.path) as tape:
                 outcome = "refused later"
-                outcome = self.read(tape, trusted=not sealed or self.has_digests)
+                outcome = self.read(tape, forged)
         except TapeError:
             pass
         self.outcomes[outcome] += 1
@@ -135,6 +169,9 @@ class Target:
             database.close()
 
     def change(self, fuzz: Fuzz, database: sqlite3.Connection) -> None:
+        if self.generations and fuzz.ConsumeBool():
+            self.change_generations(fuzz, database)
+            return
         if self.has_digests and fuzz.ConsumeBool():
             self.change_digests(fuzz, database)
             return
@@ -238,6 +275,28 @@ class Target:
                 column = self.one_of(fuzz, columns)
                 database.execute(f"UPDATE {table} SET {column} = ? WHERE {key} = ?", (self.value(fuzz), where))
 
+    def change_generations(self, fuzz: Fuzz, database: sqlite3.Connection) -> None:
+        table = list(GENERATIONS)[fuzz.ConsumeIntInRange(0, 1)]
+        starts = [start for (start,) in database.execute(f"SELECT start FROM {table}")]
+        start = self.one_of(fuzz, starts) if starts else 0
+        match fuzz.ConsumeIntInRange(0, 3):
+            case 0:
+                database.execute(f"DELETE FROM {table} WHERE start = ?", (start,))
+            case 1:  # one more, at a member or elsewhere
+                new = self.value(fuzz)
+                if table == "superseded":
+                    database.execute("INSERT INTO superseded VALUES (?, 0)", (new,))
+                else:
+                    sql = f"INSERT INTO generation SELECT ?, {', '.join(GENERATIONS[table][1:])} FROM generation"
+                    database.execute(f"{sql} WHERE start = ?", (new, start))
+            case 2:  # members of one generation are another's
+                count = fuzz.ConsumeIntInRange(-40, 40)
+                database.execute("UPDATE generation SET members = members - ? WHERE start = ?", (count, start))
+                database.execute("UPDATE generation SET members = members + ? WHERE start = 0", (count,))
+            case _:
+                column = self.one_of(fuzz, GENERATIONS[table])
+                database.execute(f"UPDATE {table} SET {column} = ? WHERE start = ?", (self.value(fuzz), start))
+
     def value(self, fuzz: Fuzz) -> Any:
         makers: tuple[Callable[[], Any], ...] = (
             lambda: self.one_of(fuzz, NUMBERS),
@@ -259,20 +318,25 @@ class Target:
                 continue  # of types that have no checksum
             if checksum != crc:
                 database.execute("UPDATE pack SET crc = ? WHERE start = ?", (checksum, facts[0]))
-        for table in TABLES if self.has_digests else ():
-            for *numbers, digests, crc in database.execute(f"SELECT * FROM {table}").fetchall():
+        for table, columns in (self.tables | self.generations).items():
+            for *numbers, crc in database.execute(f"SELECT * FROM {table}").fetchall():
                 try:
-                    checksum = packed.digests_crc(*numbers, digests=digests)
+                    blob = b"" if table == "superseded" else numbers.pop()
+                    checksum = packed.digests_crc(*numbers, digests=blob)
                 except Exception:
                     continue
                 if checksum != crc:
-                    key = TABLES[table][0]
-                    database.execute(f"UPDATE {table} SET crc = ? WHERE {key} = ?", (checksum, numbers[0]))
+                    database.execute(f"UPDATE {table} SET crc = ? WHERE {columns[0]} = ?", (checksum, numbers[0]))
+        with suppress(TypeError):  # of numbers that are none
+            packed.sign_generations(database) if self.generations else None
         packed.sign_facts(database)
 
-    def read(self, tape: Tape, trusted: bool) -> str:
-        """Reads what was believed; `trusted`: it has to be what was recorded, since no checksum was made anew."""
+    def read(self, tape: Tape, forged: bool) -> str:
+        """Reads what was believed; unless `forged`, with new checksums, it has to be what was recorded."""
+        trusted = not forged or self.has_digests
         tape.rows_are_sound()
+        list(islice(tape.superseded(), MOST_MEMBERS))
+        list(islice(tape.latest_members(), MOST_MEMBERS))
         for member in tape.folders():
             assert member.is_directory
         tape.count(1, tape.total_size - 1)
@@ -284,7 +348,9 @@ class Target:
             try:
                 assert tape.find(member.name).name.rstrip(b"/") == member.name.rstrip(b"/")
             except KeyError:
-                assert not trusted  # names in no order
+                assert forged  # names in no order, or generations, of which digests say nothing
+            if member.is_directory:
+                list(islice(tape.children(member), MOST_MEMBERS))
         as_recorded = members == self.members and tape.total_size == len(self.expected)
         if self.has_digests:  # which cover what the archive shows of a member
             as_recorded = [m.header() for m in members] == [m.header() for m in self.members]

@@ -69,6 +69,16 @@ def sign_facts(database: sqlite3.Connection) -> None:
     database.execute("UPDATE tape SET value = ? WHERE fact = 'facts_digest'", (digest,))
 
 
+def sign_generations(database: sqlite3.Connection) -> None:
+    """Makes the digest of the generations right again, in the facts. Raises TypeError if a number is none."""
+    digest = hashlib.sha256()
+    for row in database.execute("SELECT * FROM generation ORDER BY start"):
+        digest.update(b"%d %d %d %b %d\n" % row)
+    for row in database.execute("SELECT * FROM superseded ORDER BY start"):
+        digest.update(b"%d %d\n" % row)
+    database.execute("UPDATE tape SET value = ? WHERE fact = 'generations_digest'", (digest.hexdigest(),))
+
+
 def change_fact(path: Path, fact: str, value: object) -> None:
     """Puts another fact of the tape into the index at `path`, with a digest that is right again."""
     with closing(sqlite3.connect(path)) as database, database:

@@ -1,13 +1,16 @@
-"""Finds the pack that a name could be in, by the first names of packs, which are read without decoding the packs.
+"""Finds the pack that a name could be in: by the filters of later generations, which tell those that lack it, and by
+the first names of packs, which are read without decoding the packs.
 
 Rule: a row is used once its checksum was checked. What is found here is a hint: the member itself is read by `reader`,
 with all checks, those against a seal included.
 """
 
+from collections.abc import Iterator, Sequence
+from typing import Any
 from zlib import crc32
 
 from tartapefs.archive.member import path_key
-from tartapefs.index import row_codec, schema
+from tartapefs.index import name_filter, row_codec, schema
 from tartapefs.index.connections import Connections
 
 # First names in memory, some 250 bytes each. None is dropped: the first search leaves those that every search needs.
@@ -55,6 +58,27 @@ class NameSearch:
             except row_codec.MALFORMED as error:
                 raise self._malformed(pack_start, error) from error
         return pack_start, pack_stop
+
+    def generations_with(self, key: bytes, generations: Sequence[schema.Generation]) -> Iterator[schema.Generation]:
+        """Those that may have the member of this `path_key`, the latest first; the first one of all among them."""
+        block, *places = name_filter.hash_of(key) if len(generations) > 1 else (0,)
+        for generation in reversed(generations):
+            if generation.start > 0 and generation.members <= name_filter.MOST:
+                blocks, size = name_filter.shape(generation.members)
+                place = generation.start + block % blocks
+                rows = self._connections.query("SELECT * FROM name_filter WHERE place = ?", (place,))
+                if not rows or len(bits := self.checked_block(rows[0])) != size:
+                    raise self._connections.malformed(f"there is no filter of names at {place}")
+                if not name_filter.may_have(bits, places):
+                    continue
+            yield generation
+
+    def checked_block(self, row: tuple[Any, ...]) -> bytes:
+        """The bits in a row of `name_filter`, after its checksum was checked."""
+        place, bits, crc = row
+        if not isinstance(bits, bytes) or schema.row_crc(place, blob=bits) != crc:
+            raise self._connections.malformed(f"the filter of names at {place} fails its checksum")
+        return bits
 
     def _peek(self, position: int, rows: dict[int, _Row]) -> _Peeked:
         """The pack that `position` lies in; adds its row to `rows`."""

@@ -113,9 +113,7 @@ class Index:
         if len(self.generations) == 1 or folder.start >= self.generations[-1].start:
             return False
         rows = self._connections.query("SELECT * FROM superseded WHERE start = ?", (folder.start,))
-        if rows and rows[0] != (folder.start, schema.row_crc(folder.start)):
-            raise self._malformed(f"what supersedes the folder at {folder.start} fails its checksum")
-        return bool(rows)
+        return bool(list(self._checked_superseded(rows)))
 
     def latest_members(self) -> Iterator[Member]:
         """The members in the order of their paths; of a folder that several generations have, the last.
@@ -162,7 +160,18 @@ class Index:
     def superseded(self) -> Iterator[int]:
         """The starts of the headers, of folders, that a later generation has again."""
         if len(self.generations) > 1:
-            yield from (start for start, _ in self._all_rows("superseded"))
+            yield from self._checked_superseded(self._all_rows("superseded"))
+
+    def name_filters(self) -> Iterator[tuple[int, bytes]]:
+        """The blocks of the filters of names that later generations have, each with its place."""
+        if len(self.generations) > 1:
+            yield from ((row[0], self._names.checked_block(row)) for row in self._all_rows("name_filter"))
+
+    def _checked_superseded(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[int]:
+        for start, crc in rows:
+            if schema.row_crc(start) != crc:
+                raise self._malformed(f"what supersedes the folder at {start} fails its checksum")
+            yield start
 
     def tree_builder(self) -> hash_tree.Builder:
         """What extends the hash tree of a sealed tape by another generation."""
@@ -180,11 +189,14 @@ class Index:
         """Whether the rows of both tables on generations have the recorded digest."""
         if len(self.generations) == 1:
             return True
-        tables = (self._all_rows(table) for table in ("generation", "superseded"))
-        return schema.generations_digest(*tables) == self.facts.generations_digest
+        try:
+            return schema.generations_digest(self._all_rows) == self.facts.generations_digest
+        except TypeError:  # a value is no number
+            return False
 
     def _all_rows(self, table: str) -> Iterator[tuple[Any, ...]]:
-        sql, position = f"SELECT * FROM {table} WHERE start > ? ORDER BY start LIMIT {_MAX_ROWS}", -1
+        key, _ = schema.GENERATION_TABLES[table]
+        sql, position = f"SELECT * FROM {table} WHERE {key} > ? ORDER BY {key} LIMIT {_MAX_ROWS}", -1
         while rows := self._connections.query(sql, (position,)):
             yield from rows
             position = rows[-1][0]

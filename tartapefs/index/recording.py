@@ -138,12 +138,12 @@ class Recording(Index):
         """The member with this name in the archive, with or without a directory's slash. Raises KeyError.
 
         Of a folder that several generations have, the last. The members of a generation are in the order of their
-        paths, so this is a binary search by offset in each, from the latest back.
+        paths, so this is a binary search by offset in each that may have it, from the latest back.
         """
         wanted = path_key(os.fsencode(arc_path))
         if b"\0" in os.fsencode(arc_path):
             raise KeyError(arc_path)
-        for generation in reversed(self.generations):
+        for generation in self._names.generations_with(wanted, self.generations):
             # The pack of the first one is decoded, with every check, before anything is said to be missing.
             pack = self._names.pack_with(wanted, generation.start, generation.stop, is_last=generation.start == 0)
             if pack:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
@@ -40,6 +40,8 @@ _GENERATION_TABLES = [
         "CREATE TABLE generation (start INTEGER PRIMARY KEY, members INTEGER, recorded_ns INTEGER, fingerprint BLOB,"
         " crc INTEGER)",
     ),
+    # A block's `place` is the start of its generation and its own number: a generation has more bytes than blocks.
+    ("name_filter", "CREATE TABLE name_filter (place INTEGER PRIMARY KEY, bits BLOB, crc INTEGER)"),
     ("superseded", "CREATE TABLE superseded (start INTEGER PRIMARY KEY, crc INTEGER)"),
 ]
 TABLES = {  # of each format, the name and the SQL of each table
@@ -115,7 +117,7 @@ class TapeFacts:
 
     Only of a tape of several generations; empty otherwise:
 
-    generations_digest: SHA-256 over the rows of `generation` and `superseded`, 64 hex digits.
+    generations_digest: SHA-256 over the rows of `generation`, `superseded` and `name_filter`, 64 hex digits.
 
     end: where the last member ends, and the footer starts, in bytes.
     """
@@ -191,13 +193,19 @@ def generation_row(generation: Generation) -> tuple[int, int, int, bytes, int]:
     return *numbers, fingerprint, row_crc(*numbers, blob=fingerprint)
 
 
-def generations_digest(generations: Iterable[tuple[Any, ...]], superseded: Iterable[tuple[Any, ...]]) -> str:
-    """The digest of the rows of both tables, in order: SHA-256, 64 hex digits."""
+GENERATION_TABLES = {  # in the order of their digest: each with its key, and with how a row goes into the digest
+    "generation": ("start", b"%d %d %d %b %d\n"),
+    "superseded": ("start", b"%d %d\n"),
+    "name_filter": ("place", b"%d %b %d\n"),
+}
+
+
+def generations_digest(rows_of: Callable[[str], Iterable[tuple[Any, ...]]]) -> str:
+    """The digest of the rows of `GENERATION_TABLES`, each in the order of its key: SHA-256, 64 hex digits."""
     digest = hashlib.sha256()
-    for row in generations:
-        digest.update(b"%d %d %d %b %d\n" % row)
-    for row in superseded:
-        digest.update(b"%d %d\n" % row)
+    for table, (_, form) in GENERATION_TABLES.items():
+        for row in rows_of(table):
+            digest.update(form % row)
     return digest.hexdigest()
 
 

@@ -183,6 +183,11 @@ class IndexWriter:
             rows = ((start, schema.row_crc(start)) for start in starts)
             db.executemany("INSERT INTO superseded VALUES (?, ?)", rows)
 
+    def add_name_filters(self, rows: Iterable[tuple[int, bytes]]) -> None:
+        """Writes blocks of the filters of names, each with its place."""
+        with self._transaction() as db:
+            insert_name_filters(db, rows)
+
     def commit(self, facts: dict[str, Any], at_home: bool = True) -> None:
         """Writes the facts of the tape, all of `TapeFacts` that the writer does not know, and puts the index in place.
 
@@ -192,8 +197,9 @@ class IndexWriter:
         complete = facts | inodes | {"rows_digest": self.rows_digest}
         with self._transaction() as db:
             if schema.has_generations(self._version):
-                tables = (db.execute(f"SELECT * FROM {table} ORDER BY start") for table in ("generation", "superseded"))
-                complete["generations_digest"] = schema.generations_digest(*tables)
+                complete["generations_digest"] = schema.generations_digest(
+                    lambda table: db.execute(f"SELECT * FROM {table} ORDER BY 1")
+                )
             complete["facts_digest"] = schema.facts_digest(complete)
             db.execute("DELETE FROM tape")
             db.executemany("INSERT INTO tape VALUES (?, ?)", complete.items())
@@ -214,6 +220,12 @@ def insert_digests(db: sqlite3.Connection, rows: Iterable[hash_tree.Row]) -> Non
             key = schema.node_key(level, start) if kind == "node" else start
             crc = schema.row_crc(key, blob=digests)
             execute(f"INSERT OR REPLACE INTO {kind} VALUES (?, ?, ?)", (key, digests, crc))
+
+
+def insert_name_filters(db: sqlite3.Connection, rows: Iterable[tuple[int, bytes]]) -> None:
+    """Writes blocks of the filters of names, each with its place."""
+    checked = ((place, bits, schema.row_crc(place, blob=bits)) for place, bits in rows)
+    db.executemany("INSERT INTO name_filter VALUES (?, ?, ?)", checked)
 
 
 @contextmanager

@@ -93,6 +93,7 @@ def _write(
         writer.add_digests(builder.finish())
         if len(tape.generations) > 1:
             writer.supersede(tape.superseded())
+            writer.add_name_filters(tape.name_filters())
         writer.commit(
             tape.facts.to_keep()
             | {

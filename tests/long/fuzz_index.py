@@ -3,8 +3,8 @@
     python tests/long/fuzz_index.py -runs=100000 -timeout=20 -rss_limit_mb=512
 
 Each input of the fuzzer is a list of changes to a real index, with digests or without, of one generation or of three:
-bytes and pages of the file, facts of the tape, rows, and members in their packs, with the checksums made right again, as
-a forger would.
+bytes and pages of the file, facts of the tape, rows, and members in their packs, with the checksums made right again,
+as a forger would.
 
 Invariant: whatever the file holds, it is refused with a TapeError, or read to its end. No other exception comes out. If
 the file was changed without new checksums, or still lists the members that were recorded, or has digests, then whatever
@@ -38,7 +38,8 @@ FACTS = ["root_name", "fingerprint", "total_size", "member_count", "recorded_ns"
 SEAL_FACTS = ["seal", "algorithm", "block_size", "levels", "unsealed_rows"]
 TABLES = {"leaf": ["start", "stop", "digests", "crc"], "piece": ["start", "digests", "crc"],
           "node": ["place", "digests", "crc"]}  # fmt: skip
-GENERATIONS = {"generation": ["start", "members", "recorded_ns", "fingerprint", "crc"], "superseded": ["start", "crc"]}
+GENERATIONS = {"generation": ["start", "members", "recorded_ns", "fingerprint", "crc"], "superseded": ["start", "crc"],
+               "name_filter": ["place", "bits", "crc"]}  # fmt: skip
 NUMBERS = (0, -1, 1, 511, 512, 2**31, 2**32, 2**62, 2**63 - 1, -(2**63), 0o040755, 0o100644, 0o120777, 10**9)
 NAMES = (b"", b".", b"..", b"/", b"a/b", b"/etc/passwd", b"\0", b"x" * 256, b"\xff\n", b".tartape", b"a", b"0:0:a:b",
          b"data", b"data/", b"data/../", b"data//", b"data/large/", b"other/")  # fmt: skip
@@ -276,26 +277,23 @@ class Target:
                 database.execute(f"UPDATE {table} SET {column} = ? WHERE {key} = ?", (self.value(fuzz), where))
 
     def change_generations(self, fuzz: Fuzz, database: sqlite3.Connection) -> None:
-        table = list(GENERATIONS)[fuzz.ConsumeIntInRange(0, 1)]
-        starts = [start for (start,) in database.execute(f"SELECT start FROM {table}")]
+        table = list(GENERATIONS)[fuzz.ConsumeIntInRange(0, 2)]
+        key, *columns = GENERATIONS[table]
+        starts = [start for (start,) in database.execute(f"SELECT {key} FROM {table}")]
         start = self.one_of(fuzz, starts) if starts else 0
         match fuzz.ConsumeIntInRange(0, 3):
             case 0:
-                database.execute(f"DELETE FROM {table} WHERE start = ?", (start,))
+                database.execute(f"DELETE FROM {table} WHERE {key} = ?", (start,))
             case 1:  # one more, at a member or elsewhere
-                new = self.value(fuzz)
-                if table == "superseded":
-                    database.execute("INSERT INTO superseded VALUES (?, 0)", (new,))
-                else:
-                    sql = f"INSERT INTO generation SELECT ?, {', '.join(GENERATIONS[table][1:])} FROM generation"
-                    database.execute(f"{sql} WHERE start = ?", (new, start))
+                sql = f"INSERT INTO {table} SELECT ?, {', '.join(columns)} FROM {table} WHERE {key} = ?"
+                database.execute(sql, (self.value(fuzz), start))
             case 2:  # members of one generation are another's
                 count = fuzz.ConsumeIntInRange(-40, 40)
                 database.execute("UPDATE generation SET members = members - ? WHERE start = ?", (count, start))
                 database.execute("UPDATE generation SET members = members + ? WHERE start = 0", (count,))
             case _:
                 column = self.one_of(fuzz, GENERATIONS[table])
-                database.execute(f"UPDATE {table} SET {column} = ? WHERE start = ?", (self.value(fuzz), start))
+                database.execute(f"UPDATE {table} SET {column} = ? WHERE {key} = ?", (self.value(fuzz), start))
 
     def value(self, fuzz: Fuzz) -> Any:
         makers: tuple[Callable[[], Any], ...] = (
@@ -336,6 +334,7 @@ class Target:
         trusted = not forged or self.has_digests
         tape.rows_are_sound()
         list(islice(tape.superseded(), MOST_MEMBERS))
+        list(islice(tape.name_filters(), MOST_MEMBERS))
         list(islice(tape.latest_members(), MOST_MEMBERS))
         for member in tape.folders():
             assert member.is_directory

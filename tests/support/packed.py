@@ -76,6 +76,8 @@ def sign_generations(database: sqlite3.Connection) -> None:
         digest.update(b"%d %d %d %b %d\n" % row)
     for row in database.execute("SELECT * FROM superseded ORDER BY start"):
         digest.update(b"%d %d\n" % row)
+    for row in database.execute("SELECT * FROM name_filter ORDER BY place"):
+        digest.update(b"%d %b %d\n" % row)
     database.execute("UPDATE tape SET value = ? WHERE fact = 'generations_digest'", (digest.hexdigest(),))
 
 

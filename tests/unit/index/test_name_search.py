@@ -10,7 +10,8 @@ import pytest
 from support.generations import Generations
 
 from tartapefs import Tape, TapeFormatError, TapePlayer, TapeRecorder
-from tartapefs.index import name_search, row_codec
+from tartapefs.index import name_filter, name_search, row_codec
+from tartapefs.index.name_search import NameSearch
 from tartapefs.verify.seal import seal
 
 
@@ -78,18 +79,43 @@ def damaged(root: Path, statement: str) -> Tape:
 
 def test_a_row_that_fails_its_checksum(root: Path) -> None:
     with Tape.discover(root) as tape:
-        first = next(tape.members(tape.generations[1].start))
+        first, second, *_ = tape.members(tape.generations[1].start)
     with damaged(root, f"UPDATE pack SET crc = crc + 1 WHERE start = {first.start}") as tape:
         assert tape.find("data")
         with pytest.raises(TapeFormatError):
-            tape.find(first.name + b"\x01")  # right after the root, which this generation has again
+            tape.find(second.name)
 
 
 def test_rows_that_do_not_cover_an_offset(root: Path) -> None:
     with Tape.discover(root) as tape:
-        first = next(tape.members(tape.generations[1].start))
+        first, second, *_ = tape.members(tape.generations[1].start)
     with damaged(root, f"DELETE FROM pack WHERE start = {first.start}") as tape, pytest.raises(TapeFormatError):
-        tape.find(first.name + b"\x01")  # right after the root, which this generation has again
+        tape.find(second.name)
+
+
+def test_a_generation_that_lacks_a_name_is_not_searched(tape: Tape, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the first one, of which a missing name is decoded with every check."""
+    searched = []
+    pack_with = NameSearch.pack_with
+    monkeypatch.setattr(NameSearch, "pack_with", lambda *args, **kw: searched.append(args[2]) or pack_with(*args, **kw))
+    for number in range(200):
+        with pytest.raises(KeyError):
+            tape.find(f"data/missing {number}")
+    assert searched.count(0) == 200
+    assert len(searched) < 240
+
+
+def test_generations_that_are_too_large_for_a_filter(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(name_filter, "MOST", 8)
+    (root / "more").mkdir()
+    for number in range(9):
+        (root / "more" / f"{number}").touch()
+    TapeRecorder(root, append=True).commit()
+    with Tape.discover(root) as tape:
+        assert tape.find("data/more/8") and tape.find("data/a/b/c")
+        with pytest.raises(KeyError):
+            tape.find("data/more/9")
+        assert tape.rows_are_sound()
 
 
 def test_members_of_a_sealed_tape_belong_to_its_seal(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

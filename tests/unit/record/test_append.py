@@ -330,7 +330,15 @@ def test_contents_that_change_while_they_are_hashed_for_a_sealed_tape(
         ("DELETE FROM generation WHERE start = 0", "open"),
         ("DELETE FROM generation", "open"),
         ("UPDATE superseded SET crc = crc + 1", "audit"),
+        ("UPDATE superseded SET crc = x'00'", "audit"),
+        ("UPDATE superseded SET crc = x'00'", "verify"),
         ("DELETE FROM superseded", "verify"),
+        ("DELETE FROM name_filter", "find"),
+        ("UPDATE name_filter SET bits = zeroblob(length(bits))", "find"),
+        ("UPDATE name_filter SET bits = 1", "find"),
+        ("UPDATE name_filter SET crc = crc + 1", "find"),
+        ("UPDATE name_filter SET crc = x'00'", "verify"),
+        ("DELETE FROM name_filter", "verify"),
         ("UPDATE pack SET start = start + 512 WHERE start > 0", "open"),
     ],
 )
@@ -344,9 +352,14 @@ def test_a_damaged_index(tree: Path, expected: Generations, statement: str, seen
         with pytest.raises(TapeFormatError):
             Tape.discover(tree)
     elif seen == "audit":
-        with Tape.discover(tree) as tape, closing(TapePlayer(tape)) as player:  # noqa: SIM117
+        with Tape.discover(tree) as tape, closing(TapePlayer(tape)) as player:
             with pytest.raises((TapeFormatError, TapeIntegrityError)):
                 player.audit()
+            with pytest.raises(TapeFormatError):
+                list(tape.superseded())
+    elif seen == "find":
+        with Tape.discover(tree) as tape, pytest.raises(TapeFormatError):
+            tape.find("data/zzz0")
     else:
         with Tape.discover(tree) as tape:
             assert not tape.rows_are_sound()

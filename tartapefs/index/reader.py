@@ -118,13 +118,14 @@ class Index:
     def latest_members(self) -> Iterator[Member]:
         """The members in the order of their paths; of a folder that several generations have, the last.
 
-        For one that reads them all: nothing is cached, and nothing compared with the seal.
+        For one that reads them all, as `members_of`.
         """
         if len(self.generations) == 1:
-            return self._members_of(self.generations[0])
-        return latest_of(map(self._members_of, self.generations))
+            return self.members_of(self.generations[0])
+        return latest_of(map(self.members_of, self.generations))
 
-    def _members_of(self, generation: schema.Generation) -> Iterator[Member]:
+    def members_of(self, generation: schema.Generation) -> Iterator[Member]:
+        """The members of a generation, in order. Nothing is cached, and nothing compared with the seal."""
         for row in self._rows_in_order("true", generation.start, generation.stop):
             yield from self._unpack(row)[2]
 

@@ -2,11 +2,15 @@
 
 Rule: what was recorded must be there as it was recorded, or nothing is added. Of a folder only its header may be
 outdated, by its mode or mtime: then the folder is a part of the new generation, too.
+
+Walk and generations are in the order of paths. Of each generation one member is waited for, by its name: nearly every
+member of the walk is one of these, and only for the others, and for folders, paths are put in order.
 """
 
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from tartapefs.archive import ustar
 from tartapefs.archive.layout import span
@@ -30,36 +34,78 @@ class Comparison:
         self._tape, self._source = tape, source
         self._walk = walk
         self._at_home = tape.is_at_home(source.ino)
+        # The members that are waited for, by name, each with those that follow it in its generation.
+        self._awaited: dict[bytes, tuple[Member, Iterator[Member]]] = {}
+        self._keys: dict[bytes, bytes] = {}  # of the names of some of them
+        self._replaced = b"\0"  # a recorded folder that is gone or no folder any more: so is what lies in it
+        self._is_valid = True
         self.problems = problems
         self.superseded: list[int] = []
         self.valid = 0
 
     def __iter__(self) -> Iterator[ustar.Facts]:
-        source, recorded, is_valid = self._source, self._tape.latest_members(), True
-        old = next(recorded, None)
+        awaited, at_home = self._awaited, self._at_home
+        is_one = len(self._tape.generations) == 1
+        lowest: bytes | None = None  # of the keys of what is awaited, if it is known
+        for generation in self._tape.generations:
+            self._await_next(self._tape.members_of(generation))
         for facts in self._walk:
             name = facts[0]
-            while old is not None and old.name != name and path_key(old.name) < path_key(name):
+            if name not in awaited or (name[-1:] == b"/" and not is_one):
+                # It is new, or its generation waits for what is gone, as one might that has a folder's latest header.
+                key = path_key(name)
+                if lowest is None or lowest < key:
+                    lowest = self._note_gone(key)
+                if lowest != key:
+                    self._is_valid = False
+                    yield facts
+                    continue
+                name = name if name in awaited else _of_other_type(name)
+            old, following = awaited.pop(name)
+            lowest = None
+            is_same = (at_home and old[1:8] == facts[:7]) or self._is_same(old, facts)
+            if self._is_valid:
+                self._is_valid = is_same and old.start == self.valid
+                self.valid += span(facts[2]) if self._is_valid else 0
+            if not is_same:
+                if old.is_directory and stat.S_ISDIR(facts[1]):
+                    self.superseded.append(old.start)
+                    yield facts
+                else:
+                    found_now = inspect(old, self._source, at_home)
+                    self._note(old, "; ".join(map(str, found_now)) if found_now else "changes again and again")
+            member = next(following, None)
+            if member is not None and member[1] not in awaited:
+                awaited[member[1]] = member, following
+            elif member is not None:
+                self._await_next(chain((member,), following))
+        self._note_gone()
+
+    def _await_next(self, members: Iterator[Member]) -> None:
+        """Waits for the next of these; where two generations have the same folder, for the later one alone."""
+        while (member := next(members, None)) is not None:
+            other = self._awaited.get(member.name)
+            if other is None or other[0].start < member.start:
+                self._awaited[member.name] = member, members
+                if other is None:
+                    return
+                members = other[1]
+
+    def _note_gone(self, key: bytes | None = None) -> bytes | None:
+        """Notes the members that are waited for and whose paths lie before the one with this key; all by default.
+
+        Returns the lowest key of those that are left.
+        """
+        while self._awaited:
+            keys = self._keys = {name: self._keys.get(name) or path_key(name) for name in self._awaited}
+            name = min(keys, key=keys.__getitem__)
+            if key is not None and keys[name] >= key:
+                return keys[name]
+            old, following = self._awaited.pop(name)
+            if not name.startswith(self._replaced):
                 self._note(old, "is gone")
-                old, is_valid = _after(old, recorded), False
-            if old is None or (old.name != name and path_key(old.name) != path_key(name)):
-                is_valid = False
-                yield facts
-                continue
-            is_same = self._is_same(old, facts)
-            is_valid = is_valid and is_same and old.start == self.valid
-            if is_valid:
-                self.valid += span(facts[2])
-            if not is_same and old.is_directory and stat.S_ISDIR(facts[1]):
-                self.superseded.append(old.start)
-                yield facts
-            elif not is_same:
-                found = inspect(old, source, self._at_home)
-                self._note(old, "; ".join(map(str, found)) if found else "changes again and again")
-            old = next(recorded, None) if stat.S_ISDIR(facts[1]) else _after(old, recorded)
-        while old is not None:
-            self._note(old, "is gone")
-            old = _after(old, recorded)
+            self._await_next(following)
+        return None
 
     def _is_same(self, old: Member, facts: ustar.Facts) -> bool:
         """Whether the member is as recorded; a folder, as its header says."""
@@ -71,11 +117,11 @@ class Comparison:
 
     def _note(self, old: Member, reason: str) -> None:
         self.problems.append(Problem(os.fsdecode(old.path) or ".", reason))
+        self._is_valid = False
+        if old.is_directory:
+            self._replaced = old.name
 
 
-def _after(old: Member, recorded: Iterator[Member]) -> Member | None:
-    """The next recorded member that does not lie below `old`."""
-    following = next(recorded, None)
-    while old.is_directory and following is not None and following.name.startswith(old.name):
-        following = next(recorded, None)
-    return following
+def _of_other_type(name: bytes) -> bytes:
+    """The name that a folder had when it was a file, or a file when it was a folder."""
+    return name[:-1] if name.endswith(b"/") else name + b"/"

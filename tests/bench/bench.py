@@ -22,7 +22,7 @@ import measure
 import plot
 from measure import Result, duration, pairs, seconds, speed
 from programs import PROGRAMS, Program, nginx, shell, with_processor_time, works
-from synthetic import SIZE, Synthetic
+from synthetic import SIZE, Synthetic, SyntheticGenerations
 
 from tartapefs import Tape, TapePlayer, TapeRecorder
 from tartapefs.archive.layout import BLOCK
@@ -348,6 +348,25 @@ class Bench:
                 size = os.stat(tape.index_path).st_size / tape.member_count
             yield Result(f"index of {name}", "bytes a member", (size,), "at most", 100)
 
+    def names(self) -> Iterator[Result]:
+        """Lookups by name in 100 generations: the first of a process, others, and of names that are missing."""
+        for members in self.members:
+            tape, some = SyntheticGenerations(self.data / f"generations-{members}", members, 100), random.Random(1)
+            tape.make()
+            taken: dict[str, list[float]] = {"first": [], "another": [], "missing": []}
+            worst = dict.fromkeys(taken, 0.0)
+            for _ in range(10 * self.rounds):
+                with Tape.from_index(tape.index) as opened:
+                    names = [tape.random_name(some) for _ in range(100)]
+                    wanted = {"first": names[:1], "another": names[1:], "missing": [f"{name}.gone" for name in names]}
+                    for what, these in wanted.items():
+                        found = [1000 * seconds(partial(look_up, opened, name)) for name in these]
+                        taken[what].append(sum(found) / len(found))
+                        worst[what] = max(worst[what], *found)
+            for what, means in taken.items():
+                note = f"the slowest took {worst[what]:.2f}"
+                yield Result(f"{what} name, {members:,} members", "ms", tuple(means), "at most", 10, note)
+
     def scale(self) -> Iterator[Result]:
         for members in self.members:
             tape = Synthetic(self.data / f"members-{members}", members)
@@ -397,6 +416,7 @@ PEERS = {
     "record": ("find",),
     "md5": ("md5sum", "find", "xargs"),
     "index": (),
+    "names": (),
     "scale": (),
     "cold": ("tar", "dd"),  # the last: it takes what the others keep in the page cache
 }
@@ -417,6 +437,12 @@ def make_large(folder: Path) -> None:
     with (folder / "one.bin").open("wb") as file:
         for _ in range(1024):
             file.write(os.urandom(MIB))
+
+
+def look_up(tape: Tape, name: str) -> None:
+    """Finds the member, or that there is none."""
+    with contextlib.suppress(KeyError):
+        tape.find(name)
 
 
 def read_block(path: Path, offset: int) -> None:
@@ -508,7 +534,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7, help="pairs of runs in each row")
     parser.add_argument(
         "--members", type=int, nargs="*", default=[10_000, 1_000_000],
-        help="sizes of the tapes for the row `scale`; one of 10000000 takes minutes to make",
+        help="sizes of the tapes for the rows `scale` and `names`; one of 10000000 takes minutes to make",
     )  # fmt: skip
     parser.add_argument("--data", type=Path, help="a folder for the inputs, which are kept there and used again")
     parser.add_argument("--json", type=Path, help="adds the results to this file, in place of older ones")

@@ -8,16 +8,21 @@ fingerprint, which no reader looks at, is not computed.
 import hashlib
 import json
 import os
+import random
 import stat
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from tartapefs import Tape
 from tartapefs.archive.layout import BLOCK, FOOTER, span
+from tartapefs.archive.member import path_key
 from tartapefs.archive.ustar import Facts
+from tartapefs.index import name_filter
+from tartapefs.index.schema import Generation
 from tartapefs.index.writer import IndexWriter
 
 REAL = 10_000
@@ -96,6 +101,75 @@ class Synthetic:
                 if file < real:
                     seen = os.lstat(place / _file_name(file))
                 yield _facts(below + os.fsencode(_file_name(file)), seen)
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticGenerations:
+    """An index alone, in the folder `place`, of `generations` generations with about `members` members in all.
+
+    Each generation has files of every folder, so that its names lie among those of all others.
+    """
+
+    place: Path
+    members: int
+    generations: int
+
+    @property
+    def index(self) -> Path:
+        return self.place / "index.db"
+
+    @property
+    def folders(self) -> int:
+        return self.members // (_FILES + 1)
+
+    def name(self, folder: int, file: int) -> str:
+        return f"tape/{_folder_name(folder)}/{_file_name(file)}"
+
+    def random_name(self, some: random.Random) -> str:
+        return self.name(some.randrange(self.folders), some.randrange(_FILES))
+
+    def make(self) -> None:
+        """Writes the index, unless it is there already."""
+        if self.index.exists():
+            return
+        self.place.mkdir(parents=True, exist_ok=True)
+        found: list[Generation] = []
+        for number in range(self.generations):
+            files = self.folders * len(range(number, _FILES, self.generations))
+            folders = 0 if number else 1 + self.folders
+            start = found[-1].stop if found else 0
+            stop = start + files * span(SIZE) + folders * BLOCK
+            found.append(Generation(start, stop, files + folders, 10**18, f"{number:064x}"))
+        with IndexWriter(os.fspath(self.index), generations=found) as writer:
+            writer.add(chain.from_iterable(map(self._members, range(self.generations))))
+            for number, generation in enumerate(found[1:], 1):
+                keys = (path_key(facts[0]) for facts in self._members(number))
+                writer.add_name_filters(enumerate(name_filter.build(keys, generation.members), generation.start))
+            writer.commit(
+                {
+                    "root_name": b"tape",
+                    "fingerprint": found[-1].fingerprint,
+                    "total_size": found[-1].stop + FOOTER,
+                    "member_count": sum(generation.members for generation in found),
+                    "recorded_ns": 10**18,
+                    "excluded": json.dumps([]),
+                    "left_out": 0,
+                    "owners_kept": 0,
+                    "root_ino": 1,
+                }
+            )
+
+    def _members(self, generation: int) -> Iterator[Facts]:
+        """Those of one generation; the first has all folders."""
+        if generation == 0:
+            yield b"tape/", stat.S_IFDIR | 0o755, 0, 10**18, 1, 10**18, b"", None
+        for folder in range(self.folders):
+            if generation == 0:
+                name = f"tape/{_folder_name(folder)}/".encode()
+                yield name, stat.S_IFDIR | 0o755, 0, 10**18, folder, 10**18, b"", None
+            for file in range(generation, _FILES, self.generations):
+                name = self.name(folder, file).encode()
+                yield name, stat.S_IFREG | 0o644, SIZE, 10**18, 1000 * folder + file, 10**18, b"", None
 
 
 def _folder_name(folder: int) -> str:

@@ -180,12 +180,17 @@ MUTANTS = [
         Mutant(says, "record/comparison.py", old, new, COMPARISON)
         for says, old, new in (
             ("what changed is not appended to", 'self._note(old, "; ".join(', '("; ".join('),
-            ("nor what is gone at the end", 'self._note(old, "is gone")\n            old = _after', "old = _after"),
+            ("nor what is gone at the end", "        self._note_gone()\n", ""),
+            ("what is gone is noted on the way", "lowest = self._note_gone(key)", "lowest = key"),
+            ("a folder's latest header counts", '(name[-1:] == b"/" and not is_one)', "False"),
+            ("and not the first that comes", "other[0].start < member.start", "False"),
+            ("what lies in a folder that is gone is not named", "if not name.startswith(self._replaced):", "if True:"),
+            ("what is equal at a glance has its inode and ctime", "old[1:8] == facts[:7]", "old[1:5] == facts[:4]"),
             ("a file's facts are compared", "(mode, size, mtime_ns, target) == (", "() != ("),
             ("its inode and ctime too", "(ino, ctime_ns) == (old.ino, old.ctime_ns)", "True"),
             ("a folder's mtime is compared", " and mtime_ns // _NS == old.mtime_ns // _NS", ""),
             ("a header that is outdated is noted", "self.superseded.append(old.start)", "pass"),
-            ("what follows a difference is not valid", "is_valid = is_valid and is_same", "is_valid = is_same"),
+            ("what follows a difference is not valid", "            if self._is_valid:\n", "            if True:\n"),
         )
     ],
     Mutant(
@@ -318,6 +323,27 @@ MUTANTS = [
         "packed)) != crc:",
         "packed)) is None:",
         "unit/index/test_name_search.py",
+    ),
+    Mutant(
+        "a filter of names has its checksum",
+        "index/name_search.py",
+        "or schema.row_crc(place, blob=bits) != crc:",
+        "or False:",
+        APPEND + " -k damaged_index",
+    ),
+    Mutant(
+        "and its size",
+        "index/name_search.py",
+        "if not rows or len(bits := self.checked_block(rows[0])) != size:",
+        "if not rows or not (bits := self.checked_block(rows[0]) or bytes(1)):",
+        "unit/index/test_name_search.py",
+    ),
+    Mutant(
+        "and the digest of generations has it",
+        "index/schema.py",
+        '    "name_filter": ("place", b"%d %b %d\\n"),\n',
+        "",
+        APPEND + " -k damaged_index",
     ),
     Mutant(
         "a pack that is searched covers the offset",

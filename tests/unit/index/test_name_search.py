@@ -118,6 +118,17 @@ def test_generations_that_are_too_large_for_a_filter(root: Path, monkeypatch: py
         assert tape.rows_are_sound()
 
 
+@pytest.mark.parametrize("bits", [b"", b"\xff", bytes(100)])
+def test_a_filter_of_another_size(root: Path, bits: bytes) -> None:
+    """With a right checksum."""
+    with closing(sqlite3.connect(root / ".tartape" / "index.db")) as database, database:
+        for (place,) in database.execute("SELECT place FROM name_filter").fetchall():
+            crc = name_search.schema.row_crc(place, blob=bits)
+            database.execute("UPDATE name_filter SET bits = ?, crc = ? WHERE place = ?", (bits, crc, place))
+    with Tape.discover(root) as tape, pytest.raises(TapeFormatError, match="filter"):
+        tape.find("data/c")
+
+
 def test_members_of_a_sealed_tape_belong_to_its_seal(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row with a right checksum, of another member than the one that was sealed."""
     monkeypatch.setattr(row_codec, "MOST", 9)

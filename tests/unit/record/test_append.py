@@ -200,6 +200,36 @@ def test_what_was_recorded_must_be_there(tree: Path, expected: Generations, chan
     assert os.listdir(tree / ".tartape") == ["index.db"]
 
 
+def test_what_is_gone_is_named_once(tree: Path, expected: Generations) -> None:
+    """From whichever generation, also while another waits for what is gone, and without what lies in a folder."""
+    for number in range(3):
+        grow(tree, number)
+        append(tree)
+    for path in ("a new file 2", "empty.txt", "zzz0"):
+        shutil.rmtree(tree / path) if (tree / path).is_dir() else (tree / path).unlink()
+    for path in ("photos", "empty-folder"):
+        shutil.rmtree(tree / path)
+    (tree / "empty-folder").touch()
+    os.utime(tree, (0, 10**9 + 2))
+    with pytest.raises(TapeConstraintError) as caught:
+        append(tree)
+    assert [(problem.path, "type" in problem.reason) for problem in caught.value.problems] == [
+        ("a new file 2", False), ("empty-folder", True), ("empty.txt", False), ("photos", False), ("zzz0", False),
+    ]  # fmt: skip
+
+
+def test_a_folder_is_compared_with_its_latest_header(tree: Path, expected: Generations) -> None:
+    """While the generation that has it waits for something else that is gone."""
+    for number in range(2):
+        grow(tree, number)
+        append(tree)
+    (tree / "a new file 1").unlink()
+    os.utime(tree, (0, 10**9 + 1))
+    with pytest.raises(TapeConstraintError) as caught:
+        append(tree)
+    assert [problem.path for problem in caught.value.problems] == ["a new file 1"]
+
+
 def test_first_differences_give_the_valid_prefix(tree: Path, expected: Generations) -> None:
     (tree / "photos" / "511.bin").write_bytes(b"another")
     recorder = TapeRecorder(tree, append=True)

@@ -4,7 +4,6 @@ Rule: as for `writer`. What is there is copied, checked on the way, and kept as 
 """
 
 import hashlib
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from typing import Any
@@ -17,6 +16,8 @@ from tartapefs.base.errors import TapeBusyError, TapeFormatError
 from tartapefs.index import name_filter, row_codec, schema
 from tartapefs.index.reader import Index
 from tartapefs.index.writer import INSERT_GENERATION, INSERT_PACK, IndexWriter, insert_digests, insert_name_filters
+
+_ADDED = "SELECT * FROM pack WHERE start >= ? ORDER BY start"
 
 
 class IndexExtender(IndexWriter):
@@ -69,16 +70,14 @@ class IndexExtender(IndexWriter):
     def add_digests_of(self, rows_of: Callable[[Iterator[Member]], Iterator[hash_tree.Row]]) -> None:
         """Writes the rows of the hash tree that `rows_of` makes of the members that were added."""
         with self._transaction() as db:
-            insert_digests(db, rows_of(self._added(db)))
+            insert_digests(db, rows_of(self._added(db.execute(_ADDED, (self._start,)))))
 
     @property
     def _start(self) -> int:
         return self._before.facts.end
 
-    def _added(self, db: sqlite3.Connection) -> Iterator[Member]:
-        """The members that were added."""
+    def _added(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[Member]:
         root = self._before.facts.root_name + b"/"
-        rows = db.execute("SELECT * FROM pack WHERE start >= ? ORDER BY start", (self._start,))
         for start, count, folders, members, _ in rows:
             yield from row_codec.unpack(root, start, count, folders, members, begins=start == self._start)[2]
 
@@ -90,6 +89,6 @@ class IndexExtender(IndexWriter):
         with self._transaction() as db:
             db.execute(INSERT_GENERATION, schema.generation_row(added))
             if count <= name_filter.MOST:
-                keys = (member.sort_key for member in self._added(db))
+                keys = (member.sort_key for member in self._added(db.execute(_ADDED, (self._start,))))
                 insert_name_filters(db, enumerate(name_filter.build(keys, count), self._start))
         super().commit(facts, at_home)

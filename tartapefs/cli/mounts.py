@@ -12,10 +12,11 @@ import click
 
 from tartapefs.api.tape import Tape
 from tartapefs.base.errors import MountError, TapeNotFoundError
-from tartapefs.base.naming import ARCHIVE_NAME
+from tartapefs.base.naming import ARCHIVE_NAME, part_count, part_name
 from tartapefs.cli.common import (
     Number,
     additions_option,
+    byte_count,
     check_expected,
     check_option,
     expand_name,
@@ -66,6 +67,9 @@ def _id_of(find: Callable[[str], int]) -> Callable[[str], int]:
     default=ARCHIVE_NAME,
     show_default=True,
     help="Name of the archive file; {fingerprint}, {seal} and {root} stand for those of the recording.",
+)
+@click.option(
+    "--part-size", type=byte_count, metavar="BYTES", help="Show parts of this size, NAME.00001 and so on, instead."
 )
 @click.option(
     "--mode", type=octal_mode, metavar="OCTAL", default="0400", show_default=True, help="Its permission bits."
@@ -126,6 +130,7 @@ def mount(
     expect: str | None,
     foreground: bool,
     name: str,
+    part_size: int | None,
     mode: int,
     uid: int | None,
     gid: int | None,
@@ -163,8 +168,15 @@ def mount(
         if scrub_share and not tape.seal:
             raise click.UsageError('the tape has no digests to scrub by; run "tartapefs seal" first')
         check_expected(tape, expect)
+        if part_size is not None:
+            expand_name(tape, part_name(name, 1), "--name")
+            try:
+                part_count(tape.total_size, part_size)
+            except ValueError as error:
+                raise click.BadParameter(str(error), param_hint="--part-size") from None
         options = MountOptions(
             name=expand_name(tape, name, "--name"),
+            part_size=part_size,
             mode=mode,
             direct=direct,
             allow_other=allow_other,

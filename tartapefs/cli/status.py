@@ -59,6 +59,7 @@ def _reader_text(reader: Facts, size: int) -> str:
     return (
         f"{_line(reader['command'] or '?')} at {given} ({_percent(given, size)},"
         f" {_line(reader['member'] or 'no member')}), {size_text(reader['rate'])}/s"
+        + (f", in {_line(reader['part'])}" if "part" in reader else "")
         + (f", {size_text(ahead)} of it ahead" if ahead > 0 else "")
         + ("" if left is None else f", {timedelta(seconds=round(left))} left")
     )

@@ -25,7 +25,7 @@ from tartapefs.mount import status as reports
 from tartapefs.mount.hook import Hook
 from tartapefs.mount.libfuse import load
 from tartapefs.mount.mount_table import MountEntry, check_mountpoint, entries_at, mounts, unmount_own
-from tartapefs.mount.operations import ARCHIVE_INO, ArchiveFS, MountOptions
+from tartapefs.mount.operations import ArchiveFS, MountOptions
 from tartapefs.mount.session import MEMORY, Session
 from tartapefs.play.audit import files_of
 from tartapefs.play.engine import TapePlayer
@@ -190,7 +190,7 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
             for at in range(0, len(memory), MEMORY):
                 part = memoryview(memory)[at : at + MEMORY]
                 threads.append(processes.start_thread(_loop, session, part, wakeup_out, failures))
-            _check_readable(os.path.join(where, options.name))
+            _check_readable(os.path.join(where, archive.files.name_of(0)))
             if options.uses_page_cache:
                 _enlarge_read_ahead(entries)
             server = _status_server(entries, lambda: _report(player, archive, options, entries[0].device))
@@ -263,7 +263,7 @@ def _status_server(entries: list[MountEntry], report: Callable[[], dict[str, Any
 
 def _report(player: TapePlayer, archive: ArchiveFS, options: MountOptions, device: str) -> dict[str, Any]:
     ahead = read_ahead.current(device) if options.uses_page_cache else 0
-    return reports.document(player, options.name, archive.statistics, archive.hold, (device, ARCHIVE_INO), ahead)
+    return reports.document(player, archive.files, archive.statistics, archive.hold, device, ahead)
 
 
 def _enlarge_read_ahead(entries: list[MountEntry]) -> None:

@@ -33,7 +33,7 @@ _IN_PROGRESS = 64  # requests of the page cache, for all readers: 64 MiB
 _READ_AHEAD = 64 << 20  # bytes: more than anybody sets for a mount, so that the answer to INIT lowers nothing
 _SHORTEST_INIT_ANSWER = 16 + 24  # bytes: of libfuse 2, its header included
 _AUTO_INVAL_DATA = 1 << 12  # libfuse 3's FUSE_CAP_AUTO_INVAL_DATA
-_OPERATIONS = ("getattr", "readdir", "open", "release", "statfs", "getxattr", "listxattr")
+_OPERATIONS = ("getattr", "open", "release", "statfs", "getxattr", "listxattr")
 
 
 def _fusepy() -> Any:
@@ -181,6 +181,15 @@ def _callbacks(module: Any, archive: ArchiveFS, is_3: bool, direct: bool) -> Any
     for name in _OPERATIONS:
         convert = getattr(converting, name + "_fuse_3", None) or getattr(converting, name)
         setattr(operations, name, types[name](_answering(convert, archive)))
+
+    def readdir(path: bytes, buffer: int, fill: Any, offset: int, *_: Any) -> None:
+        """By offsets, which fusepy does not pass on: libfuse would keep all names of a folder that is open."""
+        for name, inode, mode, following in archive.readdir(offset):
+            entry = module.c_stat(st_ino=inode, st_mode=mode)
+            if fill(buffer, name, entry, following, *[0] * is_3):
+                break
+
+    operations.readdir = types["readdir"](_answering(readdir, archive))
 
     def configure(connection: Any, config: Any) -> None:
         """libfuse 3 asks here for what libfuse 2 takes as options; it derives the size of a read from a write's."""

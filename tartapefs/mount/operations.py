@@ -1,4 +1,4 @@
-"""The file system: one folder that holds one read-only file, the archive.
+"""The file system: one folder that holds one read-only file, the archive, or its parts.
 
 Rule: a read is answered with exactly the bytes asked for, or fails whole with EIO. A good prefix is never an answer:
 without `direct_io` one short answer makes the kernel shrink the file, and cp, cat and rclone then exit 0 with a
@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tartapefs.archive import layout
@@ -20,13 +20,13 @@ from tartapefs.base.naming import ARCHIVE_NAME
 from tartapefs.base.processes import process_of
 from tartapefs.base.text import printable
 from tartapefs.mount.hold import Hold
+from tartapefs.mount.parts import Files
 from tartapefs.mount.read_statistics import ReadStatistics
 from tartapefs.mount.status import facts, summary
 from tartapefs.play.engine import TapePlayer
 
 log = logging.getLogger("tartapefs")
 
-ARCHIVE_INO = 2  # FUSE's own root is 1
 IO_SIZE = 1 << 20  # bytes: the largest request, 256 pages, that kernels allow; programs choose their buffers by it
 _LINES_REMEMBERED = 1000  # of the log, so that no line is repeated
 _STATFS_BLOCK = 4096  # bytes; at 0 bsdtar loops for ever
@@ -35,9 +35,13 @@ XATTRS = "user.tartape."
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """How the archive is shown. `name`: the file's name. `mode`: its permission bits, of which only r counts."""
+    """How the archive is shown. `name`: the file's name. `mode`: its permission bits, of which only r counts.
+
+    `part_size`: bytes of each of the parts that are shown in its place; None for the one file.
+    """
 
     name: str = ARCHIVE_NAME
+    part_size: int | None = None
     mode: int = 0o400
     direct: bool = False  # each read(2) is a request; else the kernel's page cache reads ahead and answers
     allow_other: bool = False
@@ -62,8 +66,15 @@ class Refusal(OSError):
         super().__init__(number, os.strerror(number))
 
 
+def _times(ns: int) -> dict[str, int]:
+    return dict.fromkeys(("st_mtime", "st_ctime", "st_atime"), ns)
+
+
 class ArchiveFS:
-    """The file operations, in terms of a player. Paths are bytes carried in Latin-1, one character each."""
+    """The file operations, in terms of a player. Paths are bytes carried in Latin-1, one character each.
+
+    Raises ValueError for a `part_size` that makes too many parts.
+    """
 
     def __init__(self, player: TapePlayer, options: MountOptions) -> None:
         self._player = player
@@ -73,49 +84,58 @@ class ArchiveFS:
         self.caller: Callable[[], int] = lambda: 0  # the thread whose request is answered; `libfuse` sets it
         self._tape = player.tape
         self.size = player.tape.total_size  # bytes of the archive
-        self._name = options.name
-        self._entry = os.fsencode(options.name).decode("latin-1")
+        self.files = Files(player.tape, options.name, options.part_size)
         self._logged: set[str] = set()
         self.ended = False  # unmounted: errors of the remaining readers are not logged
         mode = options.mode & 0o444
-        common = dict.fromkeys(("st_mtime", "st_ctime", "st_atime"), self._tape.recorded_ns)
-        common |= {
+        common = {
             "st_uid": os.geteuid() if options.uid is None else options.uid,
             "st_gid": os.getegid() if options.gid is None else options.gid,
             "st_blksize": IO_SIZE,
         }
-        self._folder_attributes = common | {"st_mode": stat.S_IFDIR | mode | mode >> 2, "st_nlink": 2, "st_ino": 1}
-        self._archive_attributes = common | {
-            "st_mode": stat.S_IFREG | mode,
-            "st_nlink": 1,
-            "st_ino": ARCHIVE_INO,
-            "st_size": self._tape.total_size,
-            "st_blocks": layout.block_count(self._tape.total_size),
-        }
+        self._folder_attributes = common | _times(self._tape.recorded_ns)
+        self._folder_attributes |= {"st_mode": stat.S_IFDIR | mode | mode >> 2, "st_nlink": 2, "st_ino": 1}
+        self._file_attributes = common | {"st_mode": stat.S_IFREG | mode, "st_nlink": 1}
 
-    def _is_archive(self, path: str) -> bool:
-        """Whether `path` is the archive rather than the folder; raises ENOENT for anything else."""
-        if path != "/" and path[1:] != self._entry:
+    def _find(self, path: str) -> int | None:
+        """The number of the file at `path`, None for the folder; raises ENOENT for anything else."""
+        if path == "/":
+            return None
+        if (at := self.files.find(path[1:].encode("latin-1"))) is None:
             raise Refusal(errno.ENOENT)
-        return path != "/"
+        return at
 
     def _check_valid(self) -> None:
         if self._player.drift is not None:
             raise self._player.drift.again()
 
     def getattr(self, path: str, fh: int | None = None) -> dict[str, int]:
-        if not self._is_archive(path):
+        if (at := self._find(path)) is None:
             return self._folder_attributes
         self._check_valid()
-        return self._archive_attributes
+        start, stop = self.files.bounds(at)
+        return (
+            self._file_attributes
+            | _times(self.files.recorded_ns(at))
+            | {
+                "st_ino": self.files.inode(at),
+                "st_size": stop - start,
+                "st_blocks": layout.block_count(stop - start),
+            }
+        )
 
-    def readdir(self, path: str, fh: int) -> list[tuple[str, dict[str, int], int]]:
-        folder = self._folder_attributes
-        return [(".", folder, 0), ("..", folder, 0), (self._entry, self._archive_attributes, 0)]
+    def readdir(self, offset: int) -> Iterator[tuple[bytes, int, int, int]]:
+        """The entries of the folder from the one at `offset` on: name, inode, mode, and the offset of the next."""
+        folder, file = self._folder_attributes, self._file_attributes
+        for at in range(offset - 2, self.files.count):
+            if at < 0:
+                yield b"." * (at + 3), folder["st_ino"], folder["st_mode"], at + 3
+            else:
+                yield os.fsencode(self.files.name_of(at)), self.files.inode(at), file["st_mode"], at + 3
 
     def open(self, path: str, flags: int) -> int:
         self._check_valid()
-        return self.statistics.opened(process_of(self.caller()))
+        return self.statistics.opened(process_of(self.caller()), self._find(path) or 0)
 
     def release(self, path: str, fh: int) -> int:
         self.statistics.closed(fh)
@@ -143,15 +163,16 @@ class ArchiveFS:
             "f_bsize": _STATFS_BLOCK,
             "f_frsize": _STATFS_BLOCK,
             "f_blocks": -(-self._tape.total_size // _STATFS_BLOCK),
-            "f_files": 1,
+            "f_files": self.files.count,
             "f_namemax": 255,
         }
 
     def _xattrs(self, path: str) -> dict[str, str | int]:
         # The folder has the tape's attributes too: an invalid archive cannot be looked up. The folder alone has those
         # that change all the time, so that copies of the archive with its attributes do not get them.
-        own = {} if self._is_archive(path) else summary(self._player, self.statistics, self.hold)
-        return facts(self._player, self._name) | own
+        at = self._find(path)
+        own = {} if at is not None else summary(self._player, self.statistics, self.hold)
+        return facts(self._player, self.files, at) | own
 
     def listxattr(self, path: str) -> list[str]:
         return [XATTRS + name for name in self._xattrs(path)]

@@ -18,6 +18,7 @@ from operator import add, itemgetter, sub
 from time import monotonic
 
 MAX_RANGES = 4096
+PART_SHIFT = 44  # bits of a handle that number it; those above are the number of the part that it reads
 _BATCH = 8192  # requests: 1.6 MB
 _SAMPLES = 64  # of a reader
 _SAMPLES_A_BATCH = 16
@@ -73,10 +74,14 @@ class Sample:
 
 
 class ReaderProgress:
-    """The progress of the reader behind an open handle. `pid`: of the process that opened it, 0 if unknown."""
+    """The progress of the reader behind an open handle.
 
-    def __init__(self, pid: int) -> None:
+    `pid`: of the process that opened it, 0 if unknown. `part`: the number, from 0, of the part that it reads.
+    """
+
+    def __init__(self, pid: int, part: int) -> None:
         self.pid = pid
+        self.part = part
         self._samples = deque([Sample(monotonic(), 0, 0)], _SAMPLES)
         self._ends = deque[int]([], _LAST_REQUESTS)  # of its last requests
 
@@ -100,12 +105,12 @@ class ReaderProgress:
         before = self._before(now)
         return (self.last.delivered - before.delivered) / max(now - before.when, 1e-3)
 
-    def seconds_left(self, now: float, size: int) -> float | None:
-        """Seconds until it has read the archive of `size` bytes at this rate; None if it does not read sequentially."""
+    def seconds_left(self, now: float, stop: int) -> float | None:
+        """Seconds until it has read up to `stop` at this rate; None if it does not read sequentially."""
         before, last, rate = self._before(now), self.last, self.rate(now)
         delivered = last.delivered - before.delivered
         in_order = abs(last.position - before.position - delivered) <= _IN_FLIGHT
-        return (size - last.position) / rate if in_order and rate > 0 else None
+        return (stop - last.position) / rate if in_order and rate > 0 else None
 
     def _before(self, now: float) -> Sample:
         return next((s for s in reversed(self._samples) if s.when <= now - _RATE_PERIOD), self._samples[0])
@@ -122,10 +127,10 @@ class ReadStatistics:
         self._total = 0
         self._coverage = Coverage()
 
-    def opened(self, pid: int) -> int:
-        """Returns a new handle, opened by the process `pid`."""
-        handle = next(self._handles)
-        self.readers[handle] = ReaderProgress(pid)
+    def opened(self, pid: int, part: int = 0) -> int:
+        """Returns a new handle of this part, opened by the process `pid`."""
+        handle = part << PART_SHIFT | next(self._handles)
+        self.readers[handle] = ReaderProgress(pid, part)
         return handle
 
     def closed(self, handle: int) -> None:

@@ -1,7 +1,8 @@
 """The session of a mounted archive: Python threads take requests from the kernel and answer them.
 
 They answer reads, which are nearly all requests, themselves, from the memory that the player filled, and hand every
-other request to libfuse (`docs/decisions/0010-reads-past-libfuse.md`).
+other request to libfuse (`docs/decisions/0010-reads-past-libfuse.md`). Of several parts each read becomes one of the
+archive, by its handle, before anything else is done with it.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ from tartapefs.mount.kernel_abi import (
     REQUEST,
 )
 from tartapefs.mount.operations import IO_SIZE, ArchiveFS, MountOptions
+from tartapefs.mount.read_statistics import PART_SHIFT
 
 _UNDER_WAY_PAUSE = 0.01  # seconds between two checks whether reads have ended
 _YIELD_SECONDS = 0.05  # so long requests may wait, should the one thread that serves be held up by the source
@@ -53,9 +55,11 @@ class Session:
         self._files: dict[int, int] = {}  # the inode number of each open handle that was read
         self._under_way: set[int] = set()  # the request numbers of reads in progress
         self._drop_lock = threading.Lock()
+        self._part_size = archive.files.size
         self._footer = archive.size - FOOTER
         self._footers_under_way: set[int] = set()  # the request numbers of reads of the footer for the page cache
-        self._files_with_footer: set[int] = set()  # inode numbers; the kernel has the footer in its page cache
+        # By the inode number of each file of whose footer the kernel has pages: at which offset of the file it begins.
+        self._files_with_footer: dict[int, int] = {}
         self.footer_cached = threading.Event()  # set when a file is added to them
         self._has_ended = False  # no more reads for the page cache are served
 
@@ -78,6 +82,10 @@ class Session:
                 return
             opcode, number, file, thread, handle, offset, size, flags = REQUEST.unpack_from(request)
             if opcode == READ:
+                start = (handle >> PART_SHIFT) * self._part_size
+                if offset + size > self._part_size:
+                    size = max(0, self._part_size - offset)
+                offset += start
                 self._files[handle] = file
                 self._under_way.add(number)
                 if flags & READ_LOCKOWNER:
@@ -90,7 +98,7 @@ class Session:
                     self._answer_read(memory, number, thread, handle, offset, size, None)
                     if offset + size > self._footer:
                         self._footers_under_way.discard(number)
-                        self._files_with_footer.add(file)
+                        self._files_with_footer[file] = max(0, self._footer - start)
                         self.footer_cached.set()
                 self._under_way.discard(number)
                 if self._archive.is_served_by_one:
@@ -125,10 +133,10 @@ class Session:
         """
         with self._drop_lock:
             while self._files_with_footer:
-                file = self._files_with_footer.pop()
+                file, begin = self._files_with_footer.popitem()
                 # The answer to one under way is dropped later: it is in `_files_with_footer` again by then.
                 if not (self._footers_under_way or ended.is_set()):
-                    self._drop(file, self._footer)
+                    self._drop(file, begin)
 
     def _drop(self, file: int, offset: int) -> None:
         """Has the kernel drop the pages of this file from the one with `offset` on."""

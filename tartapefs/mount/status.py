@@ -22,6 +22,7 @@ import stat
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,6 +32,7 @@ from tartapefs.base.processes import command_of, positions_in
 from tartapefs.base.text import moment, printable
 from tartapefs.index.recording import Recording
 from tartapefs.mount.hold import HeldRead, Hold
+from tartapefs.mount.parts import Files
 from tartapefs.mount.read_statistics import ReaderProgress, ReadStatistics
 from tartapefs.play.engine import TapePlayer
 
@@ -42,11 +44,20 @@ _ANSWER_TIMEOUT = 5.0  # seconds that a daemon may take, which may serve a slow 
 _MAX_READERS = 1000  # in a document: the latest
 
 
-def facts(player: TapePlayer, name: str) -> dict[str, str | int]:
-    """The tape, its archive's name, and its `state`: "valid", or "invalid: " and the drift."""
+def facts(player: TapePlayer, files: Files, at: int | None = None) -> dict[str, str | int]:
+    """The tape, its archive's name, and its `state`: "valid", or "invalid: " and the drift.
+
+    And its parts, if it has any; or, of the part `at`, its name and the range of the archive that it has.
+    """
+    of_parts: dict[str, str | int] = {}
+    if files.is_split:
+        of_parts = {"parts": files.count, "part_size": files.size}
+        if at is not None:
+            of_parts = dict(zip(("start", "stop"), files.bounds(at), strict=True))
     return {
         "state": "valid" if player.drift is None else f"invalid: {player.drift}",
-        "name": printable(name),
+        "name": printable(files.name if at is None else files.name_of(at)),
+        **of_parts,
         "source": printable(player.source.root),
         "fingerprint": player.tape.fingerprint,
         **({"seal": player.tape.seal} if player.tape.seal else {}),
@@ -71,23 +82,23 @@ def summary(player: TapePlayer, statistics: ReadStatistics, hold: Hold | None = 
 
 def document(
     player: TapePlayer,
-    name: str,
+    files: Files,
     statistics: ReadStatistics,
     hold: Hold | None = None,
-    file: tuple[str, int] | None = None,
+    device: str | None = None,
     read_ahead: int | None = 0,
 ) -> dict[str, Any]:
     """The whole status of a mount. Times are in seconds, rates in bytes a second, other numbers in bytes or counts.
 
-    `file`: device and inode of the archive. `read_ahead`: that of the kernel, in bytes; None if unknown.
+    `device`: of the mount. `read_ahead`: that of the kernel, in bytes; None if unknown.
     """
     delivered, coverage, readers = statistics.snapshot()
     now, tape = time.monotonic(), player.tape
     shown = readers[-_MAX_READERS:]
-    reached = _reached(shown, *file) if file else {}
+    reached = _reached(shown, device, files) if device else {}
     return {
         "format": FORMAT,
-        **facts(player, name),
+        **facts(player, files),
         "pid": os.getpid(),
         "size": tape.total_size,
         "delivered": delivered,
@@ -98,7 +109,7 @@ def document(
         "read_ahead": read_ahead,
         **({"additions": _additions(player)} if player.inspector.additions.count else {}),
         **({"scrub": player.scrubbed._asdict()} if player.scrubbed != (0, 0) else {}),
-        "readers": [_reader(reader, tape, now, reached.get(reader.pid)) for reader in shown],
+        "readers": [_reader(reader, files, tape, now, reached.get((reader.pid, reader.part))) for reader in shown],
         **({"held": [_held_read(read, tape, now) for read in hold.reads()[:_MAX_READERS]]} if hold else {}),
     }
 
@@ -112,21 +123,23 @@ def _latest(readers: list[ReaderProgress]) -> ReaderProgress:
     return max(readers, key=lambda reader: reader.last.when)
 
 
-def _reached(readers: list[ReaderProgress], device: str, inode: int) -> dict[int, int]:
-    """The positions up to which processes have read, by pid, as their descriptors tell it.
+def _reached(readers: list[ReaderProgress], device: str, files: Files) -> dict[tuple[int, int], int]:
+    """The positions up to which processes have read, by pid and part, as their descriptors tell it.
 
-    A process that has the archive open more than once is left out: nothing tells which reader has which descriptor.
+    A process that has a part open more than once is left out: nothing tells which reader has which descriptor.
     """
-    pids = [reader.pid for reader in readers]
-    positions = {pid: positions_in(pid, device, inode) for pid in pids if pid and pids.count(pid) == 1}
-    return {pid: found[0] for pid, found in positions.items() if len(found) == 1}
+    opened = Counter((reader.pid, reader.part) for reader in readers)
+    once = [(pid, part) for (pid, part), times in opened.items() if pid and times == 1]
+    positions = {(pid, part): positions_in(pid, device, files.inode(part)) for pid, part in once}
+    return {key: files.bounds(key[1])[0] + found[0] for key, found in positions.items() if len(found) == 1}
 
 
-def _reader(reader: ReaderProgress, tape: Recording, now: float, reached: int | None) -> dict[str, Any]:
-    seconds_left = reader.seconds_left(now, tape.total_size)
+def _reader(reader: ReaderProgress, files: Files, tape: Recording, now: float, reached: int | None) -> dict[str, Any]:
+    seconds_left = reader.seconds_left(now, files.bounds(reader.part)[1])
     return {
         "pid": reader.pid,
         "command": _command(reader.pid),
+        **({"part": printable(files.name_of(reader.part))} if files.is_split else {}),
         "delivered": reader.last.delivered,
         "position": reader.last.position,
         "reached": reached,

@@ -38,7 +38,12 @@ class FakePlayer:
 
     def __init__(self, reads: Callable[[memoryview, int], int] | None = None) -> None:
         self.tape = SimpleNamespace(
-            total_size=SIZE, recorded_ns=RECORDED, fingerprint=FINGERPRINT, seal="", member_count=7
+            total_size=SIZE,
+            recorded_ns=RECORDED,
+            fingerprint=FINGERPRINT,
+            seal="",
+            member_count=7,
+            generations=[SimpleNamespace(start=0, recorded_ns=RECORDED)],
         )
         self.source = SimpleNamespace(root="/some where/dätä\n")
         self.is_bound_by_python = False
@@ -85,12 +90,13 @@ class Adapter:
         self.player = player
         self.library = library
         self.archive = b"/" + os.fsencode(options.name)
-        self._session = binding.Session(fs.ArchiveFS(player, options), "/mnt/x", player.source.root, options)
+        self.archive_fs = fs.ArchiveFS(player, options)
+        self._session = binding.Session(self.archive_fs, "/mnt/x", player.source.root, options)
         self._callbacks = self._session._connection.callbacks
 
-    def read(self, size: int = 64, offset: int = 0) -> tuple[int, bytes]:
+    def read(self, size: int = 64, offset: int = 0, handle: int = 1) -> tuple[int, bytes]:
         """As the kernel asks for it: `fuse_in_header` and `fuse_read_in` of linux/fuse.h, answered by the loop."""
-        request = struct.pack("=IIQQIIIIQQIIQII", 80, 15, 7, 2, 0, 0, 0, 0, 1, offset, size, 0, 0, 0, 0)
+        request = struct.pack("=IIQQIIIIQQIIQII", 80, 15, 7, 2, 0, 0, 0, 0, handle, offset, size, 0, 0, 0, 0)
         kernel, device = socket.socketpair(type=socket.SOCK_SEQPACKET)
         with kernel, device:
             kernel.send(request)
@@ -111,12 +117,19 @@ class Adapter:
     def open(self, path: bytes) -> int:
         return self._callbacks.open(path, ctypes.byref(fuse.fuse_file_info()))
 
-    def readdir(self, path: bytes) -> list[bytes]:
+    def readdir(self, path: bytes, offset: int = 0, room: int = 1000) -> list[bytes]:
+        """The names from `offset` on, until there is room for no more."""
         names: list[bytes] = []
-        filler_type = CALLBACKS["readdir"]._argtypes_[2]
-        filler = filler_type(lambda buffer, name, *rest: names.append(name) or 0)
+
+        def fill(buffer: object, name: bytes, *rest: object) -> int:
+            if len(names) == room:
+                return 1
+            names.append(name)
+            return 0
+
+        filler = CALLBACKS["readdir"]._argtypes_[2](fill)
         info = ctypes.byref(fuse.fuse_file_info())
-        assert self._callbacks.readdir(path, None, filler, 0, info, *[0 for _ in THREE]) == 0
+        assert self._callbacks.readdir(path, None, filler, offset, info, *[0 for _ in THREE]) == 0
         return names
 
     def statfs(self) -> Any:
@@ -319,7 +332,7 @@ def test_an_invalid_tape_has_a_folder_but_no_archive(adapter: MakeAdapter) -> No
 # Reading
 
 
-@pytest.mark.parametrize(("size", "offset"), [(1, 0), (512, 511), (4096, 5000), (131072, 3)])
+@pytest.mark.parametrize(("size", "offset"), [(1, 0), (512, 511), (4096, 5000), (SIZE - 3, 3)])
 def test_the_player_fills_the_buffer_of_the_request(adapter: MakeAdapter, size: int, offset: int) -> None:
     """All of it, in place, and the answer is how much that was."""
     answer, data = adapter().read(size, offset)
@@ -332,6 +345,28 @@ def test_an_offset_beyond_four_gibibytes_arrives_whole(adapter: MakeAdapter) -> 
     made = adapter(FakePlayer(lambda buffer, offset: seen.append(offset) or 0))
     made.read(1, 5 * 2**40 + 1)
     assert seen == [5 * 2**40 + 1]
+
+
+def test_a_read_of_a_part_is_one_of_the_archive_and_ends_with_the_part(adapter: MakeAdapter) -> None:
+    """The kernel asks by pages, and so for more than a part has."""
+    seen: list[tuple[int, int]] = []
+    made = adapter(FakePlayer(lambda buffer, offset: seen.append((offset, len(buffer))) or len(buffer)), part_size=1000)
+    assert made.open(b"/archive.tar.00004") == 0
+    (handle,) = made.archive_fs.statistics.readers
+    assert [made.read(size, at, handle)[0] for size, at in [(10, 0), (64, 990), (4096, 0), (5, 1000), (5, 2**40)]] == [
+        10, 10, 1000, 0, 0
+    ]  # fmt: skip
+    assert [(at, size) for at, size in seen if size] == [(3000, 10), (3990, 10), (3000, 1000)]
+    assert made.archive_fs.statistics.snapshot()[1].ranges == [(3000, 4000)]
+
+
+def test_a_folder_is_listed_from_any_offset(adapter: MakeAdapter) -> None:
+    """As many entries as the kernel has room for, and then on from there."""
+    made = adapter(part_size=1000)
+    names = [b".", b"..", *(b"archive.tar.%05d" % number for number in range(1, 12))]
+    assert made.readdir(b"/") == names
+    assert [made.readdir(b"/", offset) for offset in range(14)] == [names[offset:] for offset in range(14)]
+    assert made.readdir(b"/", 3, room=2) == names[3:5]
 
 
 def test_the_end_of_the_archive_is_an_answer_of_fewer_bytes(adapter: MakeAdapter) -> None:

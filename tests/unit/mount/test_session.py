@@ -11,6 +11,7 @@ import pytest
 from support.programs import wait_until
 
 from tartapefs.mount import session as binding
+from tartapefs.mount.read_statistics import PART_SHIFT
 from tartapefs.mount.session import Session
 
 FOOTER_AT = 1_000_000
@@ -39,9 +40,10 @@ class Served:
             "_files": {},
             "_under_way": set(),
             "_drop_lock": threading.Lock(),
+            "_part_size": 2 * FOOTER_AT,
             "_footer": FOOTER_AT,
             "_footers_under_way": set(),
-            "_files_with_footer": set(),
+            "_files_with_footer": {},
             "footer_cached": threading.Event(),
             "_has_ended": False,
             "hold": None,
@@ -143,13 +145,29 @@ def test_a_footer_in_the_page_cache_is_dropped(served: Served) -> None:
         served.kernel.recv(100)
 
 
+def test_a_footer_in_two_parts_is_dropped_from_both(served: Served) -> None:
+    """And nothing of the part before them, or of the first one up to where the footer begins."""
+    served.may_end.set()
+    session = served.session
+    session._part_size = 100_000
+    session._footer = 599_500  # of an archive that has 600,524 bytes
+    for number, (part, offset) in enumerate([(4, 99_000), (5, 90_000), (5, 99_000), (6, 0)]):
+        served.request(15, number, 70 + part, part << PART_SHIFT | 5, offset)
+        served.kernel.recv(100)
+    wait_until(lambda: not session._under_way)
+    assert session._files_with_footer == {75: 99_500, 76: 0}
+    session.drop_footer(threading.Event())
+    notices = {served.kernel.recv(100) for _ in range(2)}
+    assert notices == {struct.pack("=IiQQqq", 40, 2, 0, *dropped, -1) for dropped in [(75, 99_500), (76, 0)]}
+
+
 def test_a_footer_that_is_being_read_is_not_dropped(served: Served) -> None:
     """The kernel would wait for the answer; it is dropped after that."""
     served.request(15, 1, 77, 5, FOOTER_AT)
     assert served.is_read.wait(30)
-    served.session._files_with_footer.add(77)
+    served.session._files_with_footer[77] = FOOTER_AT
     served.session.drop_footer(threading.Event())
-    assert served.session._files_with_footer == set()
+    assert served.session._files_with_footer == {}
     served.may_end.set()
     assert served.kernel.recv(100) == struct.pack("=IiQ", 16, -errno.EIO, 1)
     assert served.session.footer_cached.wait(30)
@@ -159,7 +177,7 @@ def test_a_footer_that_is_being_read_is_not_dropped(served: Served) -> None:
 
 
 def test_a_session_that_ends_drops_no_footer(served: Served) -> None:
-    served.session._files_with_footer.add(77)
+    served.session._files_with_footer[77] = FOOTER_AT
     ended = threading.Event()
     ended.set()
     served.session.drop_footer(ended)

@@ -17,6 +17,7 @@ from support.daemon import sockets
 from support.users import as_nobody
 
 from tartapefs.mount import status as module
+from tartapefs.mount.parts import Files
 from tartapefs.mount.read_statistics import Coverage, ReadStatistics
 from tartapefs.mount.status import Server, ask, document
 
@@ -205,9 +206,10 @@ def test_a_document_is_never_large() -> None:
             member_count=1,
             recorded_ns=0,
             member_at=lambda offset: None,
+            generations=[SimpleNamespace(start=0, recorded_ns=0)],
         ),
     )
-    found = document(player, "archive.tar", activity)
+    found = document(player, Files(player.tape, "archive.tar", None), activity)
     assert len(found["readers"]) == 1000
     assert len(found["coverage"]["ranges"]) <= 4096
     assert len(json.dumps(found)) < 1 << 20

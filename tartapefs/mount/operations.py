@@ -13,6 +13,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from tartapefs.archive import layout
 from tartapefs.base.errors import TapeError
@@ -28,6 +29,7 @@ from tartapefs.play.engine import TapePlayer
 log = logging.getLogger("tartapefs")
 
 IO_SIZE = 1 << 20  # bytes: the largest request, 256 pages, that kernels allow; programs choose their buffers by it
+_ATTRIBUTES_KEPT = 100
 _LINES_REMEMBERED = 1000  # of the log, so that no line is repeated
 _STATFS_BLOCK = 4096  # bytes; at 0 bsdtar loops for ever
 XATTRS = "user.tartape."
@@ -95,6 +97,7 @@ class ArchiveFS:
         }
         self._folder_attributes = common | _times(self._tape.recorded_ns)
         self._folder_attributes |= {"st_mode": stat.S_IFDIR | mode | mode >> 2, "st_nlink": 2, "st_ino": 1}
+        self._attributes = lru_cache(_ATTRIBUTES_KEPT)(self._attributes_of)  # a `stat` asks for them twice
         self._file_attributes = common | {"st_mode": stat.S_IFREG | mode, "st_nlink": 1}
 
     def _find(self, path: str) -> int | None:
@@ -110,19 +113,17 @@ class ArchiveFS:
             raise self._player.drift.again()
 
     def getattr(self, path: str, fh: int | None = None) -> dict[str, int]:
+        attributes = self._attributes(path)
+        if path != "/":
+            self._check_valid()
+        return attributes
+
+    def _attributes_of(self, path: str) -> dict[str, int]:
         if (at := self._find(path)) is None:
             return self._folder_attributes
-        self._check_valid()
         start, stop = self.files.bounds(at)
-        return (
-            self._file_attributes
-            | _times(self.files.recorded_ns(at))
-            | {
-                "st_ino": self.files.inode(at),
-                "st_size": stop - start,
-                "st_blocks": layout.block_count(stop - start),
-            }
-        )
+        size = {"st_size": stop - start, "st_blocks": layout.block_count(stop - start)}
+        return self._file_attributes | _times(self.files.recorded_ns(at)) | size | {"st_ino": self.files.inode(at)}
 
     def readdir(self, offset: int) -> Iterator[tuple[bytes, int, int, int]]:
         """The entries of the folder from the one at `offset` on: name, inode, mode, and the offset of the next."""

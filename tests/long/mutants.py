@@ -46,6 +46,7 @@ SYSTEM_CALLS = "unit/source/test_system_calls.py"
 SETTLING = "unit/record/test_settling.py"
 FS = "unit/mount/test_operations.py"
 SESSION = "unit/mount/test_session.py"
+PARTS = "unit/mount/test_parts.py"
 STRATEGY = "unit/play/test_read_strategy.py"
 HELPER = "unit/play/test_helper_process.py"
 STREAM = "unit/play/test_playback.py"
@@ -492,6 +493,40 @@ MUTANTS = [
         "if not (self._footers_under_way or ended.is_set()):",
         "if not ended.is_set():",
         SESSION,
+    ),
+    Mutant("a part begins where it does", "mount/session.py", "                offset += start\n", "", FS),
+    Mutant("a part ends where it does", "mount/session.py", "size = max(0, self._part_size - offset)", "pass", FS),
+    Mutant(
+        "a footer begins in a part where it does",
+        "mount/session.py",
+        "= max(0, self._footer - start)",
+        "= self._footer",
+        SESSION,
+    ),
+    Mutant("a handle is of its part", "mount/operations.py", "self._find(path) or 0)", "0)", FS),
+    Mutant("a listing goes on where it was", "mount/operations.py", "range(offset - 2,", "range(-2,", FS),
+    Mutant(
+        "a part that changed has another time",
+        "mount/parts.py",
+        "bisect_left(self._begins, self.bounds(at)[1])",
+        "bisect_left(self._begins, self.bounds(at)[0] + 1)",
+        PARTS,
+    ),
+    Mutant(
+        "a part that did not change has the time of before",
+        "mount/parts.py",
+        "bisect_left(self._begins, self.bounds(at)[1]) - 1",
+        "-1",
+        PARTS,
+    ),
+    Mutant("there is no part behind the last", "mount/parts.py", " and number <= self.count", "", PARTS),
+    Mutant("a part has five digits", "base/naming.py", "[0-9]{5}", "[0-9]+", "unit/base/test_naming.py"),
+    Mutant(
+        "there are names for all parts",
+        "base/naming.py",
+        "> MOST_PARTS:",
+        "> MOST_PARTS + 1:",
+        "unit/base/test_naming.py",
     ),
     Mutant("a session that ends fills no page", "mount/session.py", "elif self._has_ended:", "elif False:", SESSION),
     Mutant(

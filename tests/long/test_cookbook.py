@@ -19,13 +19,14 @@ from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
-from support.cookbook import PAGES, FlakyLink, Kitchen
+from support.cookbook import PAGES, PART, FlakyLink, Kitchen
 from support.cookbook import kitchen as kitchen
 from support.cookbook import link as link
 from support.filesystems import loop
 from support.generations import Generations
 from support.programs import our_mounts, run, wait_until
 from support.readme import README, blocks
+from support.sending import cut
 from support.sshd import SSHD, sshd
 
 pytestmark = [pytest.mark.fuse, pytest.mark.needs("rsync", "rclone", "curl", "jq", "busybox", "dd", "tar")]
@@ -152,9 +153,45 @@ def test_growing_folder(kitchen: Kitchen) -> None:
     assert copy.read_bytes() == expected.append()
 
 
+def test_rclone_parts(kitchen: Kitchen) -> None:
+    """The first run breaks off in the second part; what is added later costs the last part and the new ones."""
+    (_, night), (_, look) = blocks((PAGES / "rclone-parts.md").read_text())
+    expected = Generations(kitchen.data)
+
+    def parts() -> dict[str, bytes]:
+        return {f"data/{name}": part for name, part in cut(expected.append(), PART).items()}
+
+    def there() -> dict[str, bytes]:
+        return {key: kitchen.s3.object(key) for key in list(kitchen.s3.keys())}
+
+    received = kitchen.s3.received
+    kitchen.environment |= {"RCLONE_TRANSFERS": "1", "RCLONE_LOW_LEVEL_RETRIES": "1"}
+    kitchen.s3.on_part = lambda number: len(received) < 3
+    with pytest.raises(AssertionError):
+        kitchen.run_shell(night)
+    assert list(there()) == ["data/archive.tar.00001"] and there().items() < parts().items()
+    kitchen.s3.on_part = lambda number: None
+    received.clear()
+    kitchen.run_shell(night)
+    assert sorted(received) == [1, 2] and there() == parts()
+    (kitchen.data / "photos" / "added").write_bytes(os.urandom(1_000_000))
+    received.clear()
+    kitchen.run_shell(night)
+    assert sorted(received) == [1, 2] and there() == parts() and len(there()) == 3
+    kitchen.run_shell(night)
+    assert len(received) == 2
+    kitchen.run_shell(look)
+    with kitchen.s3.client() as client:
+        wrong = parts()["data/archive.tar.00002"]
+        client.put_object(Bucket="tapes", Key="data/archive.tar.00002", Body=wrong[:-1] + bytes([wrong[-1] ^ 1]))
+    with pytest.raises(AssertionError):
+        kitchen.run_shell(look)
+
+
 FAILURES = [
     *itertools.product(
-        ["nightly-rsync.md", "verify-far-end.md", "rclone.md"], ["drift", "daemon killed", "network cut"]
+        ["nightly-rsync.md", "verify-far-end.md", "rclone.md", "rclone-parts.md"],
+        ["drift", "daemon killed", "network cut"],
     ),
     *itertools.product(["s3-in-parts.md", "restore-one.md"], ["drift", "network cut"]),  # nothing is mounted there
 ]

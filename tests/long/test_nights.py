@@ -11,37 +11,20 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.daemon import bytes_read, daemon_of
 from support.generations import Generations
+from support.nights import NIGHTS, add, read_for
 from support.programs import done, run, wait_until
 from support.sshd import SSHD, sshd
 
-NIGHTS = int(os.environ.get("TARTAPEFS_NIGHTS", "5"))
 FOOTER = 1024
 FIRST = 20_000_000  # bytes
 
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.fuse, pytest.mark.needs("rsync", "ssh", "tar", SSHD)]
 
 
-def add(root: Path, chance: random.Random, night: int, when: str) -> None:
-    """Some photos in a folder of the night, and one in a folder that was there."""
-    folder = root / f"night {night:02}"
-    folder.mkdir(exist_ok=True)
-    for number in range(chance.randint(1, 5)):
-        (folder / f"{when} {number}.jpg").write_bytes(chance.randbytes(chance.randint(0, 400_000)))
-    (root / "photos" / f"{night:02} {when}.jpg").write_bytes(chance.randbytes(1000))
-
-
 def sent(statistics: str) -> int:
     (found,) = re.findall(r"^Total bytes sent: ([\d,]+)", statistics, re.MULTILINE)
     return int(found.replace(",", ""))
-
-
-def read_for(mountpoint: Path) -> int:
-    """What daemon and helper have read so far, in bytes."""
-    daemon = daemon_of(mountpoint)
-    helpers = Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split()
-    return bytes_read(daemon) + sum(bytes_read(int(helper)) for helper in helpers)
 
 
 def test_nights(tmp_path: Path) -> None:
@@ -52,7 +35,7 @@ def test_nights(tmp_path: Path) -> None:
     (root / "photos" / "first.jpg").write_bytes(chance.randbytes(FIRST))
     expected, before = Generations(root), FOOTER
     with sshd(tmp_path) as host:
-        for night in range(1, NIGHTS + 1):
+        for night in range(1, int(NIGHTS or 5) + 1):
             add(root, chance, night, "evening")
             done(run("record", root, *(["--append"] if night > 1 else [])))
             archive = expected.append()

@@ -23,10 +23,12 @@ from support.programs import our_mounts, run
 from support.readme import EXIT, README, Scratch, blocks
 from support.reference import Reference, gnu_tar
 from support.s3 import S3, environment, s3_server
+from support.sending import cut
 from support.servers import http_server, rsync_daemon
 from tartapefs import TapeIntegrityError
 
 PAGES = README.parent / "docs" / "cookbook"
+PART = 6 << 20  # bytes: of a mount; in two parts of a multipart upload
 REMOTE = {"TYPE": "s3", "PROVIDER": "Other", "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x", "UPLOAD_CUTOFF": "5M"}
 
 
@@ -189,7 +191,8 @@ class Kitchen(Scratch):
         )
 
     def wrong_objects(self, archive: bytes) -> list[str]:
-        return [key for key in list(self.s3.keys()) if self.s3.object(key) != archive]
+        parts = {f"data/{name}": part for name, part in cut(archive, PART).items()}
+        return [key for key in list(self.s3.keys()) if self.s3.object(key) != parts.get(key, archive)]
 
     def archive(self) -> bytes:
         return gnu_tar(self.data)[: Reference(self.data).size]
@@ -232,4 +235,6 @@ SMALLER = {
     "1073741824": "5242880",
     "size 64M": "size 5M",
     "64MiB": "5MiB",
+    "4GiB": f"{PART}",
+    "retries 100 --retries-sleep 60s": "retries 1",
 }

@@ -23,6 +23,7 @@ from tartapefs.base.errors import (
     TapeNotFoundError,
     TapeSealedError,
     UnexpectedTapeError,
+    UploadError,
 )
 from tartapefs.index.schema import Generation
 from tartapefs.play.engine import TapePlayer
@@ -60,5 +61,6 @@ __all__ = [
     "TapeRecorder",
     "TapeSealedError",
     "UnexpectedTapeError",
+    "UploadError",
     "Window",
 ]

@@ -284,6 +284,19 @@ class OutputBusyError(OutputError, BlockingIOError):
         self.errno = errno.EAGAIN
 
 
+class UploadError(TapeError):
+    """The far end of an upload cannot be reached, refuses, or does not have what was sent.
+
+    url: of the object or the folder.
+    reason: text for people.
+    """
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(f"{printable(url)}: {printable(reason)}")
+        self.url = url
+        self.reason = reason
+
+
 class MountError(TapeError):
     """A folder could not be mounted or unmounted.
 

@@ -32,6 +32,7 @@ from tartapefs.base.errors import (
     TapeNotFoundError,
     TapeSealedError,
     UnexpectedTapeError,
+    UploadError,
 )
 from tartapefs.base.text import printable
 from tartapefs.cli.common import (
@@ -65,6 +66,7 @@ _GROUPS = {
     },
     "Copy": {
         "play": ("play", "Write the archive of DIR to stdout or a file."),
+        "upload": ("upload", "Send the archive of DIR to URL, in parts."),
         "resume": ("copies", "Complete COPY, a local file."),
         "resume-hint": ("resume_hint", "Print commands that continue a transfer."),
         "extract": ("seals", "Extract members from COPY, and check their digests."),
@@ -149,7 +151,7 @@ def _exit_code(error: TapeError) -> int:
             return REFUSED
         case MountError():
             return NO_MOUNT
-        case TapeIntegrityError() | UnexpectedTapeError() | OutputBusyError():
+        case TapeIntegrityError() | UnexpectedTapeError() | OutputBusyError() | UploadError():
             return DRIFT
         case _:
             return USAGE

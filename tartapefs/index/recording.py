@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from types import TracebackType
 from typing import Literal, Self
 
@@ -163,6 +163,19 @@ class Recording(Index):
         if value == self.fingerprint:
             return "fingerprint"
         raise UnexpectedTapeError(self.index_path, value, self.fingerprint, self.seal)
+
+    def shared_with(self, fingerprint: str, rows: Collection[str | None]) -> int | None:
+        """Up to which byte the archive of the recording with these digests is this one's; None for any other one.
+
+        `fingerprint`: of headers, which do not tell contents of the same second apart; `rows`: what its `rows_digest`
+        was, or `facts.rows_digest`: those of a sealed tape are others before it was sealed.
+        """
+        if fingerprint == self.fingerprint and self.rows_digest in rows:
+            return self.total_size
+        for generation in self.generations[:-1]:
+            if generation.fingerprint == fingerprint and self.rows_digest_before(generation.stop) in rows:
+                return generation.stop
+        return None
 
     def has_fingerprint(self, on_member: Callable[[], None] = lambda: None) -> bool:
         """Whether the headers of all members have the recorded fingerprint. Reads the whole index."""

@@ -259,14 +259,7 @@ class Digests:
 
     def _taken_over(self, content: dict[str, Any]) -> int | None:
         """Up to which byte a state of the recording `content` is one of this tape, None if it is of another one."""
-        packs = content.pop("packs", None)
-        if content == self._identity():
-            return self.tape.total_size
-        for generation in self.tape.generations[:-1]:
-            if generation.fingerprint == content.get("fingerprint"):
-                digest = self.tape.rows_digest_before(generation.stop)
-                return generation.stop if digest in (content.get("rows"), packs) else None
-        return None
+        return self.tape.shared_with(str(content.get("fingerprint")), (content.get("rows"), content.get("packs")))
 
     @staticmethod
     def _cut_back(name: str, saved: dict[str, Any], mark: int) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from botocore.config import Config
-from distributed import Client, get_worker
+from distributed import Client
 from support.daemon import is_gone
 from support.programs import run, wait_until
 from support.readme import Scratch
@@ -29,8 +29,8 @@ from support.s3 import S3, environment, s3_server
 
 from tartapefs import OutputError, TapeError, TapeIntegrityError, TapeRecorder
 from tartapefs.distributed import upload
-from tartapefs.transfer import distributed as ours
-from tartapefs.transfer import upload_targets as targets
+from tartapefs.transfer import parts_folder, s3_object, workers
+from tartapefs.transfer.s3_object import S3Object
 from tartapefs.transfer.url import TapeFileSystem
 
 PART = 5 << 20  # the smallest that S3 takes
@@ -225,14 +225,14 @@ def test_a_part_that_is_refused_again_and_again(data: Path, s3: S3, client: Clie
     assert_whole(s3, Reference(data))
 
 
-def fails_at(bad: str, item: int) -> ours._Outcome:
-    here = get_worker().address
-    return ours._Outcome(here, md5=here, failure="no" if here == bad else "")
+def fails_at(bad: str, item: int) -> workers.Outcome:
+    here = workers.here()
+    return workers.Outcome(here, md5=here, failure="no" if here == bad else "")
 
 
 def test_what_fails_on_one_worker_is_done_by_the_other(client: Client) -> None:
     bad, good = sorted(client.nthreads())
-    outcomes = dict(ours._run(client, partial(fails_at, bad), range(10), 2))
+    outcomes = dict(workers.run(workers.Cluster(client), partial(fails_at, bad), range(10), 2, "memory:"))
     assert sorted(outcomes) == list(range(10))
     assert {outcome.md5 for outcome in outcomes.values()} == {good}
 
@@ -289,8 +289,8 @@ def test_more_parts_than_s3_lists_at_once(s3: S3) -> None:
             sent = dict(enumerate(pool.map(send, range(1, 1006))))
         assert direct.list_parts(**names)["IsTruncated"]
     nobody: Any = None
-    assert targets.S3Object("tapes", "a.tar", s3.options, names["UploadId"]).there(nobody) == sent
-    assert targets.S3Object.begin("s3://tapes/a.tar", s3.options).upload_id == names["UploadId"]
+    assert S3Object("tapes", "a.tar", s3.options, names["UploadId"]).there(nobody) == sent
+    assert S3Object("tapes", "a.tar", s3.options).begin(nobody).upload_id == names["UploadId"]
 
 
 @pytest.mark.root
@@ -345,7 +345,9 @@ def test_a_folder_of_parts(data: Path, client: Client, tmp_path: Path) -> None:
     go = partial(upload, data, f"file://{out}/", client, part_size=PART)
     assert go().sent == 5
     names = [f"archive.tar.{number:05}" for number in range(1, 6)]
-    assert sorted(path.name for path in out.iterdir()) == sorted(["MD5SUMS", *names, *(f"{n}.md5" for n in names)])
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["MD5SUMS", "TARTAPE", *names, *(f"{n}.md5" for n in names)]
+    )
     assert b"".join((out / name).read_bytes() for name in names) == reference.read(0, reference.size)
     subprocess.run(["md5sum", "--check", "--strict", "--quiet", "MD5SUMS"], cwd=out, check=True)
 
@@ -364,8 +366,8 @@ def test_a_folder_of_parts(data: Path, client: Client, tmp_path: Path) -> None:
     assert contents(out) == complete
 
     TapeRecorder(data, overwrite=True).commit()  # another archive, in as many parts
-    (out / f"{targets._UNDER_WAY}{names[0]}").write_bytes(b"left by an upload that was killed")
-    (out / f"{targets._UNDER_WAY}archive.tar.00009").write_bytes(b"of another size")
+    (out / f"{parts_folder._UNDER_WAY}{names[0]}").write_bytes(b"left by an upload that was killed")
+    (out / f"{parts_folder._UNDER_WAY}archive.tar.00009").write_bytes(b"of another size")
     seen: list[dict[str, bytes]] = []
     again = go(on_progress=lambda *_: seen.append(contents(out)))
     assert again.etag == predicted(Reference(data))
@@ -401,7 +403,7 @@ def test_the_pages(page: str, s3: S3, address: str, scratch: Scratch, monkeypatc
     """Their examples, as they are printed, with this server and this cluster in the place of theirs."""
     for name, value in environment(s3).items():
         monkeypatch.setenv(name, value)
-    targets._session.cache_clear()
+    s3_object._session.cache_clear()
     text = (Path(__file__).parents[2] / "docs" / page).read_text()
     text = text.replace("tcp://scheduler:8786", address)
     text = text.replace('spread.tar", client)', f'spread.tar", client, storage_options={s3.options!r})')

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import boto3
+import pytest
 from moto.s3.models import s3_backends
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
@@ -21,11 +22,18 @@ class _Quiet(WSGIRequestHandler):
 class S3:
     """`on_part(number)` is called before each part is stored; with False the part is refused with 500.
 
-    `received`: the numbers of the parts that were stored, in that order.
+    `on_request(method, query)` is called before each request; what it returns, if not None, is the answer's status.
+
+    `received`: the numbers of the parts that were sent and stored, in that order; `copied`: of those that were copied
+    here; `received_bytes`: of all bodies.
     """
 
     def __init__(self) -> None:
         self.received: list[int] = []
+        self.copied: list[int] = []
+        self.received_bytes = 0
+        self.copies = True  # whether it knows how to copy parts
+        self.on_request: Callable[[str, str], str | None] = lambda method, query: None
         self.on_part: Callable[[int], bool | None] = lambda number: None
         self._app = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet)
@@ -43,12 +51,24 @@ class S3:
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         number = int(parse_qs(environ["QUERY_STRING"]).get("partNumber", ["0"])[0])
+        self.received_bytes += int(environ.get("CONTENT_LENGTH") or 0)
+        status = self.on_request(environ["REQUEST_METHOD"], environ["QUERY_STRING"])
+        if status is not None:
+            start_response(status, [("Content-Length", "0")])
+            return [b""]
         if number and environ["REQUEST_METHOD"] == "PUT":
+            if not self.copies and "HTTP_X_AMZ_COPY_SOURCE" in environ:
+                start_response("501 Not Implemented", [("Content-Length", "0")])
+                return [b""]
+            wanted = environ.get("HTTP_X_AMZ_COPY_SOURCE_IF_MATCH")
+            if wanted is not None and wanted.strip('"') != self.etag(environ["PATH_INFO"].rpartition("/")[2]):
+                start_response("412 Precondition Failed", [("Content-Length", "0")])  # which moto does not look at
+                return [b""]
             if self.on_part(number) is False:
                 start_response("500 Internal Server Error", [("Content-Length", "0")])
                 return [b""]
             answer = self._app(environ, start_response)
-            self.received.append(number)
+            (self.copied if "HTTP_X_AMZ_COPY_SOURCE" in environ else self.received).append(number)
             return answer
         return self._app(environ, start_response)
 
@@ -58,6 +78,12 @@ class S3:
     def object(self, key: str) -> bytes:
         with self.client() as client, closing(client.get_object(Bucket="tapes", Key=key)["Body"]) as body:
             return body.read()
+
+    def forget(self) -> None:
+        """Starts counting again."""
+        self.received.clear()
+        self.copied.clear()
+        self.received_bytes = 0
 
     def etag(self, key: str) -> str:
         with self.client() as client:
@@ -86,6 +112,12 @@ def s3_server() -> Iterator[S3]:
     finally:
         with suppress(OSError):
             server.close()
+
+
+@pytest.fixture
+def s3() -> Iterator[S3]:
+    with s3_server() as server:
+        yield server
 
 
 def environment(server: S3) -> dict[str, str]:

@@ -20,6 +20,7 @@ ERRORS: list[tuple[TapeError, type[Exception], int | None]] = [
     (errors.UnexpectedTapeError(NAME, "1", "2", ""), TapeError, None),
     (errors.TapeFormatError(NAME, NAME), TapeError, None),
     (errors.OutputError(NAME, "is mine"), TapeError, None),
+    (errors.UploadError(NAME, NAME), TapeError, None),
     (errors.MountError(NAME, "is mounted"), TapeError, None),
     (errors.OffsetError(7, 5), ValueError, None),
     (errors.TapeConstraintError([Problem(NAME, "is long"), Problem("b", "is long")]), TapeError, None),

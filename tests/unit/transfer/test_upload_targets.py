@@ -1,23 +1,19 @@
-"""Upload targets: what is refused before the first part is sent, which packages they need, and a folder of parts."""
+"""Labels, windows that hash, what S3 would refuse, and the packages that uploads need."""
 
+import hashlib
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support.reference import Reference
-from support.seals import playing
+from support.recordings import player_of, whole
+from support.uploads import PART
 
-from tartapefs import TapeError, TapeNotFoundError, TapePlayer, TapeRecorder
-from tartapefs.api.archive_file import Parts
+from tartapefs import Tape, TapeError, TapeNotFoundError, TapeRecorder
 from tartapefs.distributed import upload
-from tartapefs.transfer import upload_targets
-from tartapefs.transfer.upload_targets import HashedPart, UploadTarget, target_for
-
-PART = 5 << 20  # the smallest that S3 takes
+from tartapefs.transfer import s3_object
+from tartapefs.transfer.upload_targets import HashedPart, Label
 
 
 @pytest.fixture
@@ -25,8 +21,8 @@ def data(tmp_path: Path) -> Path:
     """A recorded folder whose archive has five parts."""
     root = tmp_path / "data"
     root.mkdir()
-    (root / "holes").touch()
-    os.truncate(root / "holes", 4 * PART)
+    with open(root / "holes", "wb") as file:
+        file.truncate(4 * PART)
     TapeRecorder(root).commit()
     return root
 
@@ -35,79 +31,58 @@ def data(tmp_path: Path) -> Path:
     ("url", "part_size", "says"),
     [
         ("s3://tapes/a.tar", PART - 1, "5 parts of 5,242,879 bytes: S3 takes"),
-        ("s3://tapes/a.tar", 1000, "20,974 parts of 1,000 bytes: S3 takes"),
-        ("file:///tmp/parts/", 1, "more than 99,999; a part needs 210 bytes or more"),
+        ("s3://tapes/a.tar", 1000, "S3 takes"),
         ("s3://tapes/a.tar", (5 << 30) + 1, "S3 takes"),
         ("file:///tmp/a.tar", None, "only S3 joins parts"),
+        ("s3://tapes", None, "no s3://bucket/key"),
+        ("s3:///key", None, "no s3://bucket/key"),
     ],
 )
 def test_what_s3_would_refuse_is_refused_at_once(data: Path, url: str, part_size: int | None, says: str) -> None:
-    nobody: Any = None
     with pytest.raises(ValueError, match=says):
-        upload(data, url, nobody, part_size=part_size)
+        upload(data, url, part_size=part_size)
     with pytest.raises(TapeNotFoundError):
-        upload(data.parent, url, nobody, part_size=part_size)
+        upload(data.parent, url, part_size=part_size)
 
 
 def test_without_a_package_that_the_url_needs(data: Path) -> None:
-    nobody: Any = None
     with pytest.raises(TapeError, match=r"s3://tapes/a/: .*s3fs"):
-        upload(data, "s3://tapes/a/", nobody)
+        upload(data, "s3://tapes/a/")
 
 
 @pytest.mark.long
 def test_without_the_extra(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line says what is missing, and the module can be imported without any of it."""
-    nobody: Any = None
-    upload_targets._session.cache_clear()
-    for module, url in (("boto3", "s3://tapes/a.tar"), ("fsspec", "file:///tmp/a/")):
+    s3_object._session.cache_clear()
+    for module, url in (("botocore", "s3://tapes/a.tar"), ("fsspec", "file:///tmp/a/")):
         for name in [name for name in sys.modules if name.partition(".")[0] == module] or [module]:
             monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(TapeError, match=rf"{module}.* is not installed; .*pip install 'tartapefs\[distributed\]'"):
-            upload(data, url, nobody)
+            upload(data, url)
     code = "import sys, json, tartapefs.distributed; print(json.dumps(sorted(sys.modules)))"
     loaded = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     assert not {"boto3", "distributed", "fsspec"} & set(loaded)
 
 
-def send_all(target: UploadTarget, player: TapePlayer, parts: Parts) -> list[str]:
-    """Sends all parts, and gives their MD5s."""
-    md5s = []
-    for at, part in enumerate(parts):
-        body = HashedPart(player, part.start, part.stop, part.name)
-        target.send(at, body)
-        md5s.append(body.hexdigest())
-    return md5s
+def test_a_label_is_read_as_it_was_written(data: Path) -> None:
+    with Tape.discover(data) as tape:
+        label = Label.of(tape, PART)
+    strings = label.as_strings()
+    assert Label.from_strings(strings) == label
+    assert Label.from_strings({name.title(): value for name, value in strings.items()} | {"other": "1"}) == label
+    assert Label.from_strings({}) is None
+    for wrong in ({"tartape-size": "x"}, {"tartape-size": "0"}, {"tartape-part-size": "-1"}):
+        assert Label.from_strings(strings | wrong) is None
 
 
-def test_a_folder_of_parts(tree: Path, tmp_path: Path) -> None:
-    """The files of a complete set stay until the next one is complete; an abort removes only what is under way."""
+def test_a_window_hashes_what_was_read_last(tree: Path) -> None:
     TapeRecorder(tree).commit()
-    out, url = tmp_path / "out", f"file://{tmp_path}/out/"
-    before = Reference(tree)
-    with playing(tree) as player:
-        parts = Parts(player, 100_000)
-        target = target_for(url, {}, parts, 100_000)
-        md5s = send_all(target, player, parts)
-        assert target.there(parts) == dict(enumerate(md5s)) and not (out / "MD5SUMS").exists()
-        target.finish(md5s, "", parts)
-        names = [part.name for part in parts]
-    complete = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert b"".join(complete[name] for name in names) == before.read(0, before.size)
-    subprocess.run(["md5sum", "--check", "--strict", "--quiet", "MD5SUMS"], cwd=out, check=True)
-
-    (tree / "photos" / "more.bin").write_bytes(os.urandom(150_000))
-    TapeRecorder(tree, overwrite=True).commit()
-    with playing(tree) as player:
-        parts = Parts(player, 100_000)
-        aborted = target_for(url, {}, parts, 100_000)
-        send_all(aborted, player, parts)
-        assert complete.items() < {path.name: path.read_bytes() for path in out.iterdir()}.items()
-        aborted.abort()
-        assert {path.name: path.read_bytes() for path in out.iterdir()} == complete
-        target = target_for(url, {}, parts, 100_000)
-        target.finish(send_all(target, player, parts), "", parts)
-        names = [part.name for part in parts]
-    assert sorted(path.name for path in out.iterdir()) == sorted(["MD5SUMS", *names, *(f"{n}.md5" for n in names)])
-    assert b"".join((out / name).read_bytes() for name in names) == Reference(tree).read(0, Reference(tree).size)
-    subprocess.run(["md5sum", "--check", "--strict", "--quiet", "MD5SUMS"], cwd=out, check=True)
+    archive = whole(tree)
+    positions: list[int] = []
+    with player_of(tree) as player:
+        part = HashedPart(player, 1000, 5000, "part", positions.append)
+        part.read(700)
+        part.seek(0)
+        assert part.read(3000) + part.read() == archive[1000:5000]
+        assert part.hexdigest() == hashlib.md5(archive[1000:5000]).hexdigest()
+    assert positions[:3] == [0, 0, 3000]

@@ -1,0 +1,182 @@
+"""One S3 object, against a real server: what is held, what is copied, what other servers answer, what goes wrong."""
+
+import hashlib
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.digests import expected_etag
+from support.recordings import player_of, whole
+from support.s3 import S3, environment
+from support.s3 import s3 as s3
+from support.uploads import PART, make
+
+from tartapefs import TapeRecorder, UploadError
+from tartapefs.api.archive_file import Parts
+from tartapefs.transfer import s3_object
+from tartapefs.transfer.s3_object import S3Object
+from tartapefs.transfer.upload_targets import HashedPart, Label
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    root = make(tmp_path / "data", count=2, size=PART)
+    TapeRecorder(root).commit()
+    return root
+
+
+def send(target: S3Object, data: Path) -> tuple[list[str], str]:
+    """Sends all three parts; their MD5s, and the ETag that the object must have."""
+    archive, md5s = whole(data), []
+    with player_of(data) as player:
+        for at, part in enumerate(Parts(player, PART)):
+            body = HashedPart(player, part.start, part.stop, part.name)
+            target.send(at, body)
+            assert body.hexdigest() == hashlib.md5(archive[part.start : part.stop]).hexdigest()
+            md5s.append(body.hexdigest())
+    return md5s, expected_etag(archive, PART)
+
+
+def test_an_object_and_its_label(data: Path, s3: S3) -> None:
+    """It counts as held if the label has its size, and its ETag has as many parts."""
+    archive = whole(data)
+    label = Label("f", "r", len(archive), PART)
+    target = S3Object("tapes", "a.tar", s3.options)
+    assert target.held() is None
+    begun = target.begin(label)
+    assert target.begin(label).upload_id == begun.upload_id != target.begin(label, anew=True).upload_id
+    md5s, etag = send(begun, data)
+    with player_of(data) as player:
+        parts = Parts(player, PART)
+        assert begun.there(parts) == dict(enumerate(md5s))
+        begun.finish(md5s, etag, parts, label)
+        begun.finish(md5s, etag, parts, label)  # the answer was lost
+        with pytest.raises(UploadError, match="predicted was 0-3"):
+            begun.finish(md5s, "0-3", parts, label)
+    held = target.held()
+    assert held is not None and (held.label, held.etag) == (label, etag)
+    assert s3.object("a.tar") == archive
+    assert target.is_labelled(label) and not target.is_labelled(Label("g", "r", 1, PART))
+    for wrong in (Label("f", "r", len(archive) + 1, PART), Label("f", "r", len(archive), 2 * PART)):
+        again = target.begin(wrong, anew=True)
+        md5s, etag = send(again, data)
+        with player_of(data) as player:
+            again.finish(md5s, etag, Parts(player, PART), wrong)
+        assert target.held() is None
+
+
+def test_a_copy_is_of_the_object_that_was_held(data: Path, s3: S3) -> None:
+    archive = whole(data)
+    label = Label("f", "r", len(archive), PART)
+    first = S3Object("tapes", "a.tar", s3.options).begin(label)
+    with player_of(data) as player:
+        parts = Parts(player, PART)
+        md5s, etag = send(first, data)
+        first.finish(md5s, etag, parts, label)
+        held = first.held()
+        assert held is not None and first.copies(held)
+        again = first.begin(label, anew=True)
+        assert [again.copy(at, parts[at], held) for at in range(len(parts))] == md5s
+        with s3.client() as client:
+            client.put_object(Bucket="tapes", Key="a.tar", Body=b"x" * len(archive))
+        with pytest.raises(UploadError, match="Precondition"):
+            again.copy(0, parts[0], held)
+
+
+def test_a_part_is_stored_otherwise_than_it_was_read(data: Path, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = S3Object("tapes", "a.tar", s3.options).begin(Label("f", "r", 1, PART))
+    monkeypatch.setattr(HashedPart, "hexdigest", lambda part: "0" * 32)
+    with pytest.raises(UploadError, match=r"archive.tar.00001 is stored with the ETag .*, its MD5 is 000"):
+        send(target, data)
+
+
+def test_servers_that_list_nothing(data: Path, s3: S3) -> None:
+    """As s3rver answers. An upload then begins anew each time."""
+    label = Label("f", "r", len(whole(data)), PART)
+
+    def refuse(method: str, query: str) -> str | None:
+        if method == "GET" and "uploads" in query:
+            return "501 Not Implemented"
+        return "405 Method Not Allowed" if method in ("GET", "DELETE") and "uploadId" in query else None
+
+    s3.on_request = refuse
+    target = S3Object("tapes", "a.tar", s3.options | {"config": quick()})
+    begun = target.begin(label)
+    assert begun.upload_id != target.begin(label).upload_id
+    md5s, etag = send(begun, data)
+    with player_of(data) as player:
+        assert begun.there(Parts(player, PART)) == {}
+        target.begin(label).abort()
+        begun.finish(md5s, etag, Parts(player, PART), label)
+    assert s3.object("a.tar") == whole(data)
+
+
+def quick() -> Any:
+    from botocore.config import Config
+
+    return Config(request_checksum_calculation="when_required", retries={"max_attempts": 0})
+
+
+@pytest.mark.parametrize(
+    ("bucket", "key", "options", "says"),
+    [
+        ("none", "a.tar", {}, "NoSuchBucket: The specified bucket does not exist"),
+        ("tapes", "a.tar", {"endpoint_url": "http://127.0.0.1:1"}, "Could not connect"),
+        ("tapes", "a.tar", {"endpoint_url": "http://nowhere.invalid"}, "Could not connect"),
+        ("tapes", "a.tar", {"endpoint_url": "nonsense"}, "Invalid endpoint: nonsense"),
+        ("tapes", "a.tar", {"nonsense": 1}, "nonsense"),
+        ("Ta/pes", "a.tar", {}, "Invalid bucket name"),
+        ("tapes", "a.tar", {"Nonsense": 1}, "Nonsense"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(s3: S3, bucket: str, key: str, options: dict[str, Any], says: str) -> None:
+    target = S3Object(bucket, key, s3.options | {"config": quick()} | options)
+    with pytest.raises(UploadError, match=says) as raised:
+        target.held()
+        target.begin(Label("f", "r", 1, PART))
+    assert raised.value.url == f"s3://{bucket}/{key}"
+    assert "\n" not in str(raised.value)
+
+
+def test_without_credentials(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in environment(s3):
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    s3_object._session.cache_clear()
+    try:
+        with pytest.raises(UploadError, match="there are no credentials; set AWS_PROFILE"):
+            S3Object("tapes", "a.tar", {"endpoint_url": s3.url, "region_name": "us-east-1"}).held()
+    finally:
+        s3_object._session.cache_clear()
+
+
+def test_access_is_denied(data: Path, s3: S3) -> None:
+    """Whoever may not look at an object may still be allowed to write it."""
+    refused: list[str] = []
+
+    def refuse(method: str, query: str) -> str | None:
+        if method in refused:
+            return "403 Forbidden"
+        return None
+
+    s3.on_request = refuse
+    target = S3Object("tapes", "a.tar", s3.options | {"config": quick()})
+    refused.append("HEAD")
+    assert target.held() is None
+    assert target.begin(Label("f", "r", 1, PART)).upload_id
+    refused.append("POST")
+    with suppress(StopIteration), pytest.raises(UploadError, match="403"):
+        target.begin(Label("f", "r", 1, PART), anew=True)
+
+
+def test_bodies_are_not_read_twice_over_tls() -> None:
+    names = {"region_name": "us-east-1", "aws_access_key_id": "x", "aws_secret_access_key": "x"}
+    for url, signed in (("https://host", False), ("http://host", True)):
+        client = s3_object._client(names | {"endpoint_url": url})
+        assert ((client.meta.config.s3 or {}).get("payload_signing_enabled") is not False) == signed
+        client.close()

@@ -60,6 +60,9 @@ GENERATIONS = "system/test_generations.py"
 RESTORE = "unit/verify/test_restore.py"
 COPIES = "unit/transfer/test_copies.py"
 CRC_DIGEST = "unit/transfer/test_crc_digest.py"
+S3_OBJECT = "unit/transfer/test_s3_object.py"
+PARTS_FOLDER = "unit/transfer/test_parts_folder.py"
+UPLOADS = "unit/transfer/test_distributed.py"
 RESUMABLE_HASH = "unit/base/test_resumable_hash.py"
 OUTPUTS = "system/test_outputs.py"
 SAVED_STATE = "unit/base/test_saved_state.py"
@@ -920,6 +923,132 @@ MUTANTS = [
         "is_right = second.digest() ==",
         "is_right = True or second.digest() ==",
         RESUMABLE_HASH,
+    ),
+    Mutant(
+        "an object is of the size that its label says",
+        "transfer/s3_object.py",
+        'if label is None or found["ContentLength"] != label.size:',
+        "if label is None:",
+        S3_OBJECT + " -k label",
+    ),
+    Mutant(
+        "and has as many parts",
+        "transfer/s3_object.py",
+        'if etag.partition("-")[2] in ("", str(parts)) else None',
+        "",
+        S3_OBJECT + " -k label",
+    ),
+    Mutant(
+        "a part is copied from the object that was seen",
+        "transfer/s3_object.py",
+        """                CopySourceIfMatch=f'"{held.etag}"',\n""",
+        "",
+        S3_OBJECT + " -k copy",
+    ),
+    Mutant(
+        "a copied part has an MD5",
+        "transfer/s3_object.py",
+        "if len(etag) != 32:",
+        "if False:",
+        S3_OBJECT + " -k no_md5",
+    ),
+    Mutant(
+        "a part is stored as it was read",
+        "transfer/s3_object.py",
+        """if answer["ETag"].strip('"') != part.hexdigest():""",
+        "if False:",
+        S3_OBJECT + " -k otherwise",
+    ),
+    Mutant(
+        "a finished object has the predicted ETag",
+        "transfer/s3_object.py",
+        'if found != predicted and ("-" in found or found != _md5(parts)):',
+        "if False:",
+        S3_OBJECT + " -k label",
+    ),
+    Mutant(
+        "or the MD5 of the whole",
+        "transfer/s3_object.py",
+        "or found != _md5(parts)):",
+        "):",
+        S3_OBJECT + " -k whole",
+    ),
+    Mutant(
+        "a label is of this MD5SUMS",
+        "transfer/parts_folder.py",
+        'if label is None or kept.get("etag") != found:',
+        "if label is None:",
+        PARTS_FOLDER,
+    ),
+    Mutant(
+        "and of files of these sizes",
+        "transfer/parts_folder.py",
+        "if wanted == [sizes.get(name) for name in names] else None",
+        "",
+        PARTS_FOLDER,
+    ),
+    Mutant(
+        "a part stays if it lies in what both share",
+        "transfer/parts_folder.py",
+        "if part.stop <= valid and part.name in sums",
+        "if part.name in sums",
+        PARTS_FOLDER,
+    ),
+    Mutant(
+        "a part is copied if it lies in what both share",
+        "transfer/distributed.py",
+        "copied = self._copies and min((at + 1) * self._job.part_size, self._total) <= self._job.valid",
+        "copied = self._copies and at * self._job.part_size < self._job.valid",
+        UPLOADS + " -k was_added",
+    ),
+    Mutant(
+        "copied parts make the earlier ETag",
+        "transfer/distributed.py",
+        'if self._earlier_etag(player, job.held) not in ("", job.held.etag):',
+        "if False:",
+        UPLOADS + " -k was_copied",
+    ),
+    Mutant(
+        "of an object that is still there",
+        "transfer/distributed.py",
+        "if job.target.held() != job.held:",
+        "if False:",
+        UPLOADS + " -k was_copied",
+    ),
+    Mutant(
+        "an object gets the label of what it is",
+        "transfer/distributed.py",
+        "if not job.target.is_labelled(label):",
+        "if False:",
+        UPLOADS + " -k it_grew",
+    ),
+    Mutant(
+        "an old index is of the archive that is there",
+        "transfer/distributed.py",
+        "if old.shared_with(held.label.fingerprint, rows) == old.total_size:",
+        "if True:",
+        UPLOADS + " -k recorded_again",
+    ),
+    Mutant(
+        "drift ends an upload",
+        "transfer/workers.py",
+        "drift = drift or outcome.drift",
+        "pass",
+        "unit/transfer/test_workers.py",
+    ),
+    Mutant(
+        "a recording is another if its rows are",
+        "index/recording.py",
+        "if fingerprint == self.fingerprint and self.rows_digest in rows:",
+        "if fingerprint == self.fingerprint:",
+        "unit/index/test_recording.py -k shared",
+    ),
+    Mutant(
+        "and so is a generation",
+        "index/recording.py",
+        "if generation.fingerprint == fingerprint and self.rows_digest_before(generation.stop) in rows:",
+        "if generation.fingerprint == fingerprint:",
+        "unit/index/test_recording.py -k shared",
     ),
 ]
 

@@ -193,7 +193,9 @@ FAILURES = [
         ["nightly-rsync.md", "verify-far-end.md", "rclone.md", "rclone-parts.md"],
         ["drift", "daemon killed", "network cut"],
     ),
-    *itertools.product(["s3-in-parts.md", "restore-one.md"], ["drift", "network cut"]),  # nothing is mounted there
+    *itertools.product(
+        ["s3-in-parts.md", "send-to-s3.md", "restore-one.md"], ["drift", "network cut"]
+    ),  # nothing is mounted there
 ]
 
 
@@ -248,6 +250,22 @@ def test_s3_in_parts(kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch) -> None:
     assert kitchen.s3.object(first) == kitchen.s3.object(second) == kitchen.archive()
     assert kitchen.s3.etag(first) == kitchen.s3.etag(second)
     assert kitchen.s3.unfinished() == []
+
+
+def test_send_to_s3(kitchen: Kitchen) -> None:
+    """Two nights; the first run of the second one is refused a part."""
+    kitchen.run_page("send-to-s3.md")
+    assert kitchen.s3.object("data.tar") == kitchen.archive()
+    (kitchen.data / "new").write_bytes(os.urandom(9_000_000))
+    kitchen.s3.forget()
+    kitchen.s3.on_part = lambda number: number != 3
+    kitchen.environment["AWS_MAX_ATTEMPTS"] = "1"
+    assert not kitchen.ends_well("send-to-s3.md")
+    kitchen.s3.on_part = lambda number: None
+    kitchen.run_page("send-to-s3.md")
+    assert kitchen.s3.copied[-1:] == [1] and 1 not in kitchen.s3.received
+    run("play", kitchen.data, "-o", kitchen.backup / "played.tar")
+    assert kitchen.s3.object("data.tar") == (kitchen.backup / "played.tar").read_bytes()
 
 
 def test_verify_far_end(kitchen: Kitchen) -> None:

@@ -398,7 +398,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("page", ["python.md", "distributed.md"])
+@pytest.mark.parametrize("page", ["python.md", "distributed.md", "uploads.md"])
 def test_the_pages(page: str, s3: S3, address: str, scratch: Scratch, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their examples, as they are printed, with this server and this cluster in the place of theirs."""
     for name, value in environment(s3).items():

@@ -466,3 +466,20 @@ def test_a_tape_that_is_sealed_stays_the_same_recording(tmp_path: Path, name: st
     TapeRecorder(root, overwrite=True).commit()
     with Tape.discover(root) as tape, pytest.raises(TapeError, match="another recording"):
         Digests(tape, ("sha256",), state=state)
+
+
+def test_what_is_shared_with_another_recording(tree: Path) -> None:
+    """All of it, a generation, or nothing; headers alone do not tell."""
+    fingerprints, digests, ends = [], [], []
+    for number in range(3):
+        (tree / f"new {number}").write_bytes(b"new")
+        TapeRecorder(tree, append=number > 0).commit()
+        with Tape.discover(tree) as tape:
+            fingerprints.append(tape.fingerprint)
+            digests.append(tape.rows_digest)
+            ends.append(tape.facts.end)
+    with Tape.discover(tree) as tape:
+        for at, shared in enumerate((*ends[:2], tape.total_size)):
+            assert tape.shared_with(fingerprints[at], [digests[at]]) == shared
+            assert tape.shared_with(fingerprints[at], [None, "0" * 64, digests[at - 1]]) is None
+        assert tape.shared_with("0" * 64, digests) is None

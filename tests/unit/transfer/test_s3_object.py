@@ -2,7 +2,9 @@
 
 import hashlib
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from tartapefs import TapeRecorder, UploadError
 from tartapefs.api.archive_file import Parts
 from tartapefs.transfer import s3_object
 from tartapefs.transfer.s3_object import S3Object
-from tartapefs.transfer.upload_targets import HashedPart, Label
+from tartapefs.transfer.upload_targets import HashedPart, Held, Label
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
@@ -84,6 +86,39 @@ def test_a_copy_is_of_the_object_that_was_held(data: Path, s3: S3) -> None:
             client.put_object(Bucket="tapes", Key="a.tar", Body=b"x" * len(archive))
         with pytest.raises(UploadError, match="Precondition"):
             again.copy(0, parts[0], held)
+
+
+@pytest.mark.parametrize("answer", [{}, {"ETag": '"97a0f1310a20a30932b5898e31b3561e-2"'}])
+def test_a_copy_that_has_no_md5(s3: S3, monkeypatch: pytest.MonkeyPatch, answer: dict[str, str]) -> None:
+    """As rclone's server answers, which takes it for an empty part, and SeaweedFS."""
+    client = SimpleNamespace(upload_part_copy=lambda **_: {"CopyPartResult": answer}, close=lambda: None)
+    monkeypatch.setattr(s3_object, "_client", lambda options: client)
+    label = Label("f", "r", 2 * PART, PART)
+    part: Any = SimpleNamespace(start=0, stop=PART)
+    with pytest.raises(UploadError, match="no MD5"):
+        S3Object("tapes", "a.tar", s3.options, "id").copy(0, part, Held(label, "e-2"))
+    target = S3Object("tapes", "a.tar", s3.options)
+    assert target.copies(Held(label, "e-2")) and not target.copies(Held(label, "e"))
+
+
+def test_a_server_whose_etag_is_of_the_whole(data: Path, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of rclone."""
+    archive = whole(data)
+    for found, is_right in ((hashlib.md5(archive).hexdigest(), True), ("0" * 32, False)):
+        client = SimpleNamespace(
+            exceptions=SimpleNamespace(NoSuchUpload=KeyError),
+            complete_multipart_upload=lambda **_: None,
+            head_object=lambda found=found, **_: {"ETag": f'"{found}"'},
+            close=lambda: None,
+        )
+        with monkeypatch.context() as patched, player_of(data) as player:
+            patched.setattr(s3_object, "_client", lambda options, client=client: client)
+            finish = partial(S3Object("tapes", "a.tar", s3.options, "id").finish, [], "e-3", Parts(player, PART))
+            if is_right:
+                finish(Label("f", "r", 1, PART))
+            else:
+                with pytest.raises(UploadError, match="predicted was e-3"):
+                    finish(Label("f", "r", 1, PART))
 
 
 def test_a_part_is_stored_otherwise_than_it_was_read(data: Path, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,11 +56,12 @@ class S3Object:
         return self._object | {"UploadId": self.upload_id}
 
     @contextmanager
-    def _s3(self) -> Iterator[Any]:
+    def _s3(self, signs_bodies: bool = True) -> Iterator[Any]:
         """A client of boto3, whose errors become UploadError."""
         errors = import_needed("botocore.exceptions")
         try:
-            client = _client({name: value for name, value in self.options.items() if not name[:1].isupper()})
+            options = {name: value for name, value in self.options.items() if not name[:1].isupper()}
+            client = _client(options, signs_bodies)
         except (errors.BotoCoreError, TypeError, ValueError) as error:
             raise UploadError(self.url, _advice(error)) from None
         try:
@@ -134,7 +135,7 @@ class S3Object:
         return etag
 
     def send(self, at: int, part: HashedPart) -> None:
-        with self._s3() as s3:
+        with self._s3(signs_bodies=False) as s3:
             answer = s3.upload_part(**self._upload, PartNumber=at + 1, Body=io.BufferedReader(part, CHUNK))
         if answer["ETag"].strip('"') != part.hexdigest():
             raise UploadError(
@@ -201,15 +202,15 @@ def _session() -> Any:
     return import_needed("boto3.session").Session()
 
 
-def _client(options: dict[str, Any]) -> Any:
+def _client(options: dict[str, Any], signs_bodies: bool) -> Any:
     """Makes a client of boto3: in 5 ms from one session, else in 70, but only one thread at a time may do so.
 
-    It computes no checksums, nor signs bodies over TLS, for which it would read every part once more: a part's MD5 is
-    compared anyway.
+    It computes no checksums, for which it would read every part once more: a part's MD5 is compared anyway. For the
+    same reason the body of a part is not signed: the request that completes the upload is, and it names the MD5s.
     """
     config = import_needed("botocore.config").Config(request_checksum_calculation="when_required")
     with _session_lock:
         client = _session().client("s3", **{"config": config} | options)
-    if client.meta.endpoint_url.startswith("https:"):
+    if not signs_bodies:
         client.meta.config.s3 = {"payload_signing_enabled": False} | (client.meta.config.s3 or {})
     return client

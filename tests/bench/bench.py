@@ -21,7 +21,7 @@ from pathlib import Path
 import measure
 import plot
 from measure import Result, duration, pairs, seconds, speed
-from programs import PROGRAMS, Program, nginx, shell, with_processor_time, works
+from programs import PROGRAMS, Program, nginx, seaweedfs, shell, with_processor_time, works
 from synthetic import SIZE, Synthetic, SyntheticGenerations
 
 from tartapefs import Tape, TapePlayer, TapeRecorder
@@ -342,6 +342,24 @@ class Bench:
             yield duration(f"play() with MD5, {name}", "md5sum", taken, 1.3)
         played.unlink(missing_ok=True)
 
+    def upload(self) -> Iterator[Result]:
+        """To one server, against programs that send the finished archive, each as it does by default."""
+        record(self.large_file)
+        finished = self.data / "archive.tar"
+        run(f"{' '.join(TAPEFS)} play {self.large_file} -o {finished} --force", self.data)
+        with seaweedfs(self.data / "seaweedfs") as url:
+            names = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
+            os.environ |= names | {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}
+            remote = f":s3,provider=SeaweedFS,env_auth,endpoint='{url}':tapes"
+            empty = partial(run, f'rclone delete "{remote}"', self.data)
+            ours = partial(run, f"{' '.join(TAPEFS)} upload {self.large_file} s3://tapes/ours.tar", self.data)
+            for peer, command in (
+                ("rclone copyto", f'rclone copyto {finished} "{remote}/peer.tar"'),
+                ("aws s3 cp", f"aws s3 cp {finished} s3://tapes/peer.tar"),
+            ):
+                taken = pairs(ours, partial(run, command, self.data), min(self.rounds, 3), empty)
+                yield speed(f"upload 1 GiB to SeaweedFS, beside {peer}", peer, taken, 1)
+
     def index(self) -> Iterator[Result]:
         for name, source in (("20,000 files", self.small_files), ("a copy of /usr/share", self.real_tree)):
             with Tape.discover(source, index_of(source)) as tape:
@@ -415,6 +433,7 @@ PEERS = {
     "slow": ("tar", "dd"),
     "record": ("find",),
     "md5": ("md5sum", "find", "xargs"),
+    "upload": ("weed", "rclone", "aws"),
     "index": (),
     "names": (),
     "scale": (),

@@ -5,10 +5,12 @@ A program that takes no pipe is measured beside its reading of a finished archiv
 
 import contextlib
 import os
+import random
 import shutil
 import socket
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -111,6 +113,28 @@ def nginx(root: Path, folder: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
+
+
+@contextlib.contextmanager
+def seaweedfs(folder: Path) -> Iterator[str]:
+    """SeaweedFS's S3 server, which takes everybody, with an empty bucket `tapes`; yields its address."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    ports = random.sample(range(20_000, 50_000), 4)  # it takes each port and the one 10,000 above it
+    names = ("-s3.port", "-master.port", "-volume.port", "-filer.port")
+    options = [f"{name}={port}" for name, port in zip(names, ports, strict=True)]
+    command = ["weed", "server", "-s3", "-s3.iam=false", "-ip=127.0.0.1", f"-dir={folder}", *options]
+    url = f"http://127.0.0.1:{ports[0]}"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            while process.poll() is None:
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(urllib.request.Request(f"{url}/tapes", method="PUT")).close()
+                    break
+                time.sleep(0.2)
+            yield url
+        finally:
+            process.terminate()
 
 
 def processor_seconds(pids: list[int]) -> float:

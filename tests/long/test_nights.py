@@ -1,6 +1,6 @@
 """A folder that grows while its archive is sent, night after night: each night costs what was added.
 
-`TARTAPEFS_NIGHTS=30` makes 30 nights; with `-s` it prints the table of docs/growing.md.
+`TARTAPEFS_NIGHTS=30` makes 30 nights; with `-s` it prints the tables of docs/growing.md.
 """
 
 import json
@@ -8,18 +8,22 @@ import os
 import random
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from support.generations import Generations
 from support.nights import NIGHTS, add, read_for
-from support.programs import done, run, wait_until
+from support.programs import done, quiet, run, wait_until
+from support.s3 import S3, environment
+from support.s3 import s3 as s3
 from support.sshd import SSHD, sshd
+from support.uploads import PART
 
 FOOTER = 1024
 FIRST = 20_000_000  # bytes
 
-pytestmark = [pytest.mark.timeout(1800), pytest.mark.fuse, pytest.mark.needs("rsync", "ssh", "tar", SSHD)]
+pytestmark = pytest.mark.timeout(1800)
 
 
 def sent(statistics: str) -> int:
@@ -27,6 +31,8 @@ def sent(statistics: str) -> int:
     return int(found.replace(",", ""))
 
 
+@pytest.mark.fuse
+@pytest.mark.needs("rsync", "ssh", "tar", SSHD)
 def test_nights(tmp_path: Path) -> None:
     chance = random.Random(os.environ.get("TARTAPEFS_SEED", "nights"))
     root, far, mountpoint = tmp_path / "data", tmp_path / "far.tar", tmp_path / "mnt"
@@ -78,3 +84,53 @@ def test_nights(tmp_path: Path) -> None:
         text=True,
     )
     assert (compared.returncode, compared.stdout) == (0, "")
+
+
+COUNTING = """
+import atexit, pathlib, sys
+
+counted = sys.argv.pop()
+atexit.register(lambda: pathlib.Path(counted).write_text(pathlib.Path("/proc/self/io").read_text().split()[1]))
+from tartapefs.__main__ import main
+
+main()
+"""
+
+
+def test_nights_to_s3(tmp_path: Path, s3: S3) -> None:
+    """Read: what the process read, less what it reads to send nothing."""
+    chance = random.Random(os.environ.get("TARTAPEFS_SEED", "nights"))
+    root = tmp_path / "data"
+    (root / "photos").mkdir(parents=True)
+    (root / "photos" / "first.jpg").write_bytes(chance.randbytes(FIRST))
+    expected, before = Generations(root), FOOTER
+
+    def upload() -> tuple[int, int, int]:
+        """The exit code, the bytes that S3 got, and those that were read."""
+        arguments = ["upload", root, "s3://tapes/a.tar", "--part-size", str(PART), "--allow-additions"]
+        s3.forget()
+        names = environment(s3) | {"AWS_MAX_ATTEMPTS": "1"}
+        result = subprocess.run(
+            [sys.executable, "-c", COUNTING, *arguments, tmp_path / "read"], env=names, capture_output=True, text=True
+        )
+        quiet(result)
+        return result.returncode, s3.received_bytes, int((tmp_path / "read").read_text())
+
+    for night in range(1, int(os.environ.get("TARTAPEFS_NIGHTS", "3")) + 1):
+        add(root, chance, night, "evening")
+        done(run("record", root, *(["--append"] if night > 1 else [])))
+        archive = expected.append()
+        added = len(archive) - before
+        during = iter([night])
+        s3.on_part = lambda number: [add(root, chance, each, "during") for each in during] and None  # noqa: B023
+        code, sent_bytes, read = upload()
+        assert code == 0 and next(during, None) is None
+        assert s3.object("a.tar") == archive
+        code, nothing, unread = upload()
+        assert (code, nothing) == (0, 0)
+        read -= unread
+        assert sent_bytes < added + PART + 20_000
+        assert read < added + 2 * PART + 500_000
+        print(f"| {night} | {added:,} | {sent_bytes:,} | {read:,} | {len(archive):,} |")
+        before = len(archive)
+        add(root, chance, night, "after")

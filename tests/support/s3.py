@@ -23,6 +23,7 @@ class S3:
     """`on_part(number)` is called before each part is stored; with False the part is refused with 500.
 
     `on_request(method, query)` is called before each request; what it returns, if not None, is the answer's status.
+    `on_headers(method, environ)` is called before that, with what WSGI gives.
 
     `received`: the numbers of the parts that were sent and stored, in that order; `copied`: of those that were copied
     here; `received_bytes`: of all bodies.
@@ -33,6 +34,7 @@ class S3:
         self.copied: list[int] = []
         self.received_bytes = 0
         self.copies = True  # whether it knows how to copy parts
+        self.on_headers: Callable[[str, dict[str, Any]], object] = lambda method, environ: None
         self.on_request: Callable[[str, str], str | None] = lambda method, query: None
         self.on_part: Callable[[int], bool | None] = lambda number: None
         self._app = DomainDispatcherApplication(create_backend_app)
@@ -52,6 +54,7 @@ class S3:
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         number = int(parse_qs(environ["QUERY_STRING"]).get("partNumber", ["0"])[0])
         self.received_bytes += int(environ.get("CONTENT_LENGTH") or 0)
+        self.on_headers(environ["REQUEST_METHOD"], environ)
         status = self.on_request(environ["REQUEST_METHOD"], environ["QUERY_STRING"])
         if status is not None:
             start_response(status, [("Content-Length", "0")])

@@ -119,8 +119,8 @@ def upload(
         job = _Job(path, index_path, tape.fingerprint, tape.rows_digest, check, allow_additions, size, target)
         job = replace(job, target=target.begin(label), held=held if valid else None, valid=valid)
         sending = _Sending(workers, job, parts, attempts, on_progress)
-        sending.run()
-        predicted = sending.finish(player, label)
+        sending.run(player)
+        predicted = sending.finish(label)
         return replace(done, sent=sending.sent, copied=sending.copied, etag=predicted)
 
 
@@ -162,9 +162,9 @@ def _valid(tape: Tape, held: Held, old_index: str | os.PathLike[str] | None, che
         with Tape.from_index(old_index) as old:
             if old.shared_with(held.label.fingerprint, rows) == old.total_size:
                 return min(Comparison(old, tape, check).prefix(), old.facts.end)
-        log.warning("the archive there is not of the old index; everything is sent")
+        log.warning("the archive that is there is not that of the old index; everything is sent")
     else:
-        log.warning("the archive there is of another recording; everything is sent, unless its index is given, too")
+        log.warning("the archive that is there is of another recording, whose index is needed; everything is sent")
     return 0
 
 
@@ -217,7 +217,7 @@ class _Sending:
         self._was_copied = False
         self.sent = self.copied = 0
 
-    def run(self) -> None:
+    def run(self, player: TapePlayer) -> None:
         """Sends what is missing. After drift removes what was sent, and raises it."""
         job = self._job
         if job.held is not None and job.held.label.part_size == job.part_size:
@@ -238,6 +238,7 @@ class _Sending:
             hosts, audit = self._workers.hosts(), partial(_audit, job)
             for _ in run(self._workers, audit, hosts, self._attempts, job.target.url, pinned=True):
                 pass
+            self._check_copies(player)
         except TapeIntegrityError:
             job.target.abort()
             raise
@@ -265,14 +266,19 @@ class _Sending:
                 done = len(self._md5s) * self._job.part_size + sum(self._reading.values())
                 self._on_progress(min(done, self._total), self._total)
 
-    def finish(self, player: TapePlayer, label: Label) -> str:
+    def _check_copies(self, player: TapePlayer) -> None:
+        """Raises UploadError unless what was copied is of the archive that was there."""
+        held, url = self._job.held, self._job.target.url
+        if held is None or not self._was_copied:
+            return
+        if self._job.target.held() != held:  # not every server copies on the condition that it is what it was
+            raise UploadError(url, "was replaced while it was copied; run this again")
+        if self._earlier_etag(player, held) not in ("", held.etag):
+            raise UploadError(url, "has not the ETag of its parts; remove it, and run this again")
+
+    def finish(self, label: Label) -> str:
         """Makes the archive visible; returns its ETag."""
         job = self._job
-        if self._was_copied and job.held is not None:
-            if job.target.held() != job.held:  # not every server copies on the condition that it is what it was
-                raise UploadError(job.target.url, "was replaced while it was copied; run this again")
-            if self._earlier_etag(player, job.held) not in ("", job.held.etag):
-                raise UploadError(job.target.url, "has not the ETag of its parts; remove it, and run this again")
         ordered = [self._md5s[at] for at in range(len(self._parts))]
         predicted = etag(map(bytes.fromhex, ordered))
         job.target.finish(ordered, predicted, self._parts, label)

@@ -1004,14 +1004,14 @@ MUTANTS = [
     Mutant(
         "copied parts make the earlier ETag",
         "transfer/distributed.py",
-        'if self._earlier_etag(player, job.held) not in ("", job.held.etag):',
+        'if self._earlier_etag(player, held) not in ("", held.etag):',
         "if False:",
         UPLOADS + " -k was_copied",
     ),
     Mutant(
         "of an object that is still there",
         "transfer/distributed.py",
-        "if job.target.held() != job.held:",
+        "if self._job.target.held() != held:",
         "if False:",
         UPLOADS + " -k was_copied",
     ),

@@ -22,6 +22,11 @@ _EXAMPLES = {
         "tartapefs play ./data --start 1M --length 64K > part",
         "tartapefs play ./data -o backup.tar",
     ),
+    "upload": (
+        "tartapefs upload ./data s3://tapes/data.tar",
+        "tartapefs upload ./data s3://tapes/data.tar --option StorageClass=STANDARD_IA",
+        "tartapefs upload ./data sftp://host/backup/ --part-size 1GiB --threads 8",
+    ),
     "resume": ("tartapefs resume ./data backup.tar",),
     "resume-hint": ("tartapefs resume-hint ./data --have 1M",),
     "extract": ("tartapefs extract ./data backup.tar data/photos -C restored",),

@@ -778,13 +778,6 @@ MUTANTS = [
         GENERATIONS + " -k no_copy",
     ),
     Mutant(
-        "a state is one of a generation by all that was recorded of it",
-        "transfer/digests.py",
-        'if digest in (content.get("rows"), packs) else None',
-        "if digest else None",
-        GENERATIONS + " -k state_of_another",
-    ),
-    Mutant(
         "a digest goes on from before the footer",
         "transfer/range_digests.py",
         'return saved if saved["position"] <= mark else saved.get("at_mark")',

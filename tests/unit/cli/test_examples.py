@@ -6,6 +6,7 @@ import pytest
 from support.programs import done, run
 from support.readme import Scratch
 from support.readme import scratch as scratch
+from support.s3 import environment, s3_server
 
 from tartapefs.cli import COMMANDS
 from tartapefs.cli.examples import examples
@@ -39,6 +40,11 @@ def test_they_work(scratch: Scratch, monkeypatch: pytest.MonkeyPatch) -> None:
         for line in lines(command):
             line = line.replace("/etc/systemd/system", str(scratch.folder / "units"))
             match command:
+                case "upload":
+                    with s3_server() as s3:
+                        scratch.environment |= {k: v for k, v in environment(s3).items() if k.startswith("AWS_")}
+                        scratch.run_line(line.replace("sftp://host", f"file://{scratch.folder}/host"))
+                    continue
                 case "mount":
                     scratch.run_line(line)
                     scratch.run_line(lines("unmount")[0])

@@ -101,7 +101,7 @@ def test_package_is_what_is_looked_at() -> None:
         ("pathspec", {"source.exclusion"}),
         ("argparse", set()),
         ("fsspec", {"transfer.url"}),
-        ("distributed", {"transfer.distributed"}),
+        ("distributed", {"transfer.distributed", "transfer.workers"}),
         ("boto3", set()),
     ],
 )

@@ -28,6 +28,7 @@ class Tape(Recording):
     excluded: patterns; a callable is named by its repr.
     left_out: the number of sockets, pipes, devices and unreadable files that were left out.
     owners_kept: whether headers name the owners of files.
+    long_names: whether headers may have more than one block, for names and targets that do not fit into one.
     seal: the second fingerprint, over contents too, 64 hex digits; empty without digests.
     algorithm: of the digests, "blake3" or "sha256"; empty without digests.
     block_size: bytes of a body that have a digest of their own; 0 without digests.

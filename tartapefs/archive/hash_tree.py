@@ -8,8 +8,7 @@ seal as it is read.
 - A member's digest is that of its block or, if it has several, the hash of its blocks' digests one after the other.
   A member without a body has none.
 - A leaf is a run of at most `RUN` members, `[start, stop)` of the archive; a member of several blocks ends it, and so
-  does the end of a generation. Its hash is over "leaf", start, stop, and for each member its header of 512 bytes and
-  its digest.
+  does the end of a generation. Its hash is over "leaf", start, stop, and for each member its header and its digest.
 - A piece is `FANOUT` blocks of a member that has several, the last one shorter: "piece", start, stop, their digests.
 - Leaves and pieces, in the order of their starts, are the children of the nodes of level 1, `FANOUT` in each, and
   those of the nodes of level 2, and so on up to a level of one node. A node's hash is over "node", its level, the start
@@ -140,13 +139,14 @@ class Builder:
         `digests(count)` returns those of its next `count` blocks, one after the other.
         """
         start, count = self._position, block_count(size, self._block_size)
-        self._position = start + span(size)
+        self._position = start + span(size, len(header))
         self._member_count += 1
         self._run.append(header)
         if count == 1:
             self._add_digest(digests(1))
         elif count:
-            whole, position, stop = self._new_hash(), start + BLOCK, start + BLOCK + size
+            whole, position = self._new_hash(), start + len(header)
+            stop = position + size
             while position < stop:
                 some = digests(min(FANOUT, count))
                 count -= FANOUT

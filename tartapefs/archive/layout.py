@@ -1,13 +1,16 @@
 """Computes where every byte of an archive lies. Pure arithmetic, no I/O.
 
-Rule: the archive is a sequence of members and a footer, without gaps. A member is a header of one block, its body, and
-padding to the next block; directories and links have no body. All ranges are half-open, `[start, stop)`, in bytes from
-the start of the archive, and a segment is never empty.
+Rule: the archive is a sequence of members and a footer, without gaps. A member is its header, its body, and padding to
+the next block; directories and links have no body. A header has one block; if the name or the target of a link does
+not fit into it, more blocks before that one belong to it. All ranges are half-open, `[start, stop)`, in bytes from the
+start of the archive, and a segment is never empty.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+
+from tartapefs.archive.names import LONGEST_TARGET, LONGEST_UNSPLIT, split_name
 
 BLOCK = 512  # bytes
 FOOTER = 2 * BLOCK
@@ -40,13 +43,29 @@ class Segment:
     stop: int
 
 
-def span(size: int) -> int:
-    """The bytes that a member with a body of `size` bytes takes: header, body, padding.
+def head_size(name: bytes, target: bytes) -> int:
+    """The bytes of the header of a member with this whole name and, of a link, this target: its body begins there.
+
+    >>> head_size(b"a" * 100, b""), head_size(b"a" * 101, b""), head_size(b"a", b"t" * 512)
+    (512, 1536, 2048)
+    """
+    if len(name) <= LONGEST_UNSPLIT and len(target) <= LONGEST_TARGET:
+        return BLOCK
+    size = BLOCK
+    if len(target) > LONGEST_TARGET:
+        size += span(len(target) + 1)  # it ends with a NUL
+    if split_name(name) is None:
+        size += span(len(name) + 1)
+    return size
+
+
+def span(size: int, head: int = BLOCK) -> int:
+    """The bytes that a member with a header of `head` bytes and a body of `size` takes: header, body, padding.
 
     >>> span(0), span(1), span(512), span(513)
     (512, 1024, 1024, 1536)
     """
-    return BLOCK + (size + BLOCK - 1) // BLOCK * BLOCK
+    return head + (size + BLOCK - 1) // BLOCK * BLOCK
 
 
 def block_count(size: int) -> int:
@@ -54,11 +73,11 @@ def block_count(size: int) -> int:
     return (size + BLOCK - 1) // BLOCK
 
 
-def segments(start: int, size: int) -> Iterator[Segment]:
-    """The segments of the member that starts at `start` and has a body of `size` bytes, in order."""
-    body = start + BLOCK
+def segments(start: int, size: int, head: int = BLOCK) -> Iterator[Segment]:
+    """The segments of the member that starts at `start`, with `head` bytes of header and `size` of body, in order."""
+    body = start + head
     yield Segment(Kind.HEADER, start, body)
-    padding, stop = body + size, start + span(size)
+    padding, stop = body + size, start + span(size, head)
     if size:
         yield Segment(Kind.BODY, body, padding)
     if padding < stop:

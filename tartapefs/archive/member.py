@@ -25,6 +25,7 @@ class Member(NamedTuple):
     """One object of the archive, as recorded: what its header says, and the metadata that tells drift.
 
     start, stop: the range of its header, body and padding, in bytes from the start of the archive.
+    body: where its header ends and its body begins, likewise.
     name: the whole name in the archive, a directory's slash included.
     mode: `st_mode`, type and permission bits.
     size: bytes of the body; 0 for directories and links.
@@ -51,8 +52,16 @@ class Member(NamedTuple):
     owner: ustar.Owner | None
 
     @property
+    def body(self) -> int:
+        return self.start + layout.head_size(self.name, self.target)
+
+    @property
     def stop(self) -> int:
-        return self.start + layout.span(self.size)
+        return self.start + layout.span(self.size, layout.head_size(self.name, self.target))
+
+    def segments(self) -> Iterator[layout.Segment]:
+        """Its segments, in order."""
+        return layout.segments(self.start, self.size, layout.head_size(self.name, self.target))
 
     @property
     def arc_path(self) -> str:
@@ -86,7 +95,7 @@ class Member(NamedTuple):
         return stat.S_ISLNK(self.mode)
 
     def header(self) -> bytes:
-        """The 512 bytes of its header. Raises ValueError if the name does not fit."""
+        """The bytes of its header: 512, or more for a name or target that does not fit into those."""
         return ustar.headers((self[1:],))[0]
 
 

@@ -1,8 +1,11 @@
-"""Makes 512-byte ustar headers. Pure, no I/O.
+"""Makes ustar headers. Pure, no I/O.
 
-Source: POSIX.1-1988 ustar interchange format (IEEE Std 1003.1, pax, "ustar Interchange Format"), with one addition of
-GNU tar: a number that its octal field cannot hold is written in base 256, big endian, two's complement, the first byte
-0x80 for positive and 0xff for negative numbers. `split_name` and `check_target` refuse what still does not fit.
+Source: POSIX.1-1988 ustar interchange format (IEEE Std 1003.1, pax, "ustar Interchange Format"), with two additions of
+GNU tar. A number that its octal field cannot hold is written in base 256, big endian, two's complement, the first byte
+0x80 for positive and 0xff for negative numbers. And before the header of a member whose target, or whose name, does not
+fit, there is a header of type "K", or "L", whose body is the whole target, or name, and a NUL, to the byte as
+`tar --format=gnu` writes them. The member's own header then has the first 100 bytes; it is of ustar all the same
+(`docs/decisions/0029-long-names.md`).
 """
 
 import stat
@@ -12,9 +15,8 @@ from functools import lru_cache
 from typing import NamedTuple
 from zlib import adler32
 
-MAX_NAME = 255  # bytes
-MAX_TARGET = 100  # bytes of a symbolic link's target
-LONGEST_UNSPLIT, _MAX_PREFIX = 100, 155  # bytes of the fields for names
+from tartapefs.archive.layout import BLOCK, block_count
+from tartapefs.archive.names import LONGEST_TARGET, LONGEST_UNSPLIT, split_name
 
 
 class Owner(NamedTuple):
@@ -44,36 +46,6 @@ def _number(value: int, width: int) -> bytes:
     return sign + value.to_bytes(width - 1, "big", signed=True)
 
 
-def split_name(name: bytes) -> tuple[bytes, bytes]:
-    """`name` as (prefix, name): split at the rightmost "/" that leaves at most 155 bytes before and 100 after it.
-
-    A directory's closing slash belongs to its last part: names are not split there. Raises ValueError with the reason
-    if the name does not fit.
-
-    >>> split_name(b"a" * 100) == (b"", b"a" * 100)
-    True
-    >>> split_name(b"p" * 60 + b"/" + b"n" * 60) == (b"p" * 60, b"n" * 60)
-    True
-    """
-    if len(name) <= LONGEST_UNSPLIT:
-        return b"", name
-    if len(name) > MAX_NAME:
-        raise ValueError(f"the name in the archive has {len(name)} bytes, at most {MAX_NAME} fit")
-    cut = name.rfind(b"/", 0, min(_MAX_PREFIX + 1, len(name) - 1))
-    if cut < 1 or len(name) - cut - 1 > LONGEST_UNSPLIT:
-        raise ValueError(
-            f"the name in the archive has {len(name)} bytes and no slash that leaves"
-            f" at most {_MAX_PREFIX} before and {LONGEST_UNSPLIT} after it"
-        )
-    return name[:cut], name[cut + 1 :]
-
-
-def check_target(target: bytes) -> None:
-    """Raises ValueError with the reason if the target of a symbolic link does not fit into a header."""
-    if len(target) > MAX_TARGET:
-        raise ValueError(f"the link's target has {len(target)} bytes, at most {MAX_TARGET} fit")
-
-
 _TYPES = {stat.S_IFREG: b"0", stat.S_IFDIR: b"5", stat.S_IFLNK: b"2"}
 _NS = 10**9
 _OCTAL_11 = 8**11
@@ -99,7 +71,7 @@ def _fixed(mode: int, owner: Owner | None, prefix: bytes) -> tuple[bytes, bytes,
     uid, gid, uname, gname = owner or SCRUBBED
     after = b"%b%bustar\x0000%b%b%b%b" % (
         _TYPES[mode & 0o170000],
-        bytes(MAX_TARGET),
+        bytes(LONGEST_TARGET),
         uname[:31].ljust(32, b"\0"),
         gname[:31].ljust(32, b"\0"),
         bytes(16),  # devmajor, devminor
@@ -109,21 +81,35 @@ def _fixed(mode: int, owner: Owner | None, prefix: bytes) -> tuple[bytes, bytes,
     return mode_and_ids, after, _sum(after[:256]) + _sum(after[256:]) + _SPACES
 
 
+def _long(kind: bytes, text: bytes) -> bytes:
+    """The header and the body by which GNU tar has a whole name (kind "L") or target ("K") before a member's header."""
+    size = len(text) + 1
+    before = _pack_before(b"././@LongLink", b"0000644\0" + 2 * b"0000000\0", _number(size, 12) + _number(0, 12))
+    after = b"%bustar  \0%b%b" % (kind.ljust(101, b"\0"), 2 * b"root".ljust(32, b"\0"), bytes(183))
+    header = b"%b%06o\0 %b" % (before, sum(before) + sum(after) + _SPACES, after)
+    return header + text.ljust(block_count(size) * BLOCK, b"\0")
+
+
 def headers(members: Iterable[Facts]) -> list[bytes]:
-    """The 512 bytes of the header of each of these members.
+    """The header of each of these members: 512 bytes, or more if a name or target does not fit into those.
 
     Names are whole, a directory's slash included; modes are `st_mode` of regular files, directories and symbolic links;
     sizes 0 for directories and links; times are floored to seconds. None as owner is written as `SCRUBBED`.
 
-    Raises ValueError if a name does not fit.
-
     One loop, and not a function for each member: calls, and the fields that siblings share, are a third of the time.
     """
-    made, shared = [], None
+    made: list[bytes] = []
+    before_them: list[tuple[int, bytes]] = []  # what goes before headers, with their numbers
+    shared = None
     for name, mode, size, mtime_ns, _, _, target, owner in members:
         prefix = b""
         if len(name) > LONGEST_UNSPLIT:
-            prefix, name = split_name(name)
+            parts = split_name(name)
+            if parts is None:
+                before_them.append((len(made), _long(b"L", name)))
+                name = name[:LONGEST_UNSPLIT]
+            else:
+                prefix, name = parts
         if shared != (mode, owner, prefix):
             shared = mode, owner, prefix
             mode_and_ids, after, its_sum = _fixed(*shared)
@@ -143,9 +129,14 @@ def headers(members: Iterable[Facts]) -> list[bytes]:
             before = _pack_before(name, mode_and_ids, _number(size, 12) + _number(mtime, 12))
         checksum = (adler32(before, 0) & 0xFFFF) + its_sum
         if target:
+            if len(target) > LONGEST_TARGET:
+                before_them.append((len(made), _long(b"K", target)))
+                target = target[:LONGEST_TARGET]
             checksum += _sum(target)
-            its_after = after[:1] + target.ljust(MAX_TARGET, b"\0") + after[1 + MAX_TARGET :]
+            its_after = after[:1] + target.ljust(LONGEST_TARGET, b"\0") + after[1 + LONGEST_TARGET :]
         else:
             its_after = after
         made.append(b"%b%b%b\0 %b" % (before, _OCTAL_3[checksum >> 9], _OCTAL_3[checksum & 0o777], its_after))
+    for number, long in before_them:  # of a member with both, "L" comes first in this list, and last in the archive
+        made[number] = long + made[number]
     return made

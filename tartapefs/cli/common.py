@@ -212,6 +212,11 @@ def recording_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Write real owners into the archive instead of root.",
         ),
         click.option(
+            "--long-names/--no-long-names",
+            default=None,
+            help="Record names and link targets that do not fit into ustar, as GNU tar does.",
+        ),
+        click.option(
             "--skip-unreadable", is_flag=True, help="Leave out files that this user cannot read, and list them."
         ),
         click.option("--skip-busy", is_flag=True, help="Leave out files that a program is writing, and list them."),

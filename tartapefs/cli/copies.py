@@ -86,8 +86,8 @@ def _print_agreement(facts: dict[str, Any]) -> None:
     line("compared", "every byte" if facts["exact"] else f"{facts['compared']} bytes, in places (--full: all)")
 
 
-def _refuse_other_files(copy: str, found: Agreement) -> None:
-    if not found.is_copy:
+def _refuse_other_files(copy: str, found: Agreement, tape: Tape) -> None:
+    if not found.is_copy_of(tape):
         fail(f"{printable(copy)}: does not begin as this archive does; remove it, or name another file", DRIFT)
 
 
@@ -145,7 +145,7 @@ def check(
         else:
             _print_agreement(facts)
         if truncate and found.good < found.size:
-            _refuse_other_files(copy, found)
+            _refuse_other_files(copy, found, tape)
             question = f"Cut {printable(copy)} from {found.size} to {found.good} bytes?"
             if yes or click.confirm(question, err=True):
                 file.truncate(found.good)
@@ -177,7 +177,7 @@ def resume(
         refuse_part(copy, tape, player, directory)
         with Copy(copy, writable=True, create=True) as file:
             found = _examine(tape, player, file, copy, full)
-            _refuse_other_files(copy, found)
+            _refuse_other_files(copy, found, tape)
             if found.good < found.size:
                 if found.generation is not None:
                     say(

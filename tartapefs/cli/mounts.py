@@ -145,6 +145,7 @@ def mount(
     record_first: bool,
     exclude: tuple[str, ...],
     keep_owners: bool | None,
+    long_names: bool | None,
     skip_unreadable: bool,
     skip_busy: bool,
 ) -> None:
@@ -162,7 +163,9 @@ def mount(
     except TapeNotFoundError:
         if not record_first:
             raise
-        record_folder(directory, index, exclude, keep_owners, skip_unreadable, skip_busy, force=False)
+        record_folder(
+            directory, index, exclude, keep_owners, skip_unreadable, skip_busy, force=False, long_names=long_names
+        )
         tape = Tape.discover(directory, index)
     with tape:
         if scrub_share and not tape.seal:

@@ -40,6 +40,7 @@ def record_folder(
     expected: int | None = None,  # members, estimated
     no_exclude: bool = False,
     digest: hash_tree.SealAlgorithm | Literal[""] | None = None,
+    long_names: bool | None = None,
 ) -> tuple[TapeRecorder, str]:
     if not os.path.isdir(directory):
         raise click.BadParameter(f"{printable(directory)} is not a folder", param_hint="DIR")
@@ -55,6 +56,7 @@ def record_folder(
                 skip_busy=skip_busy,
                 digest=digest,
                 processes=2,
+                long_names=long_names,
                 on_progress=lambda members, size: update(
                     members, note=f"{size_text(size)}  {printable(recorder.latest)}"
                 ),
@@ -71,9 +73,13 @@ def record_folder(
     return recorder, fingerprint
 
 
-def _commit(recorder: TapeRecorder) -> str:
+def _commit(recorder: TapeRecorder, long_names: str = "--long-names") -> str:
     try:
         return recorder.commit()
+    except TapeConstraintError as error:
+        if recorder.too_long:
+            error.add_note(f'"{long_names}" records names and targets of any length, as GNU tar does')
+        raise
     except OSError as error:
         if isinstance(error, TapeError):
             raise
@@ -105,6 +111,8 @@ def _report_options(
         (retained if recorder.excluded else dropped).append((patterns, "--no-exclude"))
     if previous.owners_kept:
         (retained if recorder.owners_kept else dropped).append(("--keep-owners", "--no-keep-owners"))
+    if previous.long_names:
+        (retained if recorder.long_names else dropped).append(("--long-names", "--no-long-names"))
     if (algorithm := previous.algorithm or previous.due_algorithm) and not digest:
         (retained if recorder.due_algorithm else dropped).append((f"--digest {algorithm}", "--no-digest"))
     if retained:
@@ -149,6 +157,7 @@ def record(
     exclude: tuple[str, ...],
     no_exclude: bool,
     keep_owners: bool | None,
+    long_names: bool | None,
     skip_unreadable: bool,
     skip_busy: bool,
     force: bool,
@@ -171,7 +180,8 @@ def record(
     if algorithm and no_digest:
         raise click.UsageError('"--digest" and "--no-digest": choose')
     if append:
-        if force or exclude or no_exclude or keep_owners is not None or algorithm or no_digest:
+        kept = keep_owners, long_names
+        if force or exclude or no_exclude or kept != (None, None) or algorithm or no_digest:
             raise click.UsageError('"--append" keeps the options of the recording: give no others, and no "--force"')
         _append(directory, index, skip_unreadable, skip_busy, as_json)
         return
@@ -190,6 +200,7 @@ def record(
         members,
         no_exclude,
         "" if no_digest else algorithm,
+        long_names,
     )
     prefix, seal = None, ""
     with old or nullcontext():
@@ -235,7 +246,7 @@ def _append(directory: str, index: str | None, skip_unreadable: bool, skip_busy:
                 on_progress=lambda members, size: update(members, note=printable(recorder.latest)),
             )
             try:
-                fingerprint = _commit(recorder)
+                fingerprint = _commit(recorder, "record --force --long-names")
             except TapeConstraintError as error:
                 error.add_note(
                     f'what is on the tape cannot be changed by --append; after "record --force" existing copies would'

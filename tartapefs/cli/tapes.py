@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from tartapefs.api.tape import Tape
-from tartapefs.archive import layout
 from tartapefs.archive.member import Member
 from tartapefs.base.text import moment, printable
 from tartapefs.cli.common import (
@@ -62,6 +61,7 @@ def info(directory: str, index: str | None, as_json: bool) -> None:
             "excluded": list(tape.excluded),
             "left_out": tape.left_out,
             "owners": "kept" if tape.owners_kept else "scrubbed",
+            "long_names": tape.long_names,
             "at_home": at_home,
             "checks": checks,
             "late_on": late_on,
@@ -75,6 +75,10 @@ def info(directory: str, index: str | None, as_json: bool) -> None:
     due = f", which are to be of {tape.due_algorithm}" if tape.due_algorithm else ""
     facts["digests"] = facts["digests"] or f'none; "tartapefs seal" adds them{due}'
     del facts["late_on"]
+    if tape.long_names:
+        facts["long_names"] = "recorded"
+    else:
+        del facts["long_names"]
     if late_on:
         facts["file_system"] = late_note(late_on)
     facts["at_home"] = {True: "yes", False: "no", None: "unknown"}[at_home]
@@ -178,7 +182,7 @@ def locate(directory: str, where: str, index: str | None, as_json: bool) -> None
                 member = tape.find(where)
             except KeyError:
                 fail(f'{printable(where)}: no such member; "tartapefs ls" lists them', DRIFT)
-            parts = list(layout.segments(member.start, member.size))
+            parts = list(member.segments())
             facts = _with_generation(tape, member) | {"segments": {s.kind.value: [s.start, s.stop] for s in parts}}
             line = f"{printable(member.arc_path)}: [{member.start}, {member.stop}): " + ", ".join(
                 f"{s.kind} [{s.start}, {s.stop})" for s in parts

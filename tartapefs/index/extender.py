@@ -59,7 +59,6 @@ class IndexExtender(IndexWriter):
         self.rows_digest, fingerprint = forked_work.run(self._add, iter(members), self._processes, min_items=0)
         before = self._before
         with self._transaction() as db:
-            db.execute(f"PRAGMA user_version={self._version}")
             if not schema.has_generations(before.version):
                 for name, statement in schema.TABLES[self._version]:
                     if name not in dict(schema.TABLES[before.version]):

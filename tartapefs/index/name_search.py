@@ -82,10 +82,10 @@ class NameSearch:
 
     def _peek(self, position: int, rows: dict[int, _Row]) -> _Peeked:
         """The pack that `position` lies in; adds its row to `rows`."""
-        row = start, count, _, packed, _ = self._row(position)
+        row = start, count, folders, packed, _ = self._row(position)
         rows[start] = row
         try:
-            name, stop = row_codec.peek(self._root, start, count, packed, start in self._begins)
+            name, stop = row_codec.peek(self._root, start, count, folders, packed, start in self._begins)
         except row_codec.MALFORMED as error:
             raise self._malformed(start, error) from error
         if not start <= position < stop:

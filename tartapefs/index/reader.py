@@ -56,7 +56,7 @@ class Index:
             self.generations = self._read_generations()
             self._begins = frozenset(generation.start for generation in self.generations)
             self._names = NameSearch(self._connections, self._root, self._begins)
-            self._connections.limit_values(schema.LONGEST_ROW)  # so that a batch has at most 256 KiB
+            self._connections.limit_values(schema.longest_row(self.facts.long_names))
             if self.facts.seal:
                 self._sealed = SealedReader(self._connections, self.facts)
             self._check_ends()

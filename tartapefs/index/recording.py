@@ -37,6 +37,7 @@ class Recording(Index):
         self.excluded = facts.excluded
         self.left_out = facts.left_out
         self.owners_kept = facts.owners_kept
+        self.long_names = facts.long_names
         self.seal = facts.seal
         self.algorithm = facts.algorithm
         self.block_size = facts.block_size
@@ -132,7 +133,7 @@ class Recording(Index):
         member = self.member_at(offset)
         if member is None:
             return layout.footer(self.total_size)
-        return next(s for s in layout.segments(member.start, member.size) if offset < s.stop)
+        return next(s for s in member.segments() if offset < s.stop)
 
     def find(self, arc_path: str | bytes) -> Member:
         """The member with this name in the archive, with or without a directory's slash. Raises KeyError.

@@ -15,22 +15,25 @@ from itertools import accumulate
 from operator import add
 
 from tartapefs.archive import ustar
-from tartapefs.archive.layout import BLOCK, MAX_OFFSET
+from tartapefs.archive.layout import BLOCK, MAX_OFFSET, head_size, span
 from tartapefs.archive.member import RECORDABLE, Member
+from tartapefs.archive.names import LONGEST_PATH, LONGEST_TARGET, LONGEST_UNSPLIT, split_name
 
 MOST = 32  # members in a pack: to read one takes unpacking all
 LONGEST = 1 << 15  # bytes of a pack; names, targets and owners have at most 500 a member
+LONGEST_WITH_LONG_NAMES = 1 << 19  # likewise; a folder, a target, a last name and an owner have some 9,000 a member
 MALFORMED = (ValueError, TypeError, IndexError, OverflowError, struct.error)
 
 _NS = 10**9
 _FILE, _FOLDER, _LINK = stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK
 _NO_NAMES = frozenset((b"", b".", b".."))
 
-# The numbers of folders and owners; for each folder, how many bytes it shares with the one before. Then for each
-# member: size, mtime in seconds and nanoseconds, inode, ctime likewise, mode, the number of its folder and of its owner
-# (1 is the first, 0 the scrubbed one). Then strings with NULs in between: last names, targets of links, the bytes that
-# folders do not share, owners.
+# The numbers of folders and owners; for each folder, how many bytes it shares with the one before, 255 at most; for
+# each member: size, mtime in seconds and nanoseconds, inode, ctime likewise, mode, the number of its folder and of its
+# owner (1 is the first, 0 the scrubbed one). Then strings with NULs in between: last names, targets of links, the bytes
+# that folders do not share, owners. To the number of owners `_LONG` is added if a header has more than one block.
 _HEAD = struct.Struct("<BB")
+_LONG = 0x80
 _FACTS = struct.Struct("<QqIQqIHBB")
 _SIZES = struct.Struct(f"<Q{_FACTS.size - 8}x")
 _pack_facts = _FACTS.pack
@@ -42,10 +45,11 @@ def is_name(name: bytes) -> bool:
     return name not in _NO_NAMES and b"/" not in name and b"\0" not in name
 
 
-def pack(members: Sequence[ustar.Facts]) -> bytes:
-    """Encodes at most `MOST` members, whose names and targets fit into headers, in at most `LONGEST` bytes.
+def pack(members: Sequence[ustar.Facts], has_long: bool = False) -> bytes:
+    """Encodes at most `MOST` members in at most `LONGEST` bytes, or `LONGEST_WITH_LONG_NAMES`.
 
-    The members' starts are not encoded: they follow from the first one and the sizes.
+    `has_long`: a header of theirs has more than one block. The members' starts are not encoded: they follow from the
+    first one, the sizes, and the names.
     """
     folders: dict[bytes, int] = {}  # to their numbers
     owners: dict[ustar.Owner | None, int] = {None: 0}
@@ -65,14 +69,14 @@ def pack(members: Sequence[ustar.Facts]) -> bytes:
     shared, rests = _front_coded(folders)
     written = [b"%d:%d:%b:%b" % owner for owner in owners if owner is not None]
     strings = b"\0".join([*names, *targets, *rests, *written])
-    return b"".join([_HEAD.pack(len(folders), len(written)), shared, *facts, strings])
+    return b"".join([_HEAD.pack(len(folders), len(written) | _LONG * has_long), shared, *facts, strings])
 
 
 def _front_coded(folders: Iterable[bytes]) -> tuple[bytes, list[bytes]]:
-    """For each folder, how many bytes it shares with the one before, up to a slash; and the rest of it."""
+    """For each folder, how many bytes it shares with the one before, up to a slash or 255; and the rest of it."""
     before, shared, rests = b"", bytearray(), []
     for folder in folders:
-        common = len(before)
+        common = min(len(before), 255)
         while not folder.startswith(before[:common]):
             common = before.rfind(b"/", 0, common - 1) + 1
         shared.append(common)
@@ -90,6 +94,8 @@ def unpack(
     slash included. `begins`: the pack begins a generation, whose first member may be the root. Raises `MALFORMED`.
     """
     folder_total, owner_total = _HEAD.unpack_from(data)
+    has_long = owner_total >= _LONG
+    owner_total %= _LONG
     facts_start = _HEAD.size + folder_total
     facts_stop = facts_start + count * _FACTS.size
     strings = data[facts_stop:].split(b"\0")
@@ -112,12 +118,17 @@ def unpack(
         raise ValueError("the root, and nothing else, comes first and lies in no folder")
     if has_root and modes[0] & 0o170000 != _FOLDER:
         raise ValueError("the root is no folder")
+    longest_name = max(map(len, names))  # without a folder's slash
     if folder_count or any(targets) or any(mode & 0o170000 != _FILE for mode in set(modes)):
-        _check_kinds(modes, sizes, targets, folder_count)
+        _check_kinds(modes, sizes, targets, folder_count, LONGEST_PATH if has_long else LONGEST_TARGET)
         names = [name + b"/" if mode & _FOLDER else name for name, mode in zip(names, modes, strict=True)]
-    if max(map(len, names)) > ustar.LONGEST_UNSPLIT:
-        for name in names:
-            ustar.split_name(name)
+    if has_long or longest_name >= LONGEST_UNSPLIT:
+        heads = list(map(head_size, names, targets))
+        if has_long != (max(heads) > BLOCK) or longest_name > LONGEST_PATH:
+            raise ValueError("a name is too long")
+        *starts, stop = accumulate(map(span, sizes, heads), initial=start)
+        if stop > MAX_OFFSET:
+            raise ValueError("a number is out of its range")
     mtimes_ns = [second * _NS + nsec for second, nsec in zip(mtimes, mtime_nsecs, strict=True)]
     ctimes_ns = [second * _NS + nsec for second, nsec in zip(ctimes, ctime_nsecs, strict=True)]
     owners = _owners(owned_by, rests[folder_total:]) if owner_total or any(owned_by) else [None] * count
@@ -125,11 +136,16 @@ def unpack(
     return starts, stop, [_tuple_new(Member, fact) for fact in facts]
 
 
-def peek(root: bytes, start: int, count: int, data: bytes, begins: bool = False) -> tuple[bytes, int]:
+def peek(
+    root: bytes, start: int, count: int, folder_count: int, data: bytes, begins: bool = False
+) -> tuple[bytes, int]:
     """The first member's name, without a folder's slash, and where the last member ends, of a pack as for `unpack`.
 
-    A small part of the work of `unpack`, and of its checks. Raises `MALFORMED`.
+    A small part of the work of `unpack`, and of its checks, if every header has one block. Raises `MALFORMED`.
     """
+    if data[1] & _LONG:
+        _, stop, members = unpack(root, start, count, folder_count, data, begins)
+        return members[0].name.rstrip(b"/"), stop
     facts_start, facts_stop = _facts_range(count, data)
     number = data[facts_start + _FACTS.size - 2]
     strings = data[facts_stop:].split(b"\0", 2 * count + number + 1)
@@ -139,8 +155,8 @@ def peek(root: bytes, start: int, count: int, data: bytes, begins: bool = False)
         raise ValueError("the root, and nothing else, comes first and lies in no folder")
     if not is_name(strings[0]):
         raise ValueError("a name does not lead down")
-    if len(name := above + strings[0]) > ustar.LONGEST_UNSPLIT:
-        ustar.split_name(name)
+    if split_name(name := above + strings[0]) is None:
+        raise ValueError("a name is too long")
     sizes = _SIZES.iter_unpack(data[facts_start:facts_stop])
     return name, start + sum([(size + 2 * BLOCK - 1) & -BLOCK for (size,) in sizes])
 
@@ -176,7 +192,9 @@ def _folders(root: bytes, shared: bytes, rests: list[bytes]) -> list[bytes]:
     return folders
 
 
-def _check_kinds(modes: tuple[int, ...], sizes: tuple[int, ...], targets: list[bytes], folder_count: int) -> None:
+def _check_kinds(
+    modes: tuple[int, ...], sizes: tuple[int, ...], targets: list[bytes], folder_count: int, longest_target: int
+) -> None:
     kinds = [mode & 0o170000 for mode in modes]
     if (
         not RECORDABLE.issuperset(kinds)
@@ -186,7 +204,8 @@ def _check_kinds(modes: tuple[int, ...], sizes: tuple[int, ...], targets: list[b
         raise ValueError("a member is of no kind, or has what its kind does not")
     if kinds.count(_FOLDER) != folder_count:
         raise ValueError("there are not as many folders as it says")
-    ustar.check_target(max(targets, key=len))
+    if max(map(len, targets)) > longest_target:
+        raise ValueError("a link's target is too long")
 
 
 def _owners(owned_by: tuple[int, ...], fields: list[bytes]) -> list[ustar.Owner | None]:

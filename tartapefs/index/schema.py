@@ -16,8 +16,9 @@ from tartapefs.archive import hash_tree
 from tartapefs.archive.layout import BLOCK, FOOTER, MAX_OFFSET
 from tartapefs.index import row_codec
 
-# A tape of one generation has one of the first two formats; `record --append` makes one of the others of them.
-FORMAT, SEALED_FORMAT, GENERATIONS_FORMAT, SEALED_GENERATIONS_FORMAT = 3, 4, 5, 6
+# A format is the first one and, for each of what a tape may have, a number added.
+FORMAT = 3
+_SEALED, _GENERATIONS, LONG_NAMES = 1, 2, 4
 _TABLES = [
     (
         "pack",
@@ -26,14 +27,11 @@ _TABLES = [
     ("tape", "CREATE TABLE tape (fact TEXT PRIMARY KEY, value) WITHOUT ROWID"),
 ]
 # A node's `place` is its `node_key`. A leaf's `stop` is where its last member ends.
-_SEALED_TABLES = sorted(
-    [
-        *_TABLES,
-        ("leaf", "CREATE TABLE leaf (start INTEGER PRIMARY KEY, stop INTEGER, digests BLOB, crc INTEGER)"),
-        ("node", "CREATE TABLE node (place INTEGER PRIMARY KEY, digests BLOB, crc INTEGER)"),
-        ("piece", "CREATE TABLE piece (start INTEGER PRIMARY KEY, digests BLOB, crc INTEGER)"),
-    ]
-)
+_SEALED_TABLES = [
+    ("leaf", "CREATE TABLE leaf (start INTEGER PRIMARY KEY, stop INTEGER, digests BLOB, crc INTEGER)"),
+    ("node", "CREATE TABLE node (place INTEGER PRIMARY KEY, digests BLOB, crc INTEGER)"),
+    ("piece", "CREATE TABLE piece (start INTEGER PRIMARY KEY, digests BLOB, crc INTEGER)"),
+]
 _GENERATION_TABLES = [
     (
         "generation",
@@ -45,30 +43,39 @@ _GENERATION_TABLES = [
     ("superseded", "CREATE TABLE superseded (start INTEGER PRIMARY KEY, crc INTEGER)"),
 ]
 TABLES = {  # of each format, the name and the SQL of each table
-    FORMAT: _TABLES,
-    SEALED_FORMAT: _SEALED_TABLES,
-    GENERATIONS_FORMAT: sorted([*_TABLES, *_GENERATION_TABLES]),
-    SEALED_GENERATIONS_FORMAT: sorted([*_SEALED_TABLES, *_GENERATION_TABLES]),
+    FORMAT + has: sorted(
+        [*_TABLES, *_SEALED_TABLES * bool(has & _SEALED), *_GENERATION_TABLES * bool(has & _GENERATIONS)]
+    )
+    for has in range(8)
 }
 LONGEST_VALUE = 1 << 20  # bytes
-LONGEST_ROW = row_codec.LONGEST + (1 << 10)  # bytes
 _LEVEL_SHIFT = 54  # in a node's key, the bits below the level
 _pack_numbers = struct.Struct("<qHH").pack
 
 
-def is_sealed(version: int) -> bool:
-    """Whether an index of this format has digests of contents."""
-    return version in (SEALED_FORMAT, SEALED_GENERATIONS_FORMAT)
-
-
 def version_of(sealed: bool, generations: bool) -> int:
     """The format of an index with digests of contents or without, and of several generations or one."""
-    return FORMAT + sealed + 2 * generations
+    return FORMAT + _SEALED * sealed + _GENERATIONS * generations
+
+
+def is_sealed(version: int) -> bool:
+    """Whether an index of this format has digests of contents."""
+    return bool((version - FORMAT) & _SEALED)
 
 
 def has_generations(version: int) -> bool:
     """Whether an index of this format has a table of generations."""
-    return version in (GENERATIONS_FORMAT, SEALED_GENERATIONS_FORMAT)
+    return bool((version - FORMAT) & _GENERATIONS)
+
+
+def has_long_names(version: int) -> bool:
+    """Whether headers may have more than one block, by an index of this format."""
+    return bool((version - FORMAT) & LONG_NAMES)
+
+
+def longest_row(long_names: bool) -> int:
+    """The bytes of the longest row of an index."""
+    return (row_codec.LONGEST_WITH_LONG_NAMES if long_names else row_codec.LONGEST) + (1 << 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +122,10 @@ class TapeFacts:
 
     due_algorithm, due_block_size: of its digests; the size in bytes.
 
+    Only of a tape that was recorded so:
+
+    long_names: whether headers may have more than one block.
+
     Only of a tape of several generations; empty otherwise:
 
     generations_digest: SHA-256 over the rows of `generation`, `superseded` and `name_filter`, 64 hex digits.
@@ -140,6 +151,7 @@ class TapeFacts:
     unsealed_rows: str = ""
     due_algorithm: str = ""
     due_block_size: int = 0
+    long_names: bool = False
     generations_digest: str = ""
 
     @property
@@ -159,7 +171,7 @@ class TapeFacts:
             "left_out": self.left_out,
             "owners_kept": int(self.owners_kept),
             "root_ino": self.root_ino,
-        }
+        } | ({"long_names": 1} if self.long_names else {})
 
 
 def signed(ino: int) -> int:
@@ -269,10 +281,13 @@ def _tape_facts(facts: dict[str, Any], version: int) -> TapeFacts:
         | {
             "excluded": _strings(json.loads(facts["excluded"])),
             "owners_kept": bool(facts["owners_kept"]),
+            "long_names": bool(facts.get("long_names")),
             "root_ino": facts["root_ino"] % (1 << 64),
             "index_ino": facts["index_ino"] % (1 << 64),
         }
     )
+    if tape.long_names != has_long_names(version):
+        raise ValueError("long names, in a format that has none, or the other way round")
     digests = [tape.fingerprint, tape.rows_digest]
     if sealed:
         digests += tape.seal, tape.unsealed_rows

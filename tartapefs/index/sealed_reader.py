@@ -9,7 +9,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable
 
 from tartapefs.archive import hash_tree
-from tartapefs.archive.layout import BLOCK
 from tartapefs.archive.member import Member
 from tartapefs.base import hashes
 from tartapefs.index import row_codec, schema
@@ -151,10 +150,10 @@ class SealedReader:
     def _piece(self, member: Member, number: int) -> bytes:
         """The digests of the member's blocks in its piece `number`, of `FANOUT` blocks or, the last one, fewer."""
         block_size = self._facts.block_size
-        start = member.start + BLOCK + number * hash_tree.FANOUT * block_size
+        start = (body := member.body) + number * hash_tree.FANOUT * block_size
         if (found := self._pieces.get(start)) is not None:
             return found
-        stop = min(start + hash_tree.FANOUT * block_size, member.start + BLOCK + member.size)
+        stop = min(start + hash_tree.FANOUT * block_size, body + member.size)
         rows = self._connections.query("SELECT * FROM piece WHERE start = ?", (start,))
         try:
             ((_, digests, crc),) = rows

@@ -18,7 +18,7 @@ from typing import Any, Self
 from zlib import crc32
 
 from tartapefs.archive import hash_tree, ustar
-from tartapefs.archive.layout import span
+from tartapefs.archive.layout import BLOCK, span
 from tartapefs.base import forked_work, outputs, signals, tape_files
 from tartapefs.base.errors import OutputBusyError, TapeBusyError
 from tartapefs.base.saved_state import SavedState
@@ -86,7 +86,6 @@ class IndexWriter:
         """Makes the tables."""
         with self._transaction() as db:
             db.execute(f"PRAGMA application_id={tape_files.INDEX_MARK}")
-            db.execute(f"PRAGMA user_version={self._version}")
             for _, statement in schema.TABLES[self._version]:
                 db.execute(statement)
             if self._generations:
@@ -115,8 +114,9 @@ class IndexWriter:
     def add(self, members: Iterable[ustar.Facts]) -> str:
         """Writes all members, in the order of the archive, from its first on.
 
-        Returns their fingerprint: SHA-256 over all headers, 64 hex digits. Names and targets must fit into headers. If
-        there are many, and two `processes` are allowed, a forked process writes what this one takes from `members`.
+        Returns their fingerprint: SHA-256 over all headers, 64 hex digits. Names and targets must fit into headers, of
+        several blocks if the facts of the tape are to say so. If there are many, and two `processes` are allowed, a
+        forked process writes what this one takes from `members`.
         """
         self.rows_digest, fingerprint = forked_work.run(self._add, iter(members), self._processes)
         return fingerprint
@@ -138,13 +138,15 @@ class IndexWriter:
     ) -> Iterator[tuple[Any, ...]]:
         """The rows of members that begin at `start`, in bytes."""
         for some in self._packs(members):
-            add_headers(b"".join(ustar.headers(some)))
+            headers = b"".join(ustar.headers(some))
+            add_headers(headers)
+            beyond_first = len(headers) - BLOCK * len(some)  # bytes of headers beyond their first block
             folders = sum([facts[1] & 0o170000 == stat.S_IFDIR for facts in some])
-            numbers, packed = (start, len(some), folders), row_codec.pack(some)
+            numbers, packed = (start, len(some), folders), row_codec.pack(some, beyond_first > 0)
             row = schema.pack_bytes(*numbers, packed)
             add_row(row)
             yield *numbers, packed, crc32(row)
-            start += sum([span(facts[2]) for facts in some])
+            start += sum([span(facts[2]) for facts in some]) + beyond_first
 
     def _packs(self, members: Iterator[ustar.Facts]) -> Iterator[list[ustar.Facts]]:
         """Members in packs, none of which has members of two generations."""
@@ -200,6 +202,7 @@ class IndexWriter:
                 complete["generations_digest"] = schema.generations_digest(
                     lambda table: db.execute(f"SELECT * FROM {table} ORDER BY 1")
                 )
+            db.execute(f"PRAGMA user_version={self._version + schema.LONG_NAMES * bool(facts.get('long_names'))}")
             complete["facts_digest"] = schema.facts_digest(complete)
             db.execute("DELETE FROM tape")
             db.executemany("INSERT INTO tape VALUES (?, ?)", complete.items())

@@ -110,7 +110,7 @@ class Assembler:
             for member, header in self.tape.headed(start, stop) if members is None else members:
                 count += 1
                 first, name, size = member.start, member.name, member.size
-                body = first + BLOCK
+                body = first + len(header)
                 padding = body + size
                 if start < body:
                     low, high = start if start > first else first, stop if stop < body else body
@@ -197,7 +197,7 @@ class Assembler:
         member = next(self.tape.members(start, start + 1), None) if self._verified_blocks is not None else None
         if member is None:
             return None
-        body, size = member.start + BLOCK, self.tape.block_size
+        body, size = member.body, self.tape.block_size
         low, high = max(start - body, 0), min(stop - body, member.size)
         if low >= high:
             return None
@@ -206,7 +206,7 @@ class Assembler:
 
     def fill_blocks(self, view: memoryview, blocks: Blocks, numbers: Iterable[int]) -> None:
         """Fills the blocks `numbers` into `view`, which has room for all of `blocks`; raises as `fill` does."""
-        self.fill(view, blocks.start, blocks.stop, ((blocks.member, b""),), numbers)
+        self.fill(view, blocks.start, blocks.stop, ((blocks.member, blocks.member.header()),), numbers)
 
     def hash_ahead(self, start: int, stop: int, is_stopped: Callable[[], bool]) -> None:
         """Reads and hashes the blocks of this range into the cache, the last one first, until `is_stopped()`.

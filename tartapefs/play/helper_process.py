@@ -238,6 +238,6 @@ def _with_md5_sums(members: Iterable[Headed], view: memoryview, start: int, sums
     """Yields `members`, which the caller fills into `view`; after each file that is there whole, stores its MD5 sum."""
     for member, header in members:
         yield member, header
-        at, body = sum_offset(member, start), member.start + BLOCK - start
+        at, body = sum_offset(member, start), member.body - start
         if member.is_file and at >= 0:
             sums[at : at + MD5_SIZE] = hashlib.md5(view[body : body + member.size], usedforsecurity=False).digest()

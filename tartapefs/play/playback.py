@@ -15,7 +15,7 @@ from contextlib import suppress
 from itertools import chain, pairwise
 from stat import S_ISREG
 
-from tartapefs.archive.layout import BLOCK, span
+from tartapefs.archive.layout import BLOCK, head_size, span
 from tartapefs.archive.member import Member
 from tartapefs.base import forked_work, processes
 from tartapefs.base.buffers import aligned
@@ -92,8 +92,9 @@ def _play_group(
     """Yields the members in `chunk`, from `position` on; `sums`: MD5 of files that start at `first_summed` or later."""
     start = position
     for member in members:
-        first, _, mode, size, _, _, _, _, _ = member
-        body, stop = first + BLOCK, first + span(size)
+        first, name, mode, size, _, _, _, target, _ = member
+        head = head_size(name, target)
+        body, stop = first + head, first + span(size, head)
         resumed, md5sum = position > first, None
         yield events.file_start(member, resumed)
         data = bytes(chunk[position - start : stop - start])
@@ -111,8 +112,7 @@ def _play_group(
 
 def _play_one(member: Member, position: int, chunk: memoryview, readinto: _ReadInto) -> Iterator[events.Event]:
     """Yields one member from `position` on, in pieces of the size of `chunk`."""
-    first, size = member.start, member.size
-    body, stop = first + BLOCK, first + span(size)
+    first, size, body, stop = member.start, member.size, member.body, member.stop
     resumed = position > first
     md5: _ThreadedMD5 | hashlib._Hash | None = None
     if position <= body and member.is_file:

@@ -23,7 +23,7 @@ from functools import partial
 from itertools import pairwise
 from typing import assert_never
 
-from tartapefs.archive.layout import BLOCK, MAX_OFFSET
+from tartapefs.archive.layout import MAX_OFFSET
 from tartapefs.archive.member import Headed, Member
 from tartapefs.base.errors import TapeError
 from tartapefs.play.assemble import Assembler, Blocks
@@ -170,7 +170,7 @@ class ReadStrategy:
 
     def _prefetch_files(self, files: list[Member], start: int, stop: int) -> None:
         for member in files:
-            body = member.start + BLOCK
+            body = member.body
             first = max(0, start - body)
             self._assembler.source.prefetch(member.path, first, min(member.size, stop - body) - first)
 

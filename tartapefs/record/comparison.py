@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from tartapefs.archive import ustar
-from tartapefs.archive.layout import span
 from tartapefs.archive.member import Member, path_key
 from tartapefs.base.errors import Problem
 from tartapefs.index.reader import Index
@@ -64,9 +63,9 @@ class Comparison:
             old, following = awaited.pop(name)
             lowest = None
             is_same = (at_home and old[1:8] == facts[:7]) or self._is_same(old, facts)
+            self._is_valid = self._is_valid and is_same and old.start == self.valid
             if self._is_valid:
-                self._is_valid = is_same and old.start == self.valid
-                self.valid += span(facts[2]) if self._is_valid else 0
+                self.valid = old.stop
             if not is_same:
                 if old.is_directory and stat.S_ISDIR(facts[1]):
                     self.superseded.append(old.start)

@@ -12,8 +12,9 @@ from contextlib import closing
 from typing import Any, Literal
 
 from tartapefs.archive import hash_tree, ustar
-from tartapefs.archive.layout import FOOTER, MAX_OFFSET, span
+from tartapefs.archive.layout import BLOCK, FOOTER, MAX_OFFSET, head_size, span
 from tartapefs.archive.member import path_of
+from tartapefs.archive.names import LONGEST_UNSPLIT, why_too_long
 from tartapefs.base import forked_work, tape_files
 from tartapefs.base.errors import (
     OutputError,
@@ -52,8 +53,11 @@ class TapeRecorder:
     tells whether to leave it out; a directory that is left out takes its content along. `anonymize`: owners are
     written as root, which is the default. `digest`: the algorithm of the digests of contents that the tape is to have,
     "" for none, the default; the index says so, and `seal` makes them. `overwrite`: an existing index is replaced;
-    those of `exclude`, `anonymize` and `digest` that are None are then as in the recording that is replaced, so that
-    `exclude=()` is needed to leave nothing out.
+    those of `exclude`, `anonymize`, `digest` and `long_names` that are None are then as in the recording that is
+    replaced, so that `exclude=()` is needed to leave nothing out.
+
+    `long_names`: a name or a link's target that does not fit into a header of ustar goes into blocks of GNU tar before
+    it, up to a path of 4,095 bytes; without, the default, it is a problem, in TapeConstraintError.
 
     `skip_unreadable`: what this user cannot read is left out, and listed in `skipped`. `skip_busy`: so are files that
     changed within the last minute and that a program has open, or mapped, for writing. `on_progress` is called now and
@@ -69,12 +73,12 @@ class TapeRecorder:
     number of processes.
 
     Attributes: `root` and `index_path`, absolute paths; `latest`, the path below the root, as bytes, of the last member
-    when `on_progress` was called; `valid_prefix`, where `append` is refused: up to which byte existing copies would
-    stay valid if the folder was recorded anew. After `commit`: `member_count`; `total_size`, of the archive, in bytes;
-    `skipped`, the Problems of what was left out for `skip_unreadable` and `skip_busy`; `left_out`, how many these are,
-    with sockets, pipes and devices; `excluded`, `owners_kept`, `due_algorithm` and `due_block_size` (bytes), as the
-    index says; `replaced`, what the index before said, or None; `not_taken_over`, why it said nothing although it
-    existed.
+    when `on_progress` was called; `too_long`, how many problems `long_names` solves; `valid_prefix`, where `append` is
+    refused: up to which byte existing copies would stay valid if the folder was recorded anew. After `commit`:
+    `member_count`; `total_size`, of the archive, in bytes; `skipped`, the Problems of what was left out for
+    `skip_unreadable` and `skip_busy`; `left_out`, how many these are, with sockets, pipes and devices; `excluded`,
+    `owners_kept`, `long_names`, `due_algorithm` and `due_block_size` (bytes), as the index says; `replaced`, what the
+    index before said, or None; `not_taken_over`, why it said nothing although it existed.
     """
 
     def __init__(
@@ -91,14 +95,15 @@ class TapeRecorder:
         on_progress: Progress | None = None,
         processes: int = 1,
         append: bool = False,
+        long_names: bool | None = None,
     ) -> None:
         forked_work.check_processes(processes)
-        if append and (overwrite or (exclude, anonymize, digest) != (None, None, None)):
+        if append and (overwrite or (exclude, anonymize, digest, long_names) != (None,) * 4):
             raise ValueError("a recording that is appended to keeps its options, and is not replaced")
         self.root = os.path.realpath(root)
         self.index_path = os.path.abspath(index_path) if index_path else default_index(self.root)
         self._own_folder = index_path is None
-        self._asked = Asked(exclude, anonymize, digest)
+        self._asked = Asked(exclude, anonymize, digest, long_names)
         self._set_options(Options())
         self.replaced: TapeFacts | None = None
         self.not_taken_over = ""
@@ -114,6 +119,7 @@ class TapeRecorder:
         self._is_left_out = options.is_left_out
         self.excluded: Sequence[str] = options.excluded
         self.owners_kept = options.owners_kept
+        self.long_names = options.long_names
         self.due_algorithm, self.due_block_size = options.due_algorithm, options.due_block_size
 
     def _begin(self) -> None:
@@ -124,6 +130,7 @@ class TapeRecorder:
         self.member_count = 0
         self.total_size = 0
         self.valid_prefix = 0
+        self.too_long = 0
         self.latest = b""
 
     def commit(self) -> str:
@@ -205,6 +212,7 @@ class TapeRecorder:
                     "owners_kept": int(self.owners_kept),
                     "root_ino": source.ino,
                 }
+                | ({"long_names": 1} if self.long_names else {})
                 | self._due_facts()
             )
         return fingerprint
@@ -288,14 +296,17 @@ class TapeRecorder:
 
         `position`, `count`: where the first one starts, and how many members the tape has before it.
         """
-        since, problems, longest_unsplit = settling.since, self._problems, ustar.LONGEST_UNSPLIT
+        since, problems = settling.since, self._problems
         for facts in walk:
             name, _, size, mtime_ns, _, ctime_ns, target, _ = facts
-            if (target or len(name) > longest_unsplit) and not self._fits(facts):
-                continue
+            head = BLOCK
+            if target or len(name) > LONGEST_UNSPLIT:
+                if not self._fits(name, target):
+                    continue
+                head = head_size(name, target)
             if ctime_ns > since or mtime_ns > since:
                 settling.note_if_fresh(facts)
-            position += span(size)
+            position += span(size, head)
             count += 1
             if not problems and position <= MAX_OFFSET:
                 yield facts
@@ -304,12 +315,10 @@ class TapeRecorder:
                 self._on_progress(count, position)
         self.member_count, self.total_size = count, position + FOOTER
 
-    def _fits(self, facts: ustar.Facts) -> bool:
+    def _fits(self, name: bytes, target: bytes) -> bool:
         """Whether name and target fit into a header; if not, notes the problem."""
-        try:
-            ustar.check_target(facts[6])
-            ustar.split_name(facts[0])
-        except ValueError as error:
-            self._problems.append(Problem(os.fsdecode(path_of(facts[0])), str(error)))
-            return False
-        return True
+        reason = why_too_long(name, target, self.long_names)
+        if reason is not None:
+            self._problems.append(Problem(os.fsdecode(path_of(name)), reason))
+            self.too_long += why_too_long(name, target, long_names=True) is None
+        return reason is None

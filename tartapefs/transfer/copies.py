@@ -21,8 +21,8 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 
 from tartapefs.api.tape import Tape
-from tartapefs.archive import ustar
 from tartapefs.archive.layout import BLOCK, FOOTER
+from tartapefs.archive.names import LONGEST_UNSPLIT
 from tartapefs.base import outputs
 from tartapefs.base.buffers import aligned
 from tartapefs.index.recording import Recording
@@ -63,10 +63,10 @@ class Agreement:
     def is_complete(self) -> bool:
         return self.good == self.size == self.total_size
 
-    @property
-    def is_copy(self) -> bool:
-        """Whether it begins with the name that this archive begins with. If not, it is some other file."""
-        return self.good >= min(self.size, ustar.LONGEST_UNSPLIT)
+    def is_copy_of(self, tape: Recording) -> bool:
+        """Whether it begins with the name that the archive of `tape` begins with. If not, it is some other file."""
+        name = tape.facts.root_name + b"/"
+        return self.good >= min(self.size, LONGEST_UNSPLIT if len(name) <= LONGEST_UNSPLIT else BLOCK + len(name))
 
     @property
     def beyond(self) -> int:
@@ -318,9 +318,9 @@ class _SampledComparison:
         """Every header and, with a player, a block at each stride of a body; without one, the footer."""
         for member in self._tape.members(self._start, limit):
             if member.start >= self._start:
-                yield member.start, min(member.start + BLOCK, self._limit), member.header()
+                yield member.start, min(member.body, self._limit), member.header()
             if self._player is not None:
-                body = member.start + BLOCK
+                body = member.body
                 first = body + (max(0, self._start - body) // STRIDE + 1) * STRIDE
                 for start in range(first, min(body + member.size, limit), STRIDE):
                     yield start, min(start + _SAMPLE, self._limit), None

@@ -20,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, BinaryIO, get_args
 
 from tartapefs.api.tape import Tape
-from tartapefs.archive.layout import BLOCK
 from tartapefs.archive.member import Member
 from tartapefs.base.buffers import aligned
 from tartapefs.base.crc import CrcAlgorithm
@@ -66,7 +65,7 @@ class Sums:
     def _next(self) -> None:
         self._member: Member | None = next(self._files, None)
         if self._member is not None:
-            body = self._member.start + BLOCK
+            body = self._member.body
             self._range_digest = RangeDigest("sha256", body, body + self._member.size, self._resumable)
 
     def _advance(self) -> None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tartapefs.api.tape import Tape
-from tartapefs.archive.layout import BLOCK
 from tartapefs.archive.member import Member
 
 ChangeKind = Literal["added", "removed", "changed", "moved"]
@@ -81,7 +80,7 @@ class Comparison:
                 if mine != its:
                     return one.start + first_difference(mine, its)
                 if not self._same_content(one, other):
-                    return one.start + BLOCK
+                    return one.body
             stop = one.stop
             if count % _PROGRESS_EVERY == 0:
                 on_progress(count, other.start)

@@ -17,7 +17,6 @@ from typing import NamedTuple, TypeVar
 
 from tartapefs.api.tape import Tape
 from tartapefs.archive import hash_tree
-from tartapefs.archive.layout import BLOCK
 from tartapefs.archive.member import Member
 from tartapefs.base.buffers import aligned
 from tartapefs.base.errors import Difference, Fact, OutputError, TapeIntegrityError
@@ -57,7 +56,8 @@ def extents(tape: Tape, block_size: int, start: int = 0) -> Iterator[Extent]:
     bodies: list[BodyRange] = []
     position = start
     for member in tape.members(start):
-        body, done = member.start + BLOCK, max(0, position - member.start - BLOCK)
+        body = member.body
+        done = max(0, position - body)
         is_full = member.size > step or member.stop - position > _EXTENT_BYTES or len(bodies) >= _EXTENT_MEMBERS
         if bodies and is_full:
             yield Extent(position, member.start, bodies)
@@ -73,7 +73,7 @@ def extents(tape: Tape, block_size: int, start: int = 0) -> Iterator[Extent]:
 
 def extent_of(body: BodyRange) -> Extent:
     """The extent of this range alone."""
-    start = body.member.start + BLOCK
+    start = body.member.body
     return Extent(start + body.start, start + body.stop, [body])
 
 
@@ -117,7 +117,7 @@ class BlockHasher:
             self._assembler.fill(view, extent.start, extent.stop)
             found = []
             for member, start, stop in extent.bodies:
-                body = member.start + BLOCK - extent.start
+                body = member.body - extent.start
                 for at in range(body + start, body + stop, self._block_size):
                     found.append(self._hash(view[at : min(at + self._block_size, body + stop)]))
             return b"".join(found)

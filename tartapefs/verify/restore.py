@@ -13,7 +13,6 @@ from contextlib import suppress
 
 from tartapefs.api.tape import Tape
 from tartapefs.archive import hash_tree
-from tartapefs.archive.layout import BLOCK
 from tartapefs.archive.member import Member
 from tartapefs.base.buffers import EndedEarlyError, aligned, read_all
 from tartapefs.base.errors import Difference, Fact, TapeError, TapeIntegrityError
@@ -123,9 +122,10 @@ class Restorer:
             raise errors[0]
 
     def _check_header(self, member: Member) -> None:
-        header = bytearray(BLOCK)
+        recorded = member.header()
+        header = bytearray(len(recorded))
         self._read(memoryview(header), member.start, member)
-        if header != member.header():
+        if header != recorded:
             raise TapeIntegrityError(member.arc_path, [Difference(Fact.COPY, "its header", "another")], _REMEDY)
 
     def _read(self, view: memoryview, position: int, member: Member) -> None:
@@ -158,7 +158,7 @@ class Restorer:
         for number in range(hash_tree.block_count(member.size, block_size)):
             offset = number * block_size
             block = aligned(min(block_size, member.size - offset))
-            self._read(block, member.start + BLOCK + offset, member)
+            self._read(block, member.body + offset, member)
             if self._hash(block) != self._tape.block_digests(member, number, number + 1):
                 found = damage(member, number, block_size, "another in the copy")
                 raise TapeIntegrityError(member.arc_path, found.differences, _REMEDY)

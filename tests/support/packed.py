@@ -1,16 +1,20 @@
 """The packs of an index as a table `member` with a row a member, and back: single facts can be damaged with SQL.
 
-Written from docs/decisions/0011-packs.md, without `tartapefs.index.row_codec`, which is held against it.
+Written from docs/decisions/0011-packs.md and 0029-long-names.md, without `tartapefs.index.row_codec`, which is held
+against it.
 """
 
 import hashlib
 import sqlite3
+import stat
 import struct
 import zlib
 from contextlib import closing
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+from support import reference
 
 FACTS = struct.Struct("<QqIQqIHBB")
 COLUMNS = (
@@ -23,7 +27,7 @@ _INSERT = f"INSERT INTO member ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * l
 
 def rows_of(start: int, count: int, blob: bytes) -> list[tuple[Any, ...]]:
     """Of one pack, in the order of `COLUMNS`: folder is the whole name of the folder, empty for the root's."""
-    folder_count, owner_count = blob[0], blob[1]
+    folder_count, owner_count = blob[0], blob[1] & 0x7F
     shared, rest = blob[2 : 2 + folder_count], blob[2 + folder_count :]
     facts = [FACTS.unpack_from(rest, number * FACTS.size) for number in range(count)]
     strings = rest[count * FACTS.size :].split(b"\0")
@@ -41,8 +45,17 @@ def rows_of(start: int, count: int, blob: bytes) -> list[tuple[Any, ...]]:
     ]
 
 
-def blob_of(rows: list[tuple[Any, ...]]) -> bytes:
-    """What `rows_of` takes apart; folders are written whole, which is as valid as sharing."""
+def is_long(row: tuple[Any, ...]) -> bool:
+    """Whether the member's header has more than one block."""
+    name = row[1] + row[2] + b"/" * stat.S_ISDIR(row[3])
+    return len(row[10]) > 100 or reference.split(name) is None
+
+
+def blob_of(rows: list[tuple[Any, ...]], long_names: bool = False) -> bytes:
+    """What `rows_of` takes apart; folders are written whole, which is as valid as sharing.
+
+    `long_names`: marks the pack if a header has more than one block.
+    """
     folders = list(dict.fromkeys(row[1] for row in rows))
     owners = [b"", *dict.fromkeys(row[11] for row in rows if row[11])]
     packed = b"".join(
@@ -50,7 +63,8 @@ def blob_of(rows: list[tuple[Any, ...]]) -> bytes:
         for _, folder, _, mode, size, mtime, mtime_nsec, ino, ctime, ctime_nsec, _, owner in rows
     )
     strings = [*(row[2] for row in rows), *(row[10] for row in rows), *folders, *owners[1:]]
-    return bytes((len(folders), len(owners) - 1)) + bytes(len(folders)) + packed + b"\0".join(strings)
+    mark = 0x80 * (long_names and any(map(is_long, rows)))
+    return bytes((len(folders), len(owners) - 1 | mark)) + bytes(len(folders)) + packed + b"\0".join(strings)
 
 
 def checksum(start: int, count: int, folders: int, blob: bytes) -> int:

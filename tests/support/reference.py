@@ -11,23 +11,46 @@ BLOCK = 512
 _TYPES = {stat.S_IFREG: tarfile.REGTYPE, stat.S_IFDIR: tarfile.DIRTYPE, stat.S_IFLNK: tarfile.SYMTYPE}
 
 
-def split(name: bytes) -> tuple[bytes, bytes]:
-    """(prefix, name) by trying every slash: the rightmost with at most 155 bytes before and 1 to 100 after it."""
+def split(name: bytes) -> tuple[bytes, bytes] | None:
+    """(prefix, name) by trying every slash: the rightmost with at most 155 bytes before and 1 to 100 after it.
+
+    None if the name does not fit.
+    """
     if len(name) <= 100:
         return b"", name
     fitting = [
         (name[:cut], name[cut + 1 :])
         for cut, byte in enumerate(name)
-        if byte == ord("/") and cut <= 155 and 1 <= len(name) - cut - 1 <= 100
+        if byte == ord("/") and 1 <= cut <= 155 and 1 <= len(name) - cut - 1 <= 100
     ]
-    return fitting[-1]
+    return fitting[-1] if fitting and len(name) <= 255 else None
+
+
+def long_blocks(kind: bytes, text: bytes) -> bytes:
+    """What GNU tar has before the header of a member with a long target (kind "K") or name ("L")."""
+    facts = {
+        "name": "././@LongLink",
+        "mode": 0o644,
+        "size": len(text) + 1,
+        "type": kind,
+        "uname": "root",
+        "gname": "root",
+        "magic": tarfile.GNU_MAGIC,
+    }
+    made = tarfile.TarInfo._create_header(facts, tarfile.GNU_FORMAT, "ascii", "strict")
+    return made + text + bytes(BLOCK - len(text) % BLOCK)
 
 
 def header(
     name: bytes, found: os.stat_result, target: str = "", owner: tuple[int, int, str, str] | None = None
 ) -> bytes:
+    """The header of a member, with what is before it if its name or its target is too long for ustar."""
     uid, gid, uname, gname = owner or (0, 0, "root", "root")
-    prefix, rest = split(name)
+    raw_target, fitting = os.fsencode(target), split(name)
+    before = long_blocks(b"K", raw_target) if len(raw_target) > 100 else b""
+    if fitting is None:
+        before += long_blocks(b"L", name)
+    prefix, rest = fitting or (b"", name[:100])
     facts = {
         "name": os.fsdecode(rest),
         "prefix": os.fsdecode(prefix),
@@ -37,12 +60,12 @@ def header(
         "size": found.st_size if stat.S_ISREG(found.st_mode) else 0,
         "mtime": found.st_mtime_ns // 10**9,
         "type": _TYPES[stat.S_IFMT(found.st_mode)],
-        "linkname": target,
+        "linkname": os.fsdecode(raw_target[:100]),
         "uname": uname,
         "gname": gname,
     }
     # GNU_FORMAT only decides that numbers too large for octal are written in base 256.
-    return tarfile.TarInfo._create_header(facts, tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+    return before + tarfile.TarInfo._create_header(facts, tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
 
 
 class Reference:
@@ -123,3 +146,16 @@ def gnu_tar(root: Path) -> bytes:
         size = int(head[124:135], 8)
         at += BLOCK + -(-size // BLOCK) * BLOCK
     return bytes(made)
+
+
+def blocks_of(archive: bytes) -> dict[tuple[bytes, bytes], bytes]:
+    """The headers of kinds "K" and "L" in an archive, with their bodies, by kind and text."""
+    found, at = {}, 0
+    while archive[at : at + BLOCK].strip(b"\0"):
+        kind, size = archive[at + 156 : at + 157], tarfile.nti(archive[at + 124 : at + 136])
+        stop = at + BLOCK + -(-size // BLOCK) * BLOCK
+        if kind in (b"K", b"L"):
+            text = archive[at + BLOCK : at + BLOCK + size - 1]
+            found[kind, text] = archive[at:stop]
+        at = stop
+    return found

@@ -41,15 +41,16 @@ def seal_of(archive: bytes, algorithm: str, block_size: int) -> str:
         members = tar.getmembers()
     position = 0
     for member in members:
-        header, body = archive[position : position + 512], archive[position + 512 :][: member.size]
+        data = member.offset_data
+        header, body = archive[position:data], archive[data:][: member.size]
         blocks = [h(body[at : at + block_size]) for at in range(0, len(body), block_size)]
         for at in range(0, len(blocks), FANOUT) if len(blocks) > 1 else ():
-            start = position + 512 + at * block_size
-            stop = min(start + FANOUT * block_size, position + 512 + member.size)
+            start = data + at * block_size
+            stop = min(start + FANOUT * block_size, data + member.size)
             pieces.append((start, h(b"piece" + number(start, stop) + b"".join(blocks[at : at + FANOUT]))))
         run += header + (b"".join(blocks) if len(blocks) < 2 else h(b"".join(blocks)))
         count += 1
-        position += 512 + -(-member.size // 512) * 512
+        position = data + -(-member.size // 512) * 512
         if count == 8 or len(blocks) > 1 or member is members[-1]:
             children += [(run_start, h(b"leaf" + number(run_start, position) + run)), *pieces]
             run_start, run, count, pieces = position, b"", 0, []

@@ -1,15 +1,21 @@
 """The header against `tarfile`'s, which is another implementation of the same format."""
 
+import io
+import os
 import stat
+import subprocess
 import tarfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import reference
+from support.long_names import FITTING, NOT_FITTING, lengths_of
 
 from tartapefs.archive import ustar
+from tartapefs.archive.layout import head_size
 from tartapefs.archive.ustar import Owner
 
 FILE, FOLDER, LINK = stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK
@@ -33,92 +39,57 @@ def text_of(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
-def nested(*lengths: int) -> bytes:
-    """A name of parts of these lengths; a length of 0 at the end makes it a directory's."""
-    return b"/".join(b"%c" % (ord("a") + at % 26) * length for at, length in enumerate(lengths))
+@pytest.mark.parametrize("name", FITTING + NOT_FITTING, ids=lengths_of)
+@pytest.mark.parametrize("target", [0, 100, 101, 511, 512, 4095])
+def test_names_and_targets_at_the_limits(name: bytes, target: int) -> None:
+    """What fits into one block is there alone; what does not is before it whole, as in `head_size`."""
+    kind = FOLDER if name.endswith(b"/") else LINK if target else FILE
+    text = b"t" * (0 if name.endswith(b"/") else target)
+    made = header(name, kind | 0o755, 0, 1, text)
+    assert made == expected(name, kind | 0o755, 0, 1, text)
+    assert len(made) == head_size(name, text)
+    found = tarfile.TarFile(fileobj=io.BytesIO(made + bytes(1024))).next()
+    assert found is not None
+    assert (os.fsencode(found.name), os.fsencode(found.linkname)) == (name.rstrip(b"/"), text)
 
 
-FITTING = [
-    nested(99),
-    nested(100),
-    nested(50, 50),  # 101 bytes
-    nested(1, 100),  # 102
-    nested(4, 95),  # 100
-    nested(4, 96),  # 101
-    nested(4, 94, 0),  # 100, the slash of a directory included
-    nested(4, 95, 0),  # 101
-    nested(99, 0),
-    nested(4, 99, 0),  # the part after the split is full, and ends in the slash
-    nested(154, 100),  # 255
-    nested(155, 99),  # both parts as full as they get within 255
-    nested(155, 98, 0),
-    nested(50, 50, 50, 50, 49),  # three places to split
-    nested(100, 1, 1, 1, 100),
-    nested(54, 100, 99),
-    nested(154, 0, 99),  # split at the second of two slashes
-    nested(*[1] * 128),  # 255 bytes of slashes and letters
-    nested(154, 2, 2),  # a slash at 154, one at 157: only the first is in reach
-    nested(155, 1, 0),  # 158 bytes; the only slash in reach is the first
-]
+def test_long_headers_among_others() -> None:
+    """Each member gets its own."""
+    every = [*FITTING[:9], *NOT_FITTING, *FITTING[9:]]
+    facts = [(name, FILE | 0o644, at, at * 10**9, 0, 0, b"", None) for at, name in enumerate(every)]
+    assert ustar.headers(facts) == [expected(name, FILE | 0o644, at, at) for at, name in enumerate(every)]
 
 
-@pytest.mark.parametrize("name", FITTING, ids=lambda name: "+".join(str(len(part)) for part in name.split(b"/")))
-def test_names_at_the_limits(name: bytes) -> None:
-    """A name of up to 100 bytes stands alone, a longer one is split at the rightmost slash that fits."""
-    kind = FOLDER if name.endswith(b"/") else FILE
-    assert header(name, kind | 0o755, 0, 1) == expected(name, kind | 0o755, 0, 1)
-    assert ustar.split_name(name) == reference.split(name)
-
-
-@pytest.mark.parametrize("name", FITTING, ids=lambda name: "+".join(str(len(part)) for part in name.split(b"/")))
-def test_split_name_rejoins(name: bytes) -> None:
-    """The two fields are within their lengths, not empty where there are two, and joined by a slash give the name."""
-    prefix, rest = ustar.split_name(name)
-    assert (prefix + b"/" + rest if prefix else rest) == name
-    assert len(prefix) <= 155
-    assert 1 <= len(rest) <= 100
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        nested(101),
-        nested(100, 0),  # a directory's closing slash is no place to split
-        nested(156, 1),  # prefix too long
-        nested(156, 0),
-        nested(4, 101),
-        nested(4, 100, 0),  # 101 bytes after the split, with the slash
-        nested(155, 100),  # 256: would fit the fields, but not the limit
-        nested(200, 60),
-        nested(256),
-        nested(*[1] * 129),
-        nested(100, 155),
-        nested(0, 101),  # a prefix of nothing
-    ],
-    ids=lambda name: "+".join(str(len(part)) for part in name.split(b"/")),
-)
-def test_names_that_do_not_fit(name: bytes) -> None:
-    """Refused with the reason: how long the name is and what would fit."""
-    for refused in (ustar.split_name, lambda name: header(name, FILE, 0, 0)):
-        with pytest.raises(ValueError, match=f"{len(name)} bytes") as caught:
-            refused(name)
-        assert any(limit in str(caught.value) for limit in ("255", "100"))
+def test_as_gnu_tar_writes_them(tmp_path: Path) -> None:
+    """The blocks before a header are those of GNU tar, byte for byte; "K" precedes "L"."""
+    root = tmp_path / "d"
+    root.mkdir()
+    for length in (99, 100, 101, 255):
+        (root / ("f" * length)).touch()
+        (root / ("d" * length)).mkdir()
+        (root / ("l" * length)).symlink_to("t" * (4 * length))
+    command = ["tar", "--format=gnu", "--owner=root:0", "--group=root:0", "-cf", "-", "d"]
+    theirs = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True).stdout
+    ours = b""
+    for path in (root / ("l" * 255), root / ("l" * 99), root / ("d" * 100), root / ("f" * 101)):
+        found, target = path.lstat(), os.readlink(path) if path.is_symlink() else ""
+        name = os.fsencode(path.relative_to(tmp_path)) + b"/" * stat.S_ISDIR(found.st_mode)
+        ours += header(name, found.st_mode, 0, found.st_mtime_ns // 10**9, os.fsencode(target))
+    wanted = reference.blocks_of(theirs)
+    assert reference.blocks_of(ours).items() <= wanted.items()
+    assert len(reference.blocks_of(ours)) == 5
+    both = wanted[b"K", b"t" * 1020] + wanted[b"L", b"d/" + b"l" * 255]
+    assert both in ours
+    assert both in theirs
 
 
 @pytest.mark.parametrize("length", [1, 99, 100])
 def test_targets(length: int) -> None:
     """A target of up to 100 bytes is written whole; a full field has no NUL."""
     target = b"t" * length
-    ustar.check_target(target)
     made = header(b"data/link", LINK | 0o777, 0, 5, target)
     assert made == expected(b"data/link", LINK | 0o777, 0, 5, target)
     assert made[157:257] == target.ljust(100, b"\0")
-
-
-@pytest.mark.parametrize("length", [101, 255, 4095])
-def test_targets_that_do_not_fit(length: int) -> None:
-    with pytest.raises(ValueError, match=f"target has {length} bytes, at most 100"):
-        ustar.check_target(b"t" * length)
 
 
 @pytest.mark.parametrize("size", [0, 1, 512, 8 * GIB - 1, 8 * GIB, 8 * GIB + 1, 1 << 40, 2**63 - 1])

@@ -66,6 +66,7 @@ def test_info_as_json(data: Path, reference: Reference) -> None:
         "excluded": [],
         "left_out": 0,
         "owners": "scrubbed",
+        "long_names": False,
         "at_home": True,
         "late_on": [],
     }

@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support import packed
 
-from tartapefs.archive.layout import MAX_OFFSET, span
+from tartapefs.archive.layout import MAX_OFFSET
 from tartapefs.archive.member import Member
-from tartapefs.archive.ustar import Owner, split_name
+from tartapefs.archive.names import why_too_long
+from tartapefs.archive.ustar import Owner
 from tartapefs.index import row_codec
 
 ROOT = b"data/"
@@ -28,7 +29,11 @@ parts = st.binary(min_size=1, max_size=12).map(lambda name: name.translate(None,
     lambda name: name not in (b"", b".", b"..")
 )  # fmt: skip
 long_parts = st.integers(60, 99).map(lambda length: b"n" * length)
+longer_parts = st.integers(100, 255).map(lambda length: b"n" * length)
 folders = st.lists(st.one_of(parts, parts, parts, long_parts), max_size=5).map(
+    lambda names: ROOT + b"".join(name + b"/" for name in names)
+)
+deep_folders = st.lists(st.one_of(parts, long_parts, longer_parts), max_size=15).map(
     lambda names: ROOT + b"".join(name + b"/" for name in names)
 )
 words = st.binary(max_size=31).map(lambda word: word.translate(None, b":\0"))
@@ -41,39 +46,40 @@ times = st.builds(
 )
 sizes = st.integers(0, 2000) | st.integers(0, 1 << 57)
 targets = st.binary(min_size=1, max_size=100).map(lambda target: target.translate(None, b"\0") or b"x")
-
-
-def fits(name: bytes) -> bool:
-    try:
-        split_name(name)
-    except ValueError:
-        return False
-    return True
+long_targets = targets | st.integers(101, 4095).map(lambda length: b"t" * length)
 
 
 @st.composite
 def members_of_a_pack(draw: st.DrawFn) -> list[Member]:
     """Members that follow each other, from the root on or from anywhere; in folders that come again and again."""
-    some_folders = draw(st.lists(folders, min_size=1, max_size=6))
+    long_names = draw(st.booleans())
+    some_folders = draw(st.lists(deep_folders if long_names else folders, min_size=1, max_size=6))
     some_owners = draw(st.lists(owners, min_size=1, max_size=4))
     start = draw(st.just(0) | st.integers(1, 1 << 40).map(lambda blocks: blocks * 512))
     made: list[Member] = []
     for number in range(draw(st.integers(1, row_codec.MOST))):
         kind = FOLDER if number == start == 0 else draw(st.sampled_from((FILE, FILE, FOLDER, LINK)))
-        name = ROOT if number == start == 0 else draw(st.sampled_from(some_folders)) + draw(parts)
+        name = ROOT if number == start == 0 else draw(st.sampled_from(some_folders))
+        name += b"" if name == ROOT and number == start == 0 else draw(parts | longer_parts if long_names else parts)
         name += b"/" * (kind == FOLDER and name != ROOT)
-        if not fits(name):
+        if why_too_long(name, b"", long_names):
             name = ROOT + b"%d" % number + b"/" * (kind == FOLDER)
         mode = stat.S_IFMT(kind) | draw(st.integers(0, 0o7777))
-        size, target = draw(sizes) if kind == FILE else 0, draw(targets) if kind == LINK else b""
+        size, target = draw(sizes) if kind == FILE else 0, b""
+        if kind == LINK:
+            target = draw(long_targets if long_names else targets)
         ino, owner = draw(st.integers(0, 2**64 - 1)), draw(st.sampled_from(some_owners))
         made.append(Member(start, name, mode, size, draw(times), ino, draw(times), target, owner))
-        start += span(size)
+        start = made[-1].stop
     return made
 
 
 def pack(members: list[Member]) -> bytes:
-    return row_codec.pack([member[1:] for member in members])
+    return row_codec.pack([member[1:] for member in members], is_long(members))
+
+
+def is_long(members: list[Member]) -> bool:
+    return any(map(packed.is_long, rows_of(members)))
 
 
 def rows_of(members: list[Member]) -> list[Row]:
@@ -102,12 +108,15 @@ def test_members_as_bytes_and_back(members: list[Member]) -> None:
     rows, start, count = rows_of(members), members[0][0], len(members)
     data, stop = pack(members), members[-1].stop
     assert packed.rows_of(start, count, data) == rows
-    for blob in (data, packed.blob_of(rows)):
+    for blob in (data, packed.blob_of(rows, long_names=True)):
         starts, found_stop, found = row_codec.unpack(ROOT, start, count, folders_in(rows), blob)
         assert found == members
         assert all(type(member) is Member for member in found)
         assert (starts, found_stop) == ([member.start for member in members], stop)
-    assert len(data) <= len(packed.blob_of(rows)) <= row_codec.LONGEST
+    longest = row_codec.LONGEST_WITH_LONG_NAMES if is_long(members) else row_codec.LONGEST
+    assert len(data) <= len(packed.blob_of(rows)) <= longest
+    first = members[0].name.rstrip(b"/"), stop
+    assert row_codec.peek(ROOT, start, count, folders_in(rows), data) == first
 
 
 def check(start: int, count: int, folder_count: int, data: bytes) -> bool:
@@ -127,7 +136,8 @@ def check(start: int, count: int, folder_count: int, data: bytes) -> bool:
         assert member.is_directory == member.name.endswith(b"/")
         assert not {b"", b".", b".."} & set(member.name.removesuffix(b"/").split(b"/"))
         assert b"\0" not in member.name + member.target
-        assert len(member.header()) == 512
+        assert len(member.header()) == member.body - member.start
+        assert why_too_long(member.name, member.target, long_names=True) is None
         assert member.is_link == bool(member.target)
         assert member.is_file or not member.size
         assert [member.is_file, member.is_directory, member.is_link].count(True) == 1
@@ -210,6 +220,43 @@ def test_limits(limit: str) -> None:
     assert len(unpacked(512, within)) == len(within)
     with pytest.raises(row_codec.MALFORMED):
         unpacked(512, beyond)
+
+
+# The same, of packs that are marked as having such names.
+DEEP = ROOT + b"/".join([b"d" * 255] * 15) + b"/"  # 3,845 bytes
+LONG_LIMITS: dict[str, tuple[list[Row], list[Row]]] = {
+    "name": ([row(name=b"n" * 101)], [row(name=b"n" * 100)]),
+    "whole name": ([row(folder=DEEP, name=b"n" * 250)], [row(folder=DEEP, name=b"n" * 251)]),
+    "of a folder": (
+        [row(folder=DEEP, name=b"n" * 250, mode=FOLDER)],
+        [row(folder=DEEP, name=b"n" * 251, mode=FOLDER)],
+    ),
+    "target": ([row(mode=LINK, target=b"t" * 4095)], [row(mode=LINK, target=b"t" * 4096)]),
+    "one of many": ([row()] * 31 + [row(mode=LINK, target=b"t" * 101)], [row()] * 32),
+    "sum of sizes": (
+        [row(size=(1 << 62) - 4096, name=b"n" * 250), row(size=(1 << 62) - 4096)],
+        [row(size=(1 << 62) - 4096, name=b"n" * 250), row(size=(1 << 62) + 2048)],
+    ),
+    "largest offset": ([row(size=2**63 - 2560, name=b"n" * 101)], [row(size=2**63 - 2048, name=b"n" * 101)]),
+}
+
+
+@pytest.mark.parametrize("limit", LONG_LIMITS)
+def test_limits_of_long_names(limit: str) -> None:
+    within, beyond = LONG_LIMITS[limit]
+    count = len(within)
+    found = row_codec.unpack(ROOT, 512, count, folders_in(within), packed.blob_of(within, long_names=True))[2]
+    assert len(found) == count
+    blob = packed.blob_of(beyond)
+    marked = blob[:1] + bytes([blob[1] | 0x80]) + blob[2:]
+    for of in (row_codec.unpack, row_codec.peek):
+        with pytest.raises(row_codec.MALFORMED):
+            of(ROOT, 512, len(beyond), folders_in(beyond), marked)  # type: ignore[operator]
+    with pytest.raises(row_codec.MALFORMED):
+        row_codec.unpack(ROOT, 512, count, folders_in(within), packed.blob_of(within))
+    if packed.is_long(within[0]) and not within[0][10]:
+        with pytest.raises(row_codec.MALFORMED):
+            row_codec.peek(ROOT, 512, count, folders_in(within), packed.blob_of(within))
 
 
 ROOT_ROW = row(folder=b"", name=b"data", mode=FOLDER)
@@ -324,12 +371,20 @@ def test_parts_that_do_belong_together() -> None:
 
 FACTS = packed.FACTS.pack(0, 0, 0, 1, 0, 0, FILE, 254, 0)
 LONG = row_codec.LONGEST + 1000  # what a row may have
+LONGER = row_codec.LONGEST_WITH_LONG_NAMES + 1000
 HUGE: dict[str, bytes] = {
     "zeros": bytes(LONG),
     "ones": b"\xff" * LONG,
     "slashes": b"\xff\0" + bytes(255) + FACTS * 32 + b"\0" * 64 + b"/" * (LONG - 2000),
     "folders that share all": b"\xff\0" + bytes(1) + b"\xff" * 254 + FACTS * 32
                               + b"\0".join([b"n"] * 32 + [b""] * 32 + [b"data/" + b"a/" * 15_000] + [b"a/"] * 254),
+    "long names": b"\1\x80\0" + packed.FACTS.pack(0, 0, 0, 1, 0, 0, FILE, 0, 0) * 32
+                  + b"\0".join([b"n" * 16_000] * 32 + [b""] * 32 + [b"data/"]),
+    "long targets": b"\1\x80\0" + packed.FACTS.pack(0, 0, 0, 1, 0, 0, LINK, 0, 0) * 32
+                    + b"\0".join([b"n"] * 32 + [b"t" * 16_000] * 32 + [b"data/"]),
+    "many folders": b"\xff\x80" + bytes(255) + FACTS * 32 + b"\0" * 64 + b"/" * (LONGER - 2000),
+    "a deep folder": b"\1\x80\0" + packed.FACTS.pack(0, 0, 0, 1, 0, 0, FILE, 0, 0) * 32
+                     + b"\0".join([b"n"] * 32 + [b""] * 32 + [b"data/" + b"a/" * 250_000]),
     "folders that grow": b"\xff\0" + b"\xff" * 255 + FACTS * 32
                          + b"\0".join([b"n"] * 32 + [b""] * 32 + [b"data/"] + [b"a/" * 59] * 254),
     "names": b"\1\0\0" + packed.FACTS.pack(0, 0, 0, 1, 0, 0, FILE, 0, 0) * 32

@@ -43,8 +43,8 @@ def log_to_stderr() -> None:
 
 
 def byte_count(text: str) -> int:
-    """Parses a file size in bytes; K, M, G, T or P (or KiB and so on) stand for powers of 1024."""
-    number = re.fullmatch(r"([0-9]{1,19})(?:([KMGTP])(?:iB)?)?", text, re.ASCII)
+    """Parses a file size in bytes; K, M, G, T or P (or KiB and so on, in any case) stand for powers of 1024."""
+    number = re.fullmatch(r"([0-9]{1,19})(?:([KMGTP])(?:IB)?)?", text.upper(), re.ASCII)
     if number is None:
         raise click.BadParameter(f"{text!r} is not a number of bytes, such as 512, 64K or 5GiB")
     count = int(number[1]) * _UNITS[number[2] or ""]

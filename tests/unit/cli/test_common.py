@@ -16,6 +16,8 @@ from tartapefs.mount import sd_notify
         ("512", 512),
         ("007", 7),
         ("1K", 1 << 10),
+        ("1k", 1 << 10),
+        ("5gib", 5 << 30),
         ("64KiB", 1 << 16),
         ("3M", 3 << 20),
         ("2G", 2 << 30),
@@ -29,7 +31,7 @@ def test_a_number_of_bytes(text: str, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "-1", "+1", "1.5", "1e3", "0x10", "K", "1iB", "1k", "1KB", " 1", "1\n", "٣", "8192P", "9" * 5000]
+    "text", ["", "-1", "+1", "1.5", "1e3", "0x10", "K", "1iB", "1KB", "1kb", "1ki", " 1", "1\n", "٣", "8192P", "9" * 5000]
 )
 def test_what_is_no_number_of_bytes(text: str) -> None:
     with pytest.raises(click.BadParameter):

@@ -13,7 +13,7 @@ import pytest
 from support.programs import our_mounts, run
 
 README = Path(__file__).parents[2] / "README.md"
-FENCE = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(sh|python|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SKIPPED = ("make", "apt", "apt-get", "pip", "git clone", "sudo", "systemctl")  # they change the machine
 # In a mount namespace of its own, since other tests' mounts are broken on purpose, which it would tell of.
 ALONE = """exec unshare --mount --propagation private bash -c '
@@ -65,6 +65,9 @@ class Scratch:
 
     def run_all(self, text: str) -> None:
         for language, block in blocks(text):
+            if language == "console":
+                self.run_console(block)
+                continue
             if language == "python":
                 exec(compile(self.here(block), "README", "exec"), self.names)
                 self.run += 1
@@ -72,7 +75,14 @@ class Scratch:
             for line in commands(block):
                 self.run_line(line)
 
-    def run_line(self, line: str) -> None:
+    def run_console(self, block: str) -> None:
+        """Runs what stands behind `$ `; it must print the lines that follow, in which `…` stands for anything."""
+        for command, *expected in (part.splitlines() for part in block.split("$ ")[1:]):
+            printed = self.run_line(f"{{ {command}; }} 2>&1").splitlines()
+            patterns = [re.escape(line).replace("…", ".*") for line in expected]
+            assert len(printed) == len(patterns) and all(map(re.fullmatch, patterns, printed)), (command, printed)
+
+    def run_line(self, line: str) -> str:
         expected = EXIT.search(line)
         alone = ALONE if line.startswith("tartapefs doctor") and os.geteuid() == 0 else ""
         result = subprocess.run(
@@ -80,6 +90,7 @@ class Scratch:
         )
         assert result.returncode == int(expected[1] if expected else 0), f"{line}\n{result.stdout}\n{result.stderr}"
         self.run += 1
+        return result.stdout
 
 
 @pytest.fixture

@@ -18,9 +18,16 @@ def make_commands(text: str) -> set[str]:
 
 def test_everything_in_the_readme_works(scratch: Scratch) -> None:
     text = README.read_text()
-    assert {language for language, _ in blocks(text)} == {"sh", "python"}
-    scratch.run_all(text)
+    assert {language for language, _ in blocks(text)} == {"console", "sh", "python"}
+    scratch.run_all(re.sub(r"^```console.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
     assert scratch.run >= 10
+
+
+def test_what_the_readme_begins_with_prints_what_is_printed(scratch: Scratch) -> None:
+    (block,) = [block for language, block in blocks(README.read_text()) if language == "console"]
+    (scratch.folder / "mnt" / "tape").mkdir(parents=True)
+    scratch.run_console(block)
+    assert scratch.run == 5
 
 
 @pytest.mark.long(but=1)
@@ -49,7 +56,7 @@ def test_a_copy_as_printed_is_right_after_drift(scratch: Scratch, program: str, 
 
 def test_the_comparison_as_printed(scratch: Scratch) -> None:
     """It succeeds for an equal copy alone, and not where the archive cannot be read to its end."""
-    (line,) = re.findall(r"^.* \| ssh .*$", README.read_text(), re.MULTILINE)
+    (line,) = re.findall(r"^tartapefs digest .* \| ssh .*$", README.read_text(), re.MULTILINE)
     scratch.run_all("```sh\ntartapefs record ./data\n```")
     backup = scratch.folder / "host" / "backup"
     backup.mkdir(parents=True)
@@ -61,6 +68,27 @@ def test_the_comparison_as_printed(scratch: Scratch) -> None:
     scratch.run_line(f"{line} # exits with 1")
     (scratch.folder / "work" / "data" / "photos" / "2.bin").write_bytes(b"other")
     scratch.run_line(f"{line} # exits with 1")
+
+
+def test_going_on_over_ssh_as_printed(scratch: Scratch) -> None:
+    """A copy that broke off anywhere, one that drift ended, and one that is complete."""
+    (line,) = re.findall(r"^tartapefs play .* \| ssh .*$", README.read_text(), re.MULTILINE)
+    reference = Reference(scratch.folder / "work" / "data")
+    archive = reference.read(0, reference.size)
+    changed, saved = scratch.folder / "work" / "data" / "photos" / "2.bin", scratch.folder / "saved"
+    copy = scratch.folder / "host" / "backup" / "archive.tar"
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(archive[:1_000_001])
+    shutil.copy2(changed, saved)
+    scratch.run_line("tartapefs record ./data")
+    changed.write_bytes(bytes(700_000))
+    scratch.run_line(f"set -o pipefail; {line} # exits with 1")
+    assert archive.startswith(copy.read_bytes())
+    shutil.copy2(saved, changed)
+    line = line.replace("play ./data", "play ./data --check mtime")
+    for _ in range(2):
+        scratch.run_line(line)
+        assert copy.read_bytes() == archive
 
 
 @pytest.mark.long
@@ -111,6 +139,13 @@ from pathlib import Path
 assert Path("/mnt/tape/archive.tar").read_bytes() == player.read(0, player.tape.total_size)
 ```
 
+```console
+$ echo 1; echo 2 >&2
+1
+…
+$ true
+```
+
 ```text
 exit 1
 ```
@@ -120,7 +155,7 @@ exit 1
 def test_a_sample_is_run_whole(scratch: Scratch) -> None:
     """What the document does to its places happens to the scratch folder's."""
     scratch.run_all(SAMPLE)
-    assert scratch.run == 8
+    assert scratch.run == 10
     copied = (scratch.folder / "host" / "backup" / "archive.tar").read_bytes()
     assert copied == (scratch.folder / "remote" / "backup" / "archive.tar").read_bytes()
     assert make_commands(SAMPLE) == {"make demo", "make test"}
@@ -131,6 +166,12 @@ def test_a_sample_is_run_whole(scratch: Scratch) -> None:
 def test_a_command_that_ends_otherwise_than_printed_fails(scratch: Scratch, line: str) -> None:
     with pytest.raises(AssertionError):
         scratch.run_all(f"```sh\n{line}\n```\n")
+
+
+@pytest.mark.parametrize("printed", ["1\n", "1\n3\n", "1\n2\n3\n"])
+def test_a_command_that_prints_something_else_than_printed_fails(scratch: Scratch, printed: str) -> None:
+    with pytest.raises(AssertionError):
+        scratch.run_all(f"```console\n$ echo 1; echo 2\n{printed}```\n")
 
 
 def test_an_example_that_fails_fails(scratch: Scratch) -> None:

@@ -31,7 +31,8 @@ def test_a_number_of_bytes(text: str, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "-1", "+1", "1.5", "1e3", "0x10", "K", "1iB", "1KB", "1kb", "1ki", " 1", "1\n", "٣", "8192P", "9" * 5000]
+    "text",
+    ["", "-1", "+1", "1.5", "1e3", "0x10", "K", "1iB", "1KB", "1ki", " 1", "1\n", "٣", "8192P", "9" * 5000],
 )
 def test_what_is_no_number_of_bytes(text: str) -> None:
     with pytest.raises(click.BadParameter):

@@ -5,7 +5,8 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -23,6 +24,8 @@ if TYPE_CHECKING:  # `tartapefs --help` needs none of them
     from tartapefs.play.engine import TapePlayer
     from tartapefs.source.folder import Source
 
+SAVED = "progress is saved: the same command goes on from there"
+NOT_SAVED = "nothing is saved: with --state the same command could go on"
 DRIFT, USAGE, NO_TAPE, REFUSED, NO_MOUNT, INTERRUPTED = 1, 2, 3, 4, 5, 130
 
 _UNITS = {unit: 1 << 10 * power for power, unit in enumerate(("", "K", "M", "G", "T", "P"))}
@@ -231,6 +234,20 @@ def refuse_part(output: str, tape: "Tape", player: "TapePlayer | None", director
 
     files = tape_files.TapeFiles(directory, tape.index_path)
     tape_files.refuse_part(output, files_of(tape, player.source, player.at_home) if player is not None else files)
+
+
+@contextmanager
+def interruptible(remedy: str) -> Iterator[None]:
+    """Says what to do next if the block is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(remedy)
+        raise
+    except SystemExit as end:
+        if isinstance(end.code, int) and end.code > 128:  # by a signal
+            say(remedy)
+        raise
 
 
 def fail(message: str, code: int) -> NoReturn:

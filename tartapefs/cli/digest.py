@@ -17,12 +17,15 @@ from tartapefs.base.naming import ARCHIVE_NAME
 from tartapefs.base.saved_state import SavedState
 from tartapefs.base.text import printable
 from tartapefs.cli.common import (
+    NOT_SAVED,
+    SAVED,
     additions_option,
     byte_count,
     check_option,
     expand_name,
     folder_argument,
     index_option,
+    interruptible,
     json_option,
     path,
     print_json,
@@ -116,7 +119,8 @@ def digest(
             again = f"; {digests.read_again:,} bytes are read for that alone" if digests.read_again else ""
             say(f"cannot be kept half way, and begins anew each time: {', '.join(digests.not_kept)}{again}")
         missing = sum(stop - start for start, stop in digests.missing())
-        with progress(f"reading {directory}", missing, True, tape) as update:
+        remedy = SAVED if state else NOT_SAVED
+        with interruptible(remedy), progress(f"reading {directory}", missing, True, tape) as update:
             digests.complete(player, lambda position, done: update(done, position))
         if sums is not None and sums != "-" and out is not None:
             out.flush()

@@ -218,12 +218,18 @@ def unmount(mountpoint: str, lazy: bool) -> None:
     try:
         mount_table.unmount(entry, lazy)
     except MountError as error:
-        held: Any = None
+        facts: dict[str, Any] = {}
         with contextlib.suppress(MountError):
-            held = mount_table.status(entry).get("held")
-        if not isinstance(held, list) or not held:
+            facts = mount_table.status(entry)
+        if held := _processes(facts.get("held")):
+            remedy = f"These readers are held by drift, and --lazy ends their reads: {held}"
+        elif readers := _processes(facts.get("readers")):
+            remedy = f"It is read by {readers}; --lazy lets them read on, and unmounts it when they close it"
+        else:
             raise
-        readers = ", ".join(f"{read['command'] or '?'} ({read['pid']})" for read in held)
-        raise MountError(
-            mountpoint, f"{error.reason} These readers are held by drift, and --lazy ends their reads: {readers}"
-        ) from None
+        raise MountError(mountpoint, f"{error.reason} {remedy}") from None
+
+
+def _processes(found: object) -> str:
+    """The commands and pids of what a status tells; empty if it has only a number of them."""
+    return ", ".join(f"{each['command'] or '?'} ({each['pid']})" for each in found) if isinstance(found, list) else ""

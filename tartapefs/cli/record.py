@@ -1,5 +1,6 @@
 """The command that records a folder: record."""
 
+import errno
 import os
 import shlex
 from contextlib import nullcontext
@@ -84,7 +85,9 @@ def _commit(recorder: TapeRecorder, long_names: str = "--long-names") -> str:
         if isinstance(error, TapeError):
             raise
         name = error.filename or recorder.index_path
-        fail(f"{printable(name)}: {error.strerror or error}; nothing was written", REFUSED)
+        elsewhere = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        remedy = "; --index PATH puts the index elsewhere" if elsewhere else ""
+        fail(f"{printable(name)}: {error.strerror or error}; nothing was written{remedy}", REFUSED)
 
 
 def _report_left_out(recorder: TapeRecorder) -> None:

@@ -7,6 +7,8 @@ import click
 
 from tartapefs.api.tape import Tape
 from tartapefs.archive import hash_tree
+from tartapefs.base.errors import TapeError
+from tartapefs.base.hashes import constructor
 from tartapefs.base.text import printable
 from tartapefs.cli.common import (
     DRIFT,
@@ -17,6 +19,7 @@ from tartapefs.cli.common import (
     fail,
     folder_argument,
     index_option,
+    interruptible,
     json_option,
     path,
     print_json,
@@ -42,7 +45,10 @@ def seal_folder(
     """Seals the tape of the folder, reusing digests of `known` for unchanged files, and returns the seal."""
     with Tape.discover(directory, index) as tape:
         player = TapePlayer(tape, directory, check)
-        with progress(f"sealing {directory}", tape.total_size, True, tape) as update:
+        with (
+            interruptible('what was read is kept: "tartapefs seal" goes on from there'),
+            progress(f"sealing {directory}", tape.total_size, True, tape) as update,
+        ):
             sealed = make_seal(
                 tape,
                 player.source,
@@ -57,6 +63,16 @@ def seal_folder(
     return sealed
 
 
+def _best_algorithm() -> hash_tree.SealAlgorithm:
+    """The fastest one that is installed; says so if it is not BLAKE3."""
+    try:
+        constructor("blake3")
+    except TapeError:
+        say('BLAKE3 is not installed, so SHA-256 is used, which is slower: pip install "tartapefs[blake3]"')
+        return "sha256"
+    return "blake3"
+
+
 @click.command("seal")
 @folder_argument
 @index_option
@@ -65,7 +81,7 @@ def seal_folder(
     "--digest",
     "algorithm",
     type=click.Choice(hash_tree.ALGORITHMS),
-    help="The algorithm; blake3 unless recorded otherwise.",
+    help="The algorithm; unless recorded otherwise blake3, if it is installed.",
 )
 @click.option(
     "--block-size",
@@ -88,7 +104,7 @@ def seal(
     read is checked against the digests, and --expect can require the seal.
     """
     with Tape.discover(directory, index) as tape:
-        algorithm = algorithm or tape.due_algorithm or "blake3"  # type: ignore[assignment]  # checked at opening
+        algorithm = algorithm or tape.due_algorithm or _best_algorithm()  # type: ignore[assignment]  # checked at opening
         block_size = block_size or tape.due_block_size or hash_tree.BLOCK_SIZE
     assert algorithm is not None
     if not hash_tree.SMALLEST_BLOCK <= block_size <= hash_tree.LARGEST_BLOCK or block_size % 512:

@@ -10,6 +10,8 @@ from tartapefs.base.errors import TapeFormatError, TapeIntegrityError
 from tartapefs.base.text import printable
 from tartapefs.cli.common import (
     DRIFT,
+    NOT_SAVED,
+    SAVED,
     additions_option,
     check_expected,
     check_option,
@@ -17,6 +19,7 @@ from tartapefs.cli.common import (
     fail,
     folder_argument,
     index_option,
+    interruptible,
     json_option,
     path,
     print_json,
@@ -144,7 +147,8 @@ def _wrong_contents(
             scanned = extents(tape, tape.block_size, state.position)
         else:
             scanned = sampled_extents(tape, sample, random.Random())
-        with progress("reading contents", tape.total_size, True, tape) as update:
+        remedy = SAVED if state_file else NOT_SAVED
+        with interruptible(remedy), progress("reading contents", tape.total_size, True, tape) as update:
             try:
                 for extent, wrong in verifier.verify(scanned):
                     state.add(extent.stop, wrong)

@@ -150,7 +150,7 @@ def connect(archive: ArchiveFS, mountpoint: str, source: str, options: MountOpti
         if connection is not None:
             return connection
         refusals.append("; ".join(said()) or "libfuse could not mount it")
-    raise MountError(mountpoint, refusals[0])
+    raise MountError(mountpoint, f'{refusals[0]}; "tartapefs doctor" finds what this machine lacks')
 
 
 def _connect_by(module: Any, archive: ArchiveFS, mountpoint: bytes, options: str, direct: bool) -> Connection | None:

@@ -64,6 +64,17 @@ def test_a_template_of_a_name() -> None:
             common.name_template(text)
 
 
+@pytest.mark.parametrize(
+    ("end", "said"), [(KeyboardInterrupt(), True), (SystemExit(143), True), (SystemExit(1), False), (OSError(), False)]
+)
+def test_an_interruption_says_what_to_do_next(
+    capsys: pytest.CaptureFixture[str], end: BaseException, said: bool
+) -> None:
+    with pytest.raises(type(end)), common.interruptible("run it again"):
+        raise end
+    assert capsys.readouterr().err == ("tartapefs: run it again\n" if said else "")
+
+
 @pytest.mark.parametrize("in_journal", [False, True])
 def test_a_message_has_its_level_in_the_journal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], in_journal: bool

@@ -78,7 +78,7 @@ def test_one_look_at_the_mount_table(tmp_path: Path, command: str) -> None:
 def busy(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """An archive that is mounted and busy; `held` is what its daemon says of reads."""
     entry = MountEntry("0:57", "/mnt/tape", "/srv/data", 0)
-    state = SimpleNamespace(held=None, lazily=[])
+    state = SimpleNamespace(held=None, readers=None, lazily=[])
 
     def fail(found: MountEntry, lazy: bool) -> None:
         assert found is entry
@@ -87,7 +87,7 @@ def busy(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     monkeypatch.setattr(mount_table, "entry_of", lambda mountpoint: entry)
     monkeypatch.setattr(mount_table, "unmount", fail)
-    monkeypatch.setattr(mount_table, "status", lambda found: {"state": "invalid: x", "held": state.held})
+    monkeypatch.setattr(mount_table, "status", lambda found: vars(state))
     return state
 
 
@@ -100,10 +100,16 @@ def error_of(*arguments: str) -> str:
 @pytest.mark.parametrize("held", [None, [], 3])
 def test_a_busy_archive_is_reported_as_it_is(busy: SimpleNamespace, held: object) -> None:
     """3: all that the extended attributes tell is how many reads are held."""
-    busy.held = held
+    busy.held = busy.readers = held
     assert error_of("/mnt/tape") == "/mnt/tape: target is busy."
     assert error_of("/mnt/tape", "--lazy") == "/mnt/tape: target is busy."
     assert busy.lazily == [False, True]
+
+
+def test_readers_are_named(busy: SimpleNamespace) -> None:
+    busy.readers = [{"pid": 7, "command": "rsync"}]
+    message = error_of("/mnt/tape")
+    assert message.startswith("/mnt/tape: target is busy. It is read by rsync (7);") and "--lazy" in message
 
 
 def test_held_readers_are_named_with_the_remedy(busy: SimpleNamespace) -> None:

@@ -1,12 +1,13 @@
 """The commands that make and expect seals."""
 
 import json
+import os
 from pathlib import Path
 
 from support.programs import run
 from support.seals import BLOCK, MIXED, make, seal_of, whole
 
-from tartapefs import TapeRecorder
+from tartapefs import Tape, TapeRecorder
 
 
 def test_record_and_seal_by_command(tmp_path: Path) -> None:
@@ -24,6 +25,20 @@ def test_record_and_seal_by_command(tmp_path: Path) -> None:
     assert json.loads(result.stdout)["seal"] == seal_of(whole(root), "blake3", BLOCK)
     assert run("seal", root).returncode == 4
     assert run("seal", root, "--block-size", "1000").returncode == 2
+
+
+def test_without_blake3_sha256_is_used(tmp_path: Path) -> None:
+    """And it says so; where BLAKE3 was asked for, it is an error."""
+    root = make(tmp_path / "data", MIXED)
+    TapeRecorder(root).commit()
+    (tmp_path / "blake3.py").write_text("raise ImportError\n")
+    without = os.environ | {"PYTHONPATH": str(tmp_path)}
+    asked = run("seal", root, "--digest", "blake3", env=without)
+    assert asked.returncode == 2 and "tartapefs[blake3]" in asked.stderr
+    result = run("seal", root, env=without)
+    assert result.returncode == 0 and "SHA-256" in result.stderr
+    with Tape.discover(root) as tape:
+        assert tape.algorithm == "sha256"
 
 
 def test_verify_expects(mixed: Path) -> None:

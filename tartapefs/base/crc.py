@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 CrcAlgorithm = Literal["crc64nvme", "crc32c", "crc32"]
+NOT_INSTALLED = 'needs the package awscrt, 0.31 or later: pip install "tartapefs[crc]"'
 SIZES: dict[CrcAlgorithm, int] = {"crc64nvme": 8, "crc32c": 4, "crc32": 4}  # bytes
 
 
@@ -38,9 +39,15 @@ def crc_of(algorithm: CrcAlgorithm) -> Crc:
 
         return Crc(SIZES[algorithm], getattr(checksums, algorithm), getattr(checksums, f"combine_{algorithm}"))
     except (ImportError, AttributeError):
-        raise TapeError(
-            f'{algorithm.upper()} needs the package awscrt, 0.31 or later: pip install "tartapefs[crc]"'
-        ) from None
+        raise TapeError(f"{algorithm.upper()} {NOT_INSTALLED}") from None
+
+
+def is_installed() -> bool:
+    try:
+        crc_of("crc64nvme")
+    except TapeError:
+        return False
+    return True
 
 
 def s3_checksum(hexdigest: str) -> str:
@@ -50,3 +57,12 @@ def s3_checksum(hexdigest: str) -> str:
     'rosUhgp5mIg='
     """
     return base64.b64encode(bytes.fromhex(hexdigest)).decode()
+
+
+def from_s3_checksum(text: str) -> int:
+    """The CRC that S3 wrote. Raises ValueError if it is none.
+
+    >>> hex(from_s3_checksum("rosUhgp5mIg="))
+    '0xae8b14860a799888'
+    """
+    return int.from_bytes(base64.b64decode(text, validate=True))

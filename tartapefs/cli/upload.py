@@ -134,12 +134,13 @@ def upload(
             raise click.UsageError(str(error)) from None
     if as_json:
         print_json(asdict(done))
+    proof = f"ETag {done.etag}" + f"; CRC64NVME {done.crc64nvme}" * bool(done.crc64nvme)
     if done.was_complete:
-        say(f"{printable(url)}: has this archive already; nothing was sent; ETag {done.etag}")
+        say(f"{printable(url)}: has this archive already; nothing was sent; {proof}")
         return
     say(
         f"{printable(url)}: complete; {done.size:,} bytes in {done.parts:,} parts, {done.sent:,} sent,"
-        f" {done.copied:,} taken from the archive that was there; ETag {done.etag}"
+        f" {done.copied:,} taken from the archive that was there; {proof}"
     )
 
 

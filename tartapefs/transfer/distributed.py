@@ -22,12 +22,14 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from tartapefs.api.archive_file import Parts
 from tartapefs.api.tape import Tape
 from tartapefs.archive.layout import FOOTER
 from tartapefs.base.buffers import aligned
+from tartapefs.base.crc import crc_of
 from tartapefs.base.errors import Difference, Fact, TapeIntegrityError, UploadError
 from tartapefs.play.engine import Check, TapePlayer
 from tartapefs.play.playback import CHUNK
@@ -36,7 +38,7 @@ from tartapefs.transfer.parts_folder import PartsFolder
 from tartapefs.transfer.range_digests import etag
 from tartapefs.transfer.s3_limits import LARGEST_PART, MOST_PARTS, SMALLEST_PART, part_size_for
 from tartapefs.transfer.s3_object import S3Object
-from tartapefs.transfer.upload_targets import HashedPart, Held, Label, UploadTarget
+from tartapefs.transfer.upload_targets import HashedPart, Held, Label, StoredPart, UploadTarget, crc64nvme_of
 from tartapefs.transfer.workers import Cluster, Outcome, Threads, Workers, here, reason, run
 
 if TYPE_CHECKING:
@@ -53,8 +55,9 @@ class Upload:
 
     Attributes: `url`; `size` of the archive and `part_size`, in bytes; `parts`, their number; `sent`, how many parts
     this call sent, and `copied`, how many the far end copied of, or kept in, an earlier archive: the others were there,
-    and were compared; `etag`, as S3 forms it: MD5 of the parts' MD5s, and their number; `was_complete`: the archive of
-    this very recording was there, and nothing was done.
+    and were compared; `etag`, mostly the MD5 of the parts' MD5s, and their number; `crc64nvme` of the whole, as S3
+    writes it, empty if it does not tell it; `was_complete`: the archive of this very recording was there, and nothing
+    was done.
     """
 
     url: str
@@ -64,6 +67,7 @@ class Upload:
     sent: int
     copied: int
     etag: str
+    crc64nvme: str = ""
     was_complete: bool = False
 
 
@@ -114,14 +118,14 @@ def upload(
         label = Label.of(tape, size)
         done = Upload(url, tape.total_size, size, len(parts), 0, 0, "")
         if held is not None and valid == tape.total_size and held.label.part_size == size:
-            return replace(done, etag=held.etag, was_complete=True)
+            return replace(done, etag=held.etag, crc64nvme=held.crc64nvme, was_complete=True)
         index_path = os.path.abspath(index) if index else None
         job = _Job(path, index_path, tape.fingerprint, tape.rows_digest, check, allow_additions, size, target)
         job = replace(job, target=target.begin(label), held=held if valid else None, valid=valid)
         sending = _Sending(workers, job, parts, attempts, on_progress)
         sending.run(player)
-        predicted = sending.finish(label)
-        return replace(done, sent=sending.sent, copied=sending.copied, etag=predicted)
+        held = sending.finish(label)
+        return replace(done, sent=sending.sent, copied=sending.copied, etag=held.etag, crc64nvme=held.crc64nvme)
 
 
 def _target_at(url: str, options: dict[str, Any]) -> UploadTarget:
@@ -195,7 +199,7 @@ class _Job:
         return tape
 
 
-_Item = tuple[int, str, bool]  # the number of a part from 0, the MD5 that is there or "", whether to have it copied
+_Item = tuple[int, StoredPart | None, bool]  # the number of a part from 0, what is there, whether to have it copied
 
 
 class _Sending:
@@ -210,7 +214,7 @@ class _Sending:
         self._workers, self._job, self._parts, self._attempts = workers, job, parts, attempts
         self._on_progress = on_progress
         self._total = parts[-1].stop
-        self._md5s: dict[int, str] = {}
+        self._stored: dict[int, StoredPart] = {}
         self._reading: dict[int, int] = {}  # how far parts under way were read
         self._lock = threading.Lock()
         self._copies = job.held is not None and job.target.copies(job.held)
@@ -221,8 +225,8 @@ class _Sending:
         """Sends what is missing. After drift removes what was sent, and raises it."""
         job = self._job
         if job.held is not None and job.held.label.part_size == job.part_size:
-            self._md5s = job.target.kept(self._parts, job.held, job.valid)
-            self.copied = len(self._md5s)
+            self._stored = job.target.kept(self._parts, job.held, job.valid)
+            self.copied = len(self._stored)
         try:
             for (at, *_), done in run(
                 self._workers, partial(_send, job), self._items(), self._attempts, job.target.url
@@ -230,7 +234,8 @@ class _Sending:
                 if done.refused and self._copies:
                     log.warning("%s: sent instead of copied: %s", job.target.url, done.refused)
                     self._copies = False
-                self._md5s[at] = done.md5
+                assert done.part is not None
+                self._stored[at] = done.part
                 self.sent += done.sent
                 self.copied += done.copied
                 self._was_copied |= done.copied
@@ -246,9 +251,9 @@ class _Sending:
     def _items(self) -> Iterator[_Item]:
         there = self._job.target.there(self._parts)
         for at in range(len(self._parts)):
-            if at not in self._md5s:
+            if at not in self._stored:
                 copied = self._copies and min((at + 1) * self._job.part_size, self._total) <= self._job.valid
-                yield at, there.get(at, ""), copied
+                yield at, there.get(at), copied
 
     def _on_read(self, at: int, position: int) -> None:
         assert isinstance(self._workers, Threads)
@@ -260,10 +265,10 @@ class _Sending:
         with self._lock:
             if position is None:
                 self._reading.pop(at, None)
-            elif at not in self._md5s:
+            elif at not in self._stored:
                 self._reading[at] = position
             if self._on_progress is not None:
-                done = len(self._md5s) * self._job.part_size + sum(self._reading.values())
+                done = len(self._stored) * self._job.part_size + sum(self._reading.values())
                 self._on_progress(min(done, self._total), self._total)
 
     def _check_copies(self, player: TapePlayer) -> None:
@@ -273,48 +278,50 @@ class _Sending:
             return
         if self._job.target.held() != held:  # not every server copies on the condition that it is what it was
             raise UploadError(url, "was replaced while it was copied; run this again")
-        if self._earlier_etag(player, held) not in ("", held.etag):
+        if not self._is_as_copied(player, held):
             raise UploadError(url, "has not the ETag of its parts; remove it, and run this again")
 
-    def finish(self, label: Label) -> str:
-        """Makes the archive visible; returns its ETag."""
+    def finish(self, label: Label) -> Held:
+        """Makes the archive visible; returns what is there then."""
         job = self._job
-        ordered = [self._md5s[at] for at in range(len(self._parts))]
-        predicted = etag(map(bytes.fromhex, ordered))
-        job.target.finish(ordered, predicted, self._parts, label)
+        held = job.target.finish([self._stored[at] for at in range(len(self._parts))], self._parts, label)
         if not job.target.is_labelled(label):
-            self._label(label, predicted)
-        return predicted
+            self._label(held)
+        return held
 
-    def _earlier_etag(self, player: TapePlayer, held: Held) -> str:
-        """The ETag that the earlier archive must have, of the parts that were copied and of its end.
+    def _is_as_copied(self, player: TapePlayer, held: Held) -> bool:
+        """Whether the earlier archive's ETag, or CRC64NVME, is that of the parts that were copied, and of its end.
 
-        Empty if that is not known: its parts had another size, or it ended otherwise than this one goes on.
+        True if that is not known: its parts had another size, or it ended otherwise than this one goes on.
         """
         size, valid = self._job.part_size, self._job.valid
         if held.label.part_size != size or held.label.size != valid + FOOTER:
-            return ""
-        md5s = [bytes.fromhex(self._md5s[at]) for at in range(valid // size)]
-        for start in range(len(md5s) * size, held.label.size, size):
-            digest = hashlib.md5(usedforsecurity=False)
-            stop = min(start + size, held.label.size)
-            for position in range(start, min(stop, valid), CHUNK):
-                digest.update(player.read(position, min(CHUNK, stop - position, valid - position)))
-            digest.update(bytes(stop - max(start, valid)))
-            md5s.append(digest.digest())
-        return etag(md5s)
+            return True
+        stored = [self._stored[at] for at in range(valid // size)]
+        crc = crc_of("crc64nvme") if self._job.target.checksummed else None
+        for start in range(len(stored) * size, held.label.size, size):
+            stop, md5, value = min(start + size, held.label.size), hashlib.md5(usedforsecurity=False), 0
+            positions = range(start, min(stop, valid), CHUNK)
+            pieces = (player.read(position, min(CHUNK, stop - position, valid - position)) for position in positions)
+            for piece in chain(pieces, [bytes(stop - max(start, valid))]):
+                md5.update(piece)
+                value = crc.update(piece, value) if crc else 0
+            stored.append(StoredPart("", md5.hexdigest(), value if crc else None))
+        if all(part.md5 for part in stored):
+            return etag(bytes.fromhex(part.md5) for part in stored) == held.etag
+        return held.crc64nvme in ("", crc64nvme_of(stored, held.label))
 
-    def _label(self, label: Label, predicted: str) -> None:
+    def _label(self, held: Held) -> None:
         """Gives a complete object its label: it was begun, with another one, for an earlier recording.
 
         Only a copy of an object has other metadata. If the far end refuses, the next upload sends everything again.
         """
-        job = replace(self._job, target=self._job.target.begin(label, anew=True), held=Held(label, predicted))
+        job = replace(self._job, target=self._job.target.begin(held.label, anew=True), held=held)
         copies = run(self._workers, partial(_copy, job), range(len(self._parts)), self._attempts, job.target.url)
         try:
-            md5s = {at: done.md5 for at, done in copies}
-            ordered = [md5s[at] for at in range(len(self._parts))]
-            job.target.finish(ordered, predicted, self._parts, label)
+            copied = {at: done.part for at, done in copies if done.part is not None}
+            if held != job.target.finish([copied[at] for at in range(len(self._parts))], self._parts, held.label):
+                raise UploadError(job.target.url, "is another one since it was copied; remove it, and run this again")
         except UploadError as error:
             log.warning("complete, but the next upload will not recognise it: %s", error)
             job.target.abort()
@@ -325,7 +332,7 @@ def _copy(job: _Job, at: int) -> Outcome:
 
     def copy(player: TapePlayer) -> Outcome:
         assert job.held is not None
-        return Outcome(md5=job.target.copy(at, Parts(player, job.part_size)[at], job.held), copied=True)
+        return Outcome(part=job.target.copy(at, Parts(player, job.part_size)[at], job.held), copied=True)
 
     return _on_worker(job, copy)
 
@@ -342,16 +349,15 @@ def _send(job: _Job, item: _Item) -> Outcome:
                 return made
             refused = made.failure
         on_read = partial(job.on_read, at) if job.on_read else lambda position: None
-        body = HashedPart(player, part.start, part.stop, part.name, on_read)
+        body = HashedPart(player, part.start, part.stop, part.name, on_read, job.target.checksummed)
         if stored:
             buffer = aligned(CHUNK)
             while body.readinto(buffer):
                 pass
-            if body.hexdigest() == stored:
-                return Outcome(md5=stored)
+            if body.equals(stored):
+                return Outcome(part=body.as_stored(stored.etag))
             body.seek(0)
-        job.target.send(at, body)
-        return Outcome(md5=body.hexdigest(), sent=True, refused=refused)
+        return Outcome(part=job.target.send(at, body), sent=True, refused=refused)
 
     return _on_worker(job, send)
 

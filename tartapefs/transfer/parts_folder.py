@@ -15,7 +15,7 @@ from tartapefs.base.errors import OutputError, UploadError
 from tartapefs.base.naming import ARCHIVE_NAME, part_name, part_number
 from tartapefs.play.playback import CHUNK
 from tartapefs.transfer.range_digests import etag
-from tartapefs.transfer.upload_targets import HashedPart, Held, Label, import_needed
+from tartapefs.transfer.upload_targets import HashedPart, Held, Label, StoredPart, import_needed
 
 _SUMS = "MD5SUMS"
 _LABEL = "TARTAPE"
@@ -34,6 +34,7 @@ class PartsFolder:
     url: str
     options: dict[str, Any]
     under_way: str = ""
+    checksummed: bool = False
 
     def _open(self) -> tuple[Any, str]:
         try:
@@ -91,10 +92,11 @@ class PartsFolder:
             listed = []
         return fs, path, {found["name"].rpartition("/")[2]: found["size"] for found in listed}
 
-    def there(self, parts: Parts) -> dict[int, str]:
+    def there(self, parts: Parts) -> dict[int, StoredPart]:
         listed = self._listed()
         found = self._whole(listed, "", parts)
-        return found | self._whole(listed, self.under_way, parts) if self.under_way else found
+        found |= self._whole(listed, self.under_way, parts) if self.under_way else {}
+        return {at: StoredPart(md5, md5) for at, md5 in found.items()}
 
     def _whole(self, listed: tuple[Any, str, dict[str, int]], begin: str, parts: Parts) -> dict[int, str]:
         """The MD5 of each whole part whose file's name begins with `begin`."""
@@ -108,17 +110,18 @@ class PartsFolder:
         lines = fs.cat([f"{path}/{name}" for name in whole]) if whole else {}
         return {whole[name.rpartition("/")[2]]: line.decode().partition(" ")[0] for name, line in lines.items()}
 
-    def kept(self, parts: Parts, held: Held, valid: int) -> dict[int, str]:
+    def kept(self, parts: Parts, held: Held, valid: int) -> dict[int, StoredPart]:
         sums = self._sums()
-        return {at: sums[part.name] for at, part in enumerate(parts) if part.stop <= valid and part.name in sums}
+        kept = {at: sums[part.name] for at, part in enumerate(parts) if part.stop <= valid and part.name in sums}
+        return {at: StoredPart(md5, md5) for at, md5 in kept.items()}
 
     def copies(self, held: Held) -> bool:
         return False
 
-    def copy(self, at: int, part: Window, held: Held) -> str:
+    def copy(self, at: int, part: Window, held: Held) -> StoredPart:
         raise UploadError(self.url, "a folder copies nothing")
 
-    def send(self, at: int, part: HashedPart) -> None:
+    def send(self, at: int, part: HashedPart) -> StoredPart:
         fs, path = self._open()
         file = f"{path}/{self.under_way}{part.name}"
         if fs.exists(f"{file}.md5"):
@@ -129,8 +132,10 @@ class PartsFolder:
         if stored != part.size:
             raise UploadError(self.url, f"{part.name} is stored with {stored} bytes, it has {part.size}")
         fs.pipe_file(f"{file}.md5", f"{part.hexdigest()}  {part.name}\n".encode())
+        return part.as_stored(part.hexdigest())
 
-    def finish(self, md5s: list[str], predicted: str, parts: Parts, label: Label) -> None:
+    def finish(self, stored: list[StoredPart], parts: Parts, label: Label) -> Held:
+        md5s = [part.md5 for part in stored]
         fs, path, sizes = listed = self._listed()
         names = [part.name for part in parts]
         kept = {*names, *(f"{name}.md5" for name in names)}
@@ -146,7 +151,9 @@ class PartsFolder:
             fs.rm_file(f"{path}/{name}")
         lines = [f"{md5}  {name}\n" for md5, name in zip(md5s, names, strict=True)]
         fs.pipe_file(f"{path}/{_SUMS}", "".join(lines).encode())
-        fs.pipe_file(f"{path}/{_LABEL}", json.dumps(label.as_strings() | {"etag": predicted}, indent=2).encode())
+        held = Held(label, etag(map(bytes.fromhex, md5s)))
+        fs.pipe_file(f"{path}/{_LABEL}", json.dumps(label.as_strings() | {"etag": held.etag}, indent=2).encode())
+        return held
 
     def is_labelled(self, label: Label) -> bool:
         return True

@@ -5,13 +5,14 @@ tells the recording that it is of; what the recording of now shares with that on
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from tartapefs.api.archive_file import Parts, Window
 from tartapefs.api.tape import Tape
+from tartapefs.base.crc import crc_of, s3_checksum
 from tartapefs.base.errors import TapeError
 from tartapefs.play.engine import TapePlayer
 
@@ -19,10 +20,24 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 
+@dataclass(frozen=True, slots=True)
+class StoredPart:
+    """A part at the far end.
+
+    Attributes: `etag`, its name there, mostly its MD5; `md5`, of its bytes, empty if it is not known; `crc64nvme`, of
+    its bytes, None if it is not known.
+    """
+
+    etag: str
+    md5: str = ""
+    crc64nvme: int | None = None
+
+
 class HashedPart(Window):
     """A window that computes the MD5 of what is read from it, in order; a read at its start starts again.
 
-    `on_read` is called before each read with the position in the window, and may raise.
+    `on_read` is called before each read with the position in the window, and may raise. `with_crc`: it computes
+    `crc64nvme` as well.
     """
 
     def __init__(
@@ -32,21 +47,37 @@ class HashedPart(Window):
         stop: int,
         name: str,
         on_read: Callable[[int], object] = lambda position: None,
+        with_crc: bool = False,
     ) -> None:
         super().__init__(player, start, stop, name)
         self._on_read = on_read
+        self._crc = crc_of("crc64nvme") if with_crc else None
+        self.crc64nvme: int | None = None
 
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
         position = self.tell()
         self._on_read(position)
         if position == 0:
-            self._md5 = hashlib.md5(usedforsecurity=False)
+            self._md5, self.crc64nvme = hashlib.md5(usedforsecurity=False), None
         count = super().readinto(buffer)
-        self._md5.update(memoryview(buffer)[:count])
+        data = memoryview(buffer)[:count]
+        self._md5.update(data)
+        if self._crc is not None:
+            self.crc64nvme = self._crc.update(data, self.crc64nvme or 0)
         return count
 
     def hexdigest(self) -> str:
         return self._md5.hexdigest()
+
+    def as_stored(self, etag: str) -> StoredPart:
+        """What was read, stored with this ETag."""
+        return StoredPart(etag, self.hexdigest(), self.crc64nvme)
+
+    def equals(self, stored: StoredPart) -> bool:
+        """Whether what was read is what is stored, by its CRC64NVME if both are known, else by its MD5."""
+        if stored.crc64nvme is not None and self.crc64nvme is not None:
+            return stored.crc64nvme == self.crc64nvme
+        return stored.etag == self.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +123,26 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A complete archive at the far end: its label, and its ETag."""
+    """A complete archive at the far end.
+
+    Attributes: `label`; `etag`; `crc64nvme`, as S3 writes it, empty if it is not told; `has_md5s`: the ETag is made of
+    the parts' MD5s.
+    """
 
     label: Label
     etag: str
+    crc64nvme: str = ""
+    has_md5s: bool = True
+
+
+def crc64nvme_of(stored: Iterable[StoredPart], label: Label) -> str:
+    """The CRC64NVME of the archive in these parts, as S3 writes it; empty if that of a part is not known."""
+    crc, whole = crc_of("crc64nvme"), 0
+    for at, part in enumerate(stored):
+        if part.crc64nvme is None:
+            return ""
+        whole = crc.join(whole, part.crc64nvme, min(label.part_size, label.size - at * label.part_size))
+    return s3_checksum(f"{whole:016x}")
 
 
 class UploadTarget(Protocol):
@@ -103,6 +150,11 @@ class UploadTarget(Protocol):
 
     @property
     def url(self) -> str: ...
+
+    @property
+    def checksummed(self) -> bool:
+        """Whether it needs the CRC64NVME of each part."""
+        ...
 
     def held(self) -> Held | None:
         """The complete archive that is there, if it has a label, and has the size that it says."""
@@ -112,28 +164,28 @@ class UploadTarget(Protocol):
         """Begins an upload, or continues an unfinished one, unless `anew`."""
         ...
 
-    def there(self, parts: Parts) -> dict[int, str]:
-        """The MD5 of each part that an unfinished upload has sent, by its number from 0."""
+    def there(self, parts: Parts) -> dict[int, StoredPart]:
+        """Each part that an unfinished upload has sent, by its number from 0."""
         ...
 
-    def kept(self, parts: Parts, held: Held, valid: int) -> dict[int, str]:
-        """The MD5 of each part that stays where it is: it ends at or before `valid`, up to where `held` is right."""
+    def kept(self, parts: Parts, held: Held, valid: int) -> dict[int, StoredPart]:
+        """Each part that stays where it is: it ends at or before `valid`, up to where `held` is right."""
         ...
 
     def copies(self, held: Held) -> bool:
         """Whether the far end may be asked to `copy`."""
         ...
 
-    def copy(self, at: int, part: Window, held: Held) -> str:
-        """Has the far end make part `at` of the same bytes of `held`; the MD5. Raises any error if it does not."""
+    def copy(self, at: int, part: Window, held: Held) -> StoredPart:
+        """Has the far end make part `at` of the same bytes of `held`. Raises any error if it does not."""
         ...
 
-    def send(self, at: int, part: HashedPart) -> None:
+    def send(self, at: int, part: HashedPart) -> StoredPart:
         """Stores part `at`. Raises UploadError if the stored bytes are not those that were read."""
         ...
 
-    def finish(self, md5s: list[str], predicted: str, parts: Parts, label: Label) -> None:
-        """Makes the archive visible. Raises UploadError if it has another ETag than `predicted`."""
+    def finish(self, stored: list[StoredPart], parts: Parts, label: Label) -> Held:
+        """Makes the archive visible. Raises UploadError if its CRC64NVME, or its ETag, is not that of its parts."""
         ...
 
     def is_labelled(self, label: Label) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 from tartapefs.base.errors import TapeIntegrityError, UploadError
+from tartapefs.transfer.upload_targets import StoredPart
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -25,12 +26,12 @@ _Item = TypeVar("_Item", bound=Hashable)
 class Outcome:
     """The result of a task. Errors are values, since those of boto3 cannot be pickled.
 
-    Attributes: `worker`, its address; `md5` of the part, as the far end has it; `sent`: its bytes were sent; `copied`:
+    Attributes: `worker`, its address; `part`, as the far end has it; `sent`: its bytes were sent; `copied`:
     the far end had them, and copied them; `refused`: why it did not copy them; `drift` and `failure`: what went wrong.
     """
 
     worker: str = ""
-    md5: str = ""
+    part: StoredPart | None = None
     sent: bool = False
     copied: bool = False
     refused: str = ""

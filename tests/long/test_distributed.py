@@ -31,6 +31,7 @@ from tartapefs import OutputError, TapeError, TapeIntegrityError, TapeRecorder
 from tartapefs.distributed import upload
 from tartapefs.transfer import parts_folder, s3_object, workers
 from tartapefs.transfer.s3_object import S3Object
+from tartapefs.transfer.upload_targets import StoredPart
 from tartapefs.transfer.url import TapeFileSystem
 
 PART = 5 << 20  # the smallest that S3 takes
@@ -227,14 +228,14 @@ def test_a_part_that_is_refused_again_and_again(data: Path, s3: S3, client: Clie
 
 def fails_at(bad: str, item: int) -> workers.Outcome:
     here = workers.here()
-    return workers.Outcome(here, md5=here, failure="no" if here == bad else "")
+    return workers.Outcome(here, StoredPart(here), failure="no" if here == bad else "")
 
 
 def test_what_fails_on_one_worker_is_done_by_the_other(client: Client) -> None:
     bad, good = sorted(client.nthreads())
     outcomes = dict(workers.run(workers.Cluster(client), partial(fails_at, bad), range(10), 2, "memory:"))
     assert sorted(outcomes) == list(range(10))
-    assert {outcome.md5 for outcome in outcomes.values()} == {good}
+    assert {outcome.part for outcome in outcomes.values()} == {StoredPart(good)}
 
 
 def change(path: Path) -> None:
@@ -289,7 +290,9 @@ def test_more_parts_than_s3_lists_at_once(s3: S3) -> None:
             sent = dict(enumerate(pool.map(send, range(1, 1006))))
         assert direct.list_parts(**names)["IsTruncated"]
     nobody: Any = None
-    assert S3Object("tapes", "a.tar", s3.options, names["UploadId"]).there(nobody) == sent
+    assert S3Object("tapes", "a.tar", s3.options, names["UploadId"]).there(nobody) == {
+        at: StoredPart(etag) for at, etag in sent.items()
+    }
     assert S3Object("tapes", "a.tar", s3.options).begin(nobody).upload_id == names["UploadId"]
 
 

@@ -26,7 +26,7 @@ class S3:
     `on_headers(method, environ)` is called before that, with what WSGI gives.
 
     `received`: the numbers of the parts that were sent and stored, in that order; `copied`: of those that were copied
-    here; `received_bytes`: of all bodies.
+    here; `received_bytes`: of all bodies; `app`: moto's WSGI application, or another one around it.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class S3:
         self.on_headers: Callable[[str, dict[str, Any]], object] = lambda method, environ: None
         self.on_request: Callable[[str, str], str | None] = lambda method, query: None
         self.on_part: Callable[[int], bool | None] = lambda number: None
-        self._app = DomainDispatcherApplication(create_backend_app)
+        self.app = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet)
         self.url = f"http://127.0.0.1:{self._server.port}"
         self.options = {
@@ -70,10 +70,10 @@ class S3:
             if self.on_part(number) is False:
                 start_response("500 Internal Server Error", [("Content-Length", "0")])
                 return [b""]
-            answer = self._app(environ, start_response)
+            answer = self.app(environ, start_response)
             (self.copied if "HTTP_X_AMZ_COPY_SOURCE" in environ else self.received).append(number)
             return answer
-        return self._app(environ, start_response)
+        return self.app(environ, start_response)
 
     def client(self, **options: Any) -> "closing[Any]":
         return closing(boto3.session.Session().client("s3", **self.options | options))

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from support.digests import expected_etag
+from support.digests import expected_etag, in_base64, slow_crc
 from support.programs import TARTAPEFS, done, quiet, refused, run, wait_until
 from support.recordings import played, whole
 from support.s3 import S3, environment
@@ -34,7 +34,7 @@ def command(data: Path) -> list[str]:
 
 def test_what_it_says(data: Path, s3: S3, command: list[str]) -> None:
     archive, names = whole(data), environment(s3)
-    etag = expected_etag(archive, PART)
+    etag, crc = expected_etag(archive, PART), in_base64(slow_crc("crc64nvme", archive))
     first = run(*command, "--json", "--option", "StorageClass=STANDARD_IA", env=names)
     facts = json.loads(done(first))
     assert facts == {
@@ -45,6 +45,7 @@ def test_what_it_says(data: Path, s3: S3, command: list[str]) -> None:
         "sent": 3,
         "copied": 0,
         "etag": etag,
+        "crc64nvme": crc,
         "was_complete": False,
     }
     with s3.client() as client:
@@ -53,7 +54,7 @@ def test_what_it_says(data: Path, s3: S3, command: list[str]) -> None:
     again = run(*command[:3], env=names)
     assert (done(again), again.stderr) == (
         "",
-        f"tartapefs: s3://tapes/a.tar: has this archive already; nothing was sent; ETag {etag}\n",
+        f"tartapefs: s3://tapes/a.tar: has this archive already; nothing was sent; ETag {etag}; CRC64NVME {crc}\n",
     )
     add(data, "more", size=PART)
     done(run("record", data, "--append"))
@@ -64,7 +65,7 @@ def test_what_it_says(data: Path, s3: S3, command: list[str]) -> None:
     assert (done(grown), grown.stderr) == (
         "",
         f"tartapefs: s3://tapes/a.tar: complete; {len(archive):,} bytes in 4 parts, 2 sent, 2 taken from"
-        f" the archive that was there; ETag {etag}\n",
+        f" the archive that was there; ETag {etag}; CRC64NVME {in_base64(slow_crc('crc64nvme', archive))}\n",
     )
 
 

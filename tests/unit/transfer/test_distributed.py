@@ -1,6 +1,7 @@
 """What a worker does for an upload, into memory; and whole uploads by threads, to a real S3 server and to a folder."""
 
 import hashlib
+import logging
 import os
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 from botocore.config import Config
-from support.digests import expected_etag
+from support.digests import expected_etag, in_base64, slow_crc
+from support.encrypting import Encrypting
 from support.programs import wait_until
 from support.recordings import played, whole
 from support.reference import Reference
@@ -26,13 +28,15 @@ from tartapefs.base.errors import Fact
 from tartapefs.distributed import Upload, upload
 from tartapefs.transfer import distributed
 from tartapefs.transfer.s3_object import S3Object
-from tartapefs.transfer.upload_targets import HashedPart, Held, Label
+from tartapefs.transfer.upload_targets import HashedPart, Held, Label, StoredPart
 
 SMALL = 100_000  # bytes
 
 
 class Memory:
     """A target that keeps the parts, or refuses them."""
+
+    checksummed = False
 
     def __init__(self) -> None:
         self.parts: dict[int, bytes] = {}
@@ -48,26 +52,28 @@ class Memory:
     def begin(self, label: Label, anew: bool = False) -> "Memory":
         return self
 
-    def there(self, parts: Parts) -> dict[int, str]:
+    def there(self, parts: Parts) -> dict[int, StoredPart]:
         return {}
 
-    def kept(self, parts: Parts, held: Held, valid: int) -> dict[int, str]:
+    def kept(self, parts: Parts, held: Held, valid: int) -> dict[int, StoredPart]:
         return {}
 
     def copies(self, held: Held) -> bool:
         return True
 
-    def copy(self, at: int, part: Window, held: Held) -> str:
+    def copy(self, at: int, part: Window, held: Held) -> StoredPart:
         if self.refuses:
             raise OSError("no")
-        return f"copy of {at}"
+        return StoredPart(f"copy of {at}")
 
-    def send(self, at: int, part: HashedPart) -> None:
+    def send(self, at: int, part: HashedPart) -> StoredPart:
         if self.refuses:
             raise OSError("no")
         self.parts[at] = part.read()
+        return part.as_stored(part.hexdigest())
 
-    def finish(self, md5s: list[str], predicted: str, parts: Parts, label: Label) -> None: ...
+    def finish(self, stored: list[StoredPart], parts: Parts, label: Label) -> Held:
+        return Held(label, "")
 
     def is_labelled(self, label: Label) -> bool:
         return True
@@ -95,20 +101,20 @@ def job(tree: Path, target: Memory) -> distributed._Job:
 
 def test_a_part_is_sent_unless_it_is_there(tree: Path, job: distributed._Job, target: Memory) -> None:
     part = Reference(tree).read(SMALL, SMALL)
-    md5 = hashlib.md5(part).hexdigest()
-    sent = distributed._send(job, (1, "", False))
-    assert (sent.md5, sent.sent, sent.worker, sent.drift, sent.failure) == (md5, True, "tcp://here:1", None, "")
+    stored = StoredPart(hashlib.md5(part).hexdigest(), hashlib.md5(part).hexdigest())
+    sent = distributed._send(job, (1, None, False))
+    assert (sent.part, sent.sent, sent.worker, sent.drift, sent.failure) == (stored, True, "tcp://here:1", None, "")
     assert target.parts == {1: part}
     target.parts.clear()
-    there = distributed._send(job, (1, md5, False))
-    assert (there.md5, there.sent, target.parts) == (md5, False, {})
-    again = distributed._send(job, (1, "0" * 32, False))
-    assert (again.md5, again.sent, target.parts) == (md5, True, {1: part})
+    there = distributed._send(job, (1, StoredPart(stored.etag), False))
+    assert (there.part, there.sent, target.parts) == (stored, False, {})
+    again = distributed._send(job, (1, StoredPart("0" * 32), False))
+    assert (again.part, again.sent, target.parts) == (stored, True, {1: part})
 
 
 def test_a_failure_is_a_value(job: distributed._Job, target: Memory) -> None:
     target.refuses = True
-    outcome = distributed._send(job, (0, "", False))
+    outcome = distributed._send(job, (0, None, False))
     assert (outcome.failure, outcome.drift, outcome.sent) == ("OSError: no", None, False)
 
 
@@ -130,7 +136,7 @@ def test_another_recording_is_drift(tree: Path, job: distributed._Job, fact: Fac
     else:
         os.utime(path, ns=(0, 0))
     TapeRecorder(tree, overwrite=True).commit()
-    outcome = distributed._send(job, (0, "", False))
+    outcome = distributed._send(job, (0, None, False))
     assert outcome.drift is not None and outcome.drift.differences[0].what == fact
 
 
@@ -229,7 +235,7 @@ def test_recorded_again(data: Path, s3: S3, tmp_path: Path, caplog: pytest.LogCa
     TapeRecorder(data, tmp_path / "new.db", exclude=["07"]).commit()
     s3.forget()
     assert upload(data, "s3://tapes/a.tar", index=tmp_path / "new.db", old_index=old, storage_options=s3.options).sent
-    assert "not of the old index" in caplog.text and s3.copied == []
+    assert "not that of the old index" in caplog.text and s3.copied == []
 
 
 def test_a_server_that_does_not_copy(data: Path, s3: S3, caplog: pytest.LogCaptureFixture) -> None:
@@ -249,7 +255,7 @@ def test_what_was_copied_is_not_what_was_there(data: Path, s3: S3, monkeypatch: 
     TapeRecorder(data, append=True).commit()
     copy = S3Object.copy
 
-    def copy_another(target: S3Object, at: int, part: Window, held: Held) -> str:
+    def copy_another(target: S3Object, at: int, part: Window, held: Held) -> StoredPart:
         return copy(target, at, Window(part._player, 0, part.size, part.name), held)
 
     with monkeypatch.context() as patched:
@@ -304,3 +310,90 @@ def test_a_folder_of_parts_that_grows(data: Path, tmp_path: Path, caplog: pytest
     assert upload(data, url).sent == 1
     assert upload(data, url, part_size=2 * PART).parts == 2
     assert b"".join((out / f"archive.tar.{number:05}").read_bytes() for number in range(1, 3)) == played(data)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A recorded folder whose archive has three parts."""
+    root = make(tmp_path / "small", count=2, size=PART)
+    TapeRecorder(root).commit()
+    return root
+
+
+def go_encrypted(data: Path, s3: S3) -> Upload:
+    """Uploads to a server whose ETags are no MD5s, and compares what is there, and its checksum."""
+    s3.forget()
+    done = upload(data, "s3://tapes/a.tar", storage_options=s3.options | {"config": quick()}, part_size=PART)
+    archive = played(data)
+    assert s3.object("a.tar") == archive
+    assert (done.crc64nvme, done.etag) == (in_base64(slow_crc("crc64nvme", archive)), s3.etag("a.tar"))
+    assert done.etag != expected_etag(archive, PART)
+    return done
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_an_encrypted_bucket(small: Path, s3: S3, tells: bool) -> None:
+    """What has the right checksum is not sent again, is recognised, and is copied; what has none told is sent."""
+    s3.app = server = Encrypting(s3.app, tells)
+    s3.on_part = lambda number: number != 2
+    with pytest.raises(UploadError, match="failed 3 times"):
+        go_encrypted(small, s3)
+    s3.on_part = lambda number: None
+    there = len(s3.received)
+    assert go_encrypted(small, s3).sent == (3 - there if tells else 3)
+    assert go_encrypted(small, s3).was_complete
+    add(small, "more", size=PART)
+    TapeRecorder(small, append=True).commit()
+    grown = go_encrypted(small, s3)
+    assert (grown.copied, grown.sent) == ((2, 2) if tells else (0, 4))
+    assert server.checksums[-1] == grown.crc64nvme != server.checksums[0]
+
+
+def test_a_part_that_a_bad_link_changed(small: Path, s3: S3) -> None:
+    s3.app = Encrypting(s3.app, damaged=[2])
+    go_encrypted(small, s3)
+    assert sorted(s3.received) == [1, 2, 2, 3]
+
+
+def test_an_object_with_another_checksum(small: Path, s3: S3) -> None:
+    """Of a server that told no checksum of the parts: it is removed, and the next upload sends everything again."""
+    s3.app = Encrypting(s3.app, tells=False, damaged=[2])
+    with pytest.raises(UploadError, match=r"s3://tapes/a.tar: has the CRC64NVME .*, predicted was .*; it was removed$"):
+        go_encrypted(small, s3)
+    assert (s3.keys(), s3.unfinished()) == ([], [])
+    assert go_encrypted(small, s3).sent == 3
+
+
+def test_what_was_copied_has_another_checksum(small: Path, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    s3.app = Encrypting(s3.app)
+    go_encrypted(small, s3)
+    before = s3.etag("a.tar")
+    add(small, "more")
+    TapeRecorder(small, append=True).commit()
+    copy = S3Object.copy
+
+    def copy_another(target: S3Object, at: int, part: Window, held: Held) -> StoredPart:
+        return copy(target, at, Window(part._player, 0, part.size, part.name), held)
+
+    monkeypatch.setattr(S3Object, "copy", copy_another)
+    with pytest.raises(UploadError, match="has not the ETag of its parts"):
+        upload(small, "s3://tapes/a.tar", storage_options=s3.options)
+    assert s3.etag("a.tar") == before
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_a_server_without_checksums(small: Path, s3: S3, refuses: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """It refuses them, or passes them over; ETags are compared then, as -v says."""
+    caplog.set_level(logging.INFO, "tartapefs")
+    app = s3.app
+
+    def old(environ: dict[str, Any], start_response: Any) -> Any:
+        checksums = [name for name in environ if name.startswith("HTTP_X_AMZ_CHECKSUM")]
+        if refuses and checksums and environ["REQUEST_METHOD"] == "POST":
+            start_response("501 Not Implemented", [("Content-Length", "0")])
+            return [b""]
+        return app({name: value for name, value in environ.items() if name not in checksums}, start_response)
+
+    s3.app = old
+    done = go(small, s3, part_size=PART)
+    assert done.crc64nvme == "" and "compared by ETags, without a checksum of the whole" in caplog.text

@@ -13,19 +13,16 @@ from tartapefs import OutputError, TapePlayer, TapeRecorder, UploadError
 from tartapefs.api.archive_file import Parts
 from tartapefs.transfer.parts_folder import PartsFolder
 from tartapefs.transfer.range_digests import etag
-from tartapefs.transfer.upload_targets import HashedPart, Label, UploadTarget
+from tartapefs.transfer.upload_targets import HashedPart, Held, Label, StoredPart, UploadTarget
 
 LABEL = Label("f" * 64, "r" * 64, 1, 100_000)
 
 
-def send_all(target: UploadTarget, player: TapePlayer, parts: Parts) -> list[str]:
-    """Sends all parts, and gives their MD5s."""
-    md5s = []
-    for at, part in enumerate(parts):
-        body = HashedPart(player, part.start, part.stop, part.name)
-        target.send(at, body)
-        md5s.append(body.hexdigest())
-    return md5s
+def send_all(target: UploadTarget, player: TapePlayer, parts: Parts) -> list[StoredPart]:
+    bodies = [HashedPart(player, part.start, part.stop, part.name) for part in parts]
+    stored = [target.send(at, body) for at, body in enumerate(bodies)]
+    assert stored == [StoredPart(body.hexdigest(), body.hexdigest()) for body in bodies]
+    return stored
 
 
 def test_a_folder_of_parts(tree: Path, tmp_path: Path) -> None:
@@ -36,9 +33,9 @@ def test_a_folder_of_parts(tree: Path, tmp_path: Path) -> None:
     with playing(tree) as player:
         parts = Parts(player, 100_000)
         target = PartsFolder(url, {}).begin(LABEL)
-        md5s = send_all(target, player, parts)
-        assert target.there(parts) == dict(enumerate(md5s)) and not (out / "MD5SUMS").exists()
-        target.finish(md5s, "", parts, LABEL)
+        stored = send_all(target, player, parts)
+        assert target.there(parts) == dict(enumerate(stored)) and not (out / "MD5SUMS").exists()
+        target.finish(stored, parts, LABEL)
         names = [part.name for part in parts]
     complete = {path.name: path.read_bytes() for path in out.iterdir()}
     assert b"".join(complete[name] for name in names) == before.read(0, before.size)
@@ -54,7 +51,7 @@ def test_a_folder_of_parts(tree: Path, tmp_path: Path) -> None:
         aborted.abort()
         assert {path.name: path.read_bytes() for path in out.iterdir()} == complete
         target = PartsFolder(url, {}).begin(LABEL)
-        target.finish(send_all(target, player, parts), "", parts, LABEL)
+        target.finish(send_all(target, player, parts), parts, LABEL)
         names = [part.name for part in parts]
     assert sorted(path.name for path in out.iterdir()) == sorted(
         ["MD5SUMS", "TARTAPE", *names, *(f"{n}.md5" for n in names)]
@@ -73,14 +70,12 @@ def test_what_is_held_is_as_the_label_says(tree: Path, tmp_path: Path) -> None:
         parts = Parts(player, 100_000)
         label = Label.of(player.tape, 100_000)  # type: ignore[arg-type]
         begun = target.begin(label)
-        md5s = send_all(begun, player, parts)
-        predicted = etag(map(bytes.fromhex, md5s))
-        begun.finish(md5s, predicted, parts, label)
-        held = target.held()
-        assert held is not None and (held.label, held.etag) == (label, predicted)
-        within = {at: md5 for at, md5 in enumerate(md5s) if (at + 1) * 100_000 <= 250_000}
+        stored = send_all(begun, player, parts)
+        held = begun.finish(stored, parts, label)
+        assert held == target.held() == Held(label, etag(bytes.fromhex(part.md5) for part in stored))
+        within = {at: part for at, part in enumerate(stored) if (at + 1) * 100_000 <= 250_000}
         assert target.kept(parts, held, 250_000) == within
-        assert target.kept(parts, held, archive) == dict(enumerate(md5s))
+        assert target.kept(parts, held, archive) == dict(enumerate(stored))
     written = {path.name: path.read_bytes() for path in out.iterdir()}
     facts = json.loads(written["TARTAPE"])
     first, lines = "archive.tar.00001", written["MD5SUMS"].splitlines(keepends=True)

@@ -2,13 +2,15 @@
 
 import hashlib
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.digests import expected_etag
+from support.digests import expected_etag, in_base64, slow_crc
+from support.encrypting import Encrypting
 from support.recordings import player_of, whole
 from support.s3 import S3, environment
 from support.s3 import s3 as s3
@@ -18,7 +20,7 @@ from tartapefs import TapeRecorder, UploadError
 from tartapefs.api.archive_file import Parts
 from tartapefs.transfer import s3_object
 from tartapefs.transfer.s3_object import S3Object
-from tartapefs.transfer.upload_targets import HashedPart, Held, Label
+from tartapefs.transfer.upload_targets import HashedPart, Held, Label, StoredPart
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
@@ -30,16 +32,23 @@ def data(tmp_path: Path) -> Path:
     return root
 
 
-def send(target: S3Object, data: Path) -> tuple[list[str], str]:
-    """Sends all three parts; their MD5s, and the ETag that the object must have."""
-    archive, md5s = whole(data), []
+def send(target: S3Object, data: Path) -> tuple[list[StoredPart], str]:
+    """Sends all three parts; returns what is stored, and the ETag that the object must have."""
+    archive = whole(data)
     with player_of(data) as player:
-        for at, part in enumerate(Parts(player, PART)):
-            body = HashedPart(player, part.start, part.stop, part.name)
-            target.send(at, body)
-            assert body.hexdigest() == hashlib.md5(archive[part.start : part.stop]).hexdigest()
-            md5s.append(body.hexdigest())
-    return md5s, expected_etag(archive, PART)
+        bodies = [
+            HashedPart(player, part.start, part.stop, part.name, with_crc=target.checksummed)
+            for part in Parts(player, PART)
+        ]
+        stored = [target.send(at, body) for at, body in enumerate(bodies)]
+    md5s = [hashlib.md5(archive[start : start + PART]).hexdigest() for start in range(0, len(archive), PART)]
+    assert [part.md5 for part in stored] == md5s
+    return stored, expected_etag(archive, PART)
+
+
+def as_listed(stored: list[StoredPart]) -> dict[int, StoredPart]:
+    """As moto lists it, with ETags alone."""
+    return {at: StoredPart(part.etag) for at, part in enumerate(stored)}
 
 
 def test_an_object_and_its_label(data: Path, s3: S3) -> None:
@@ -50,23 +59,24 @@ def test_an_object_and_its_label(data: Path, s3: S3) -> None:
     assert target.held() is None
     begun = target.begin(label)
     assert target.begin(label).upload_id == begun.upload_id != target.begin(label, anew=True).upload_id
-    md5s, etag = send(begun, data)
+    stored, etag = send(begun, data)
+    crc = in_base64(slow_crc("crc64nvme", archive))
     with player_of(data) as player:
         parts = Parts(player, PART)
-        assert begun.there(parts) == dict(enumerate(md5s))
-        begun.finish(md5s, etag, parts, label)
-        begun.finish(md5s, etag, parts, label)  # the answer was lost
-        with pytest.raises(UploadError, match="predicted was 0-3"):
-            begun.finish(md5s, "0-3", parts, label)
-    held = target.held()
-    assert held is not None and (held.label, held.etag) == (label, etag)
+        assert begun.there(parts) == as_listed(stored)
+        held = begun.finish(stored, parts, label)
+        assert held == begun.finish(stored, parts, label)  # the answer was lost
+        wrong = [replace(part, etag="0" * 32, md5="0" * 32) for part in stored]
+        with pytest.raises(UploadError, match=f"has the ETag {etag}, predicted was .*-3"):
+            begun.finish(wrong, parts, label)
+    assert held == target.held() == Held(label, etag, crc)
     assert s3.object("a.tar") == archive
     assert target.is_labelled(label) and not target.is_labelled(Label("g", "r", 1, PART))
-    for wrong in (Label("f", "r", len(archive) + 1, PART), Label("f", "r", len(archive), 2 * PART)):
-        again = target.begin(wrong, anew=True)
-        md5s, etag = send(again, data)
+    for other in (Label("f", "r", len(archive) + 1, PART), Label("f", "r", len(archive), 2 * PART)):
+        again = replace(target.begin(other, anew=True), checksummed=False)  # else its size counts
+        stored, etag = send(again, data)
         with player_of(data) as player:
-            again.finish(md5s, etag, Parts(player, PART), wrong)
+            assert again.finish(stored, Parts(player, PART), other).etag == etag
         assert target.held() is None
 
 
@@ -76,12 +86,12 @@ def test_a_copy_is_of_the_object_that_was_held(data: Path, s3: S3) -> None:
     first = S3Object("tapes", "a.tar", s3.options).begin(label)
     with player_of(data) as player:
         parts = Parts(player, PART)
-        md5s, etag = send(first, data)
-        first.finish(md5s, etag, parts, label)
-        held = first.held()
-        assert held is not None and first.copies(held)
+        stored, _ = send(first, data)
+        held = first.finish(stored, parts, label)
+        assert first.copies(held)
         again = first.begin(label, anew=True)
-        assert [again.copy(at, parts[at], held) for at in range(len(parts))] == md5s
+        copied = [replace(part, crc64nvme=None) for part in stored]
+        assert [again.copy(at, parts[at], held) for at in range(len(parts))] == copied
         with s3.client() as client:
             client.put_object(Bucket="tapes", Key="a.tar", Body=b"x" * len(archive))
         with pytest.raises(UploadError, match="Precondition"):
@@ -113,11 +123,11 @@ def test_a_server_whose_etag_is_of_the_whole(data: Path, s3: S3, monkeypatch: py
         )
         with monkeypatch.context() as patched, player_of(data) as player:
             patched.setattr(s3_object, "_client", lambda options, signs, client=client: client)
-            finish = partial(S3Object("tapes", "a.tar", s3.options, "id").finish, [], "e-3", Parts(player, PART))
+            finish = partial(S3Object("tapes", "a.tar", s3.options, "id").finish, [], Parts(player, PART))
             if is_right:
                 finish(Label("f", "r", 1, PART))
             else:
-                with pytest.raises(UploadError, match="predicted was e-3"):
+                with pytest.raises(UploadError, match="predicted was d41d8cd98f00b204e9800998ecf8427e-0"):
                     finish(Label("f", "r", 1, PART))
 
 
@@ -126,6 +136,19 @@ def test_a_part_is_stored_otherwise_than_it_was_read(data: Path, s3: S3, monkeyp
     monkeypatch.setattr(HashedPart, "hexdigest", lambda part: "0" * 32)
     with pytest.raises(UploadError, match=r"archive.tar.00001 is stored with the ETag .*, its MD5 is 000"):
         send(target, data)
+
+
+def test_without_the_package_for_checksums(data: Path, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ETags alone decide; where they are no MD5s, the error says what to install."""
+    monkeypatch.setattr(s3_object, "is_installed", lambda: False)
+    label = Label("f", "r", len(whole(data)), PART)
+    target = S3Object("tapes", "a.tar", s3.options).begin(label)
+    stored, etag = send(target, data)
+    with player_of(data) as player:
+        assert target.finish(stored, Parts(player, PART), label) == Held(label, etag)
+    s3.app = Encrypting(s3.app)
+    with pytest.raises(UploadError, match=r"is stored with the ETag .*, its MD5 is .*; needs the package awscrt"):
+        send(target.begin(label), data)
 
 
 def test_servers_that_list_nothing(data: Path, s3: S3) -> None:
@@ -141,11 +164,11 @@ def test_servers_that_list_nothing(data: Path, s3: S3) -> None:
     target = S3Object("tapes", "a.tar", s3.options | {"config": quick()})
     begun = target.begin(label)
     assert begun.upload_id != target.begin(label).upload_id
-    md5s, etag = send(begun, data)
+    stored, _ = send(begun, data)
     with player_of(data) as player:
         assert begun.there(Parts(player, PART)) == {}
         target.begin(label).abort()
-        begun.finish(md5s, etag, Parts(player, PART), label)
+        begun.finish(stored, Parts(player, PART), label)
     assert s3.object("a.tar") == whole(data)
 
 
@@ -218,9 +241,9 @@ def test_a_part_is_read_once(data: Path, s3: S3) -> None:
     target = S3Object("tapes", "a.tar", s3.options).begin(label)
     with player_of(data) as player:
         parts = Parts(player, PART)
-        part = HashedPart(player, 0, PART, "part", positions.append)
-        target.send(0, part)
+        part = HashedPart(player, 0, PART, "part", positions.append, target.checksummed)
+        stored = target.send(0, part)
         assert positions == sorted(set(positions))
-        target.finish([part.hexdigest()], expected_etag(whole(data)[:PART], PART), parts, label)
+        target.finish([stored], parts, label)
     assert signed["PUT"] == ["UNSIGNED-PAYLOAD"]
     assert "UNSIGNED-PAYLOAD" not in signed["POST"]

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.digests import in_base64, slow_crc
 from support.recordings import player_of, whole
 from support.uploads import PART
 
 from tartapefs import Tape, TapeError, TapeNotFoundError, TapeRecorder
 from tartapefs.distributed import upload
 from tartapefs.transfer import s3_object
-from tartapefs.transfer.upload_targets import HashedPart, Label
+from tartapefs.transfer.upload_targets import HashedPart, Label, StoredPart, crc64nvme_of
 
 
 @pytest.fixture
@@ -86,3 +87,25 @@ def test_a_window_hashes_what_was_read_last(tree: Path) -> None:
         assert part.read(3000) + part.read() == archive[1000:5000]
         assert part.hexdigest() == hashlib.md5(archive[1000:5000]).hexdigest()
     assert positions[:3] == [0, 0, 3000]
+
+
+def test_a_part_with_its_crc(tree: Path) -> None:
+    """Of what was read since its start; of both parts it makes that of the whole."""
+    TapeRecorder(tree).commit()
+    archive = whole(tree)
+    label, stored = Label("f", "r", len(archive), 100_000), []
+    with player_of(tree) as player:
+        for start in range(0, len(archive), 100_000):
+            stop = min(start + 100_000, len(archive))
+            part = HashedPart(player, start, stop, "part", with_crc=True)
+            part.read(1000)
+            part.seek(0)
+            assert part.read() == archive[start:stop]
+            assert f"{part.crc64nvme:016x}" == slow_crc("crc64nvme", archive[start:stop])
+            stored.append(part.as_stored("etag"))
+            assert stored[-1].md5 == hashlib.md5(archive[start:stop]).hexdigest()
+            assert part.equals(stored[-1]) and part.equals(StoredPart(part.hexdigest()))
+            assert not part.equals(StoredPart("etag")) and not part.equals(StoredPart("etag", crc64nvme=0))
+        assert HashedPart(player, 0, 10, "part").crc64nvme is None
+    assert crc64nvme_of(stored, label) == in_base64(slow_crc("crc64nvme", archive))
+    assert crc64nvme_of([*stored[:-1], StoredPart("etag")], label) == ""

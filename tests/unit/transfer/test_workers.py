@@ -7,6 +7,7 @@ import pytest
 
 from tartapefs import TapeIntegrityError, UploadError
 from tartapefs.base.errors import Difference, Fact
+from tartapefs.transfer.upload_targets import StoredPart
 from tartapefs.transfer.workers import Outcome, Threads, here, reason, run
 
 DRIFT = TapeIntegrityError("data/a", [Difference(Fact.SIZE, "1", "2")])
@@ -23,11 +24,11 @@ def test_each_item_once_and_hardly_more_than_run_at_once() -> None:
             yield number
 
     def task(number: int) -> Outcome:
-        return Outcome(md5=str(number))
+        return Outcome(part=StoredPart(str(number)))
 
     with Threads(3) as workers:
         for number, outcome in run(workers, task, items(), 3, "memory:"):
-            assert outcome.md5 == str(number)
+            assert outcome.part == StoredPart(str(number))
             finished.append(number)
     assert sorted(finished) == list(range(20))
 

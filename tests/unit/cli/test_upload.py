@@ -69,6 +69,7 @@ def test_what_it_says(data: Path, s3: S3, command: list[str]) -> None:
     )
 
 
+@pytest.mark.long(but=4)
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -114,7 +115,8 @@ def test_a_full_disk(data: Path, tmp_path: Path) -> None:
         subprocess.run(["umount", full], check=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.long(but=1)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
 def test_ended_on_the_way(data: Path, s3: S3, command: list[str], number: int) -> None:
     """The next one sends what is missing, and no more."""
     ended = threading.Event()
@@ -136,6 +138,7 @@ def test_ended_on_the_way(data: Path, s3: S3, command: list[str], number: int) -
     assert s3.object("a.tar") == whole(data)
 
 
+@pytest.mark.long
 def test_threads_need_no_dask(data: Path, s3: S3, command: list[str]) -> None:
     code = (
         "import sys; sys.modules['distributed'] = None; sys.argv[0] = 'tartapefs'; from tartapefs.__main__ import main;"

@@ -178,13 +178,18 @@ def test_what_was_added_is_sent_and_the_rest_is_copied(data: Path, s3: S3) -> No
     assert s3.object("a.tar")[: len(first) - FOOTER] == first[:-FOOTER]
     assert s3.received_bytes < grown.size - 2 * PART + 20_000
     assert go(data, s3).was_complete
+
+
+@pytest.mark.long
+def test_other_parts_and_seals(data: Path, s3: S3) -> None:
+    go(data, s3, part_size=PART)
     other = go(data, s3, part_size=PART + 1)  # the parts have other borders, and the last one is copied, too
-    assert (other.copied, other.sent) == (4, 0)
+    assert (other.copied, other.sent) == (3, 0)
     seal_again(data)
     assert go(data, s3).was_complete
     add(data, "most")
     TapeRecorder(data, append=True).commit()
-    assert go(data, s3).copied == 3
+    assert go(data, s3).copied == 2
 
 
 def test_a_part_that_is_refused_and_what_goes_on_from_there(data: Path, s3: S3) -> None:
@@ -238,6 +243,7 @@ def test_recorded_again(data: Path, s3: S3, tmp_path: Path, caplog: pytest.LogCa
     assert "not that of the old index" in caplog.text and s3.copied == []
 
 
+@pytest.mark.long
 def test_a_server_that_does_not_copy(data: Path, s3: S3, caplog: pytest.LogCaptureFixture) -> None:
     go(data, s3, part_size=PART)
     add(data, "more")
@@ -282,6 +288,7 @@ def test_drift_removes_what_was_sent(data: Path, s3: S3) -> None:
     assert (s3.keys(), s3.unfinished()) == ([], [])
 
 
+@pytest.mark.long
 def test_additions(data: Path, s3: S3) -> None:
     archive = whole(data)
     s3.on_part = lambda number: (data / f"new {number}").touch()

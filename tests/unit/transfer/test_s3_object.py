@@ -178,6 +178,7 @@ def quick() -> Any:
     return Config(request_checksum_calculation="when_required", retries={"max_attempts": 0})
 
 
+@pytest.mark.long(but=3)
 @pytest.mark.parametrize(
     ("bucket", "key", "options", "says"),
     [

@@ -161,5 +161,6 @@ class PartsFolder:
     def abort(self) -> None:
         fs, path, sizes = self._listed()
         for name in sizes:
-            if name.startswith(self.under_way) and _is_of_a_part(name):
+            is_left_over = name == _LABEL and not self.under_way
+            if is_left_over or (name.startswith(self.under_way) and _is_of_a_part(name)):
                 fs.rm_file(f"{path}/{name}")

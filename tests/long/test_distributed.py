@@ -362,6 +362,7 @@ def test_a_folder_of_parts(data: Path, client: Client, tmp_path: Path) -> None:
     assert (again.sent, again.etag) == (4, predicted(reference))
     subprocess.run(["md5sum", "--check", "--strict", "--quiet", "MD5SUMS"], cwd=out, check=True)
 
+    (out / "TARTAPE").unlink()  # so that it is read
     complete = contents(out)
     change(data / "14")
     with pytest.raises(TapeIntegrityError):
@@ -376,12 +377,12 @@ def test_a_folder_of_parts(data: Path, client: Client, tmp_path: Path) -> None:
     assert again.etag == predicted(Reference(data))
     for found in seen:
         assert complete.items() <= found.items(), "the complete set was touched before the next one was complete"
-    assert sorted(contents(out)) == sorted(complete)
+    assert sorted(contents(out)) == sorted([*complete, "TARTAPE"])
     assert b"".join((out / name).read_bytes() for name in names) == Reference(data).read(0, Reference(data).size)
     subprocess.run(["md5sum", "--check", "--strict", "--quiet", "MD5SUMS"], cwd=out, check=True)
 
     assert go(part_size=2 * PART).parts == 3  # so the parts of before would be in the way
-    assert len(contents(out)) == 7
+    assert len(contents(out)) == 8
     subprocess.run(["md5sum", "--check", "--strict", "--quiet", "MD5SUMS"], cwd=out, check=True)
 
     (out / "MD5SUMS").unlink()  # not complete: then drift takes all of it away
@@ -406,6 +407,7 @@ def test_the_pages(page: str, s3: S3, address: str, scratch: Scratch, monkeypatc
     """Their examples, as they are printed, with this server and this cluster in the place of theirs."""
     for name, value in environment(s3).items():
         monkeypatch.setenv(name, value)
+    scratch.environment |= environment(s3) | {"PATH": scratch.environment["PATH"]}
     s3_object._session.cache_clear()
     text = (Path(__file__).parents[2] / "docs" / page).read_text()
     text = text.replace("tcp://scheduler:8786", address)

@@ -143,9 +143,10 @@ def test_what_does_not_fit_is_listed_in_one_go_and_nothing_written(small: Path) 
     before = small.stat().st_mtime_ns
     result = run("record", small)
     refused(result, 4)
-    *problems, summary = result.stderr.splitlines()
+    *problems, summary, hint = result.stderr.splitlines()
     assert [problem.partition(": ")[0] for problem in problems] == ["line\\nbreak", "long-link", "n" * 120]
     assert "3" in summary and "nothing was written" in summary
+    assert "--long-names" in hint
     assert not (small / ".tartape").exists() and small.stat().st_mtime_ns == before
 
 

@@ -151,11 +151,11 @@ class UnexpectedTapeError(TapeError):
     expected: the fingerprint or seal, 64 hex digits.
     """
 
-    def __init__(self, path: str, expected: str, fingerprint: str, seal: str) -> None:
+    def __init__(self, path: str, expected: str, fingerprint: str, seal: str, why: str = "") -> None:
         sealed = f"its seal {seal}" if seal else "it has no seal"
         super().__init__(
             f"{printable(path)}: not the tape that was expected: {printable(expected)};"
-            f" its fingerprint is {fingerprint}, {sealed}; find out who recorded it anew, or changed it"
+            f" its fingerprint is {fingerprint}, {sealed}; {why or 'find out who recorded it anew, or changed it'}"
         )
         self.path = path
         self.expected = expected

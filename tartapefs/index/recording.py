@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import chain
 from types import TracebackType
 from typing import Literal, Self
 
@@ -163,7 +164,21 @@ class Recording(Index):
             return "seal"
         if value == self.fingerprint:
             return "fingerprint"
-        raise UnexpectedTapeError(self.index_path, value, self.fingerprint, self.seal)
+        raise UnexpectedTapeError(self.index_path, value, self.fingerprint, self.seal, self._why_another(value))
+
+    def _why_another(self, value: str) -> str:
+        """Why the tape is not the one with this fingerprint or seal, if it may be because it was appended to."""
+        count = len(self.generations)
+        for number, generation in enumerate(self.generations[:-1], 1):
+            if generation.fingerprint == value:
+                what = f"the archive up to byte {generation.stop:,}"
+                return f'that is generation {number} of {count}, {what}: "record --append" added to it since'
+        if self.seal and count > 1:
+            return (
+                f'it has {count} generations, and another seal since each "record --append"; if that is not why,'
+                f" find out who recorded it anew, or changed it"
+            )
+        return ""
 
     def shared_with(self, fingerprint: str, rows: Collection[str | None]) -> int | None:
         """Up to which byte the archive of the recording with these digests is this one's; None for any other one.
@@ -173,10 +188,20 @@ class Recording(Index):
         """
         if fingerprint == self.fingerprint and self.rows_digest in rows:
             return self.total_size
-        for generation in self.generations[:-1]:
-            if generation.fingerprint == fingerprint and self.rows_digest_before(generation.stop) in rows:
-                return generation.stop
+        for count, generation in enumerate(self.generations[:-1], 1):
+            if generation.fingerprint == fingerprint:
+                is_same = any(digest in rows for digest in self._rows_digests(self.generations[:count]))
+                return generation.stop if is_same else None
         return None
+
+    def _rows_digests(self, generations: Sequence[Generation]) -> Iterator[str]:
+        """The digest of all rows when there were these generations; of a sealed tape, also before it was sealed."""
+        yield self.rows_digest_before(generations[-1].stop)
+        if self.seal:
+            from tartapefs.index.writer import unsealed_rows_digest  # which other readers need not load
+
+            members = chain.from_iterable(map(self.members_of, generations))
+            yield unsealed_rows_digest((member[1:] for member in members), generations)
 
     def has_fingerprint(self, on_member: Callable[[], None] = lambda: None) -> bool:
         """Whether the headers of all members have the recorded fingerprint. Reads the whole index."""

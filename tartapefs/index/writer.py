@@ -212,6 +212,14 @@ class IndexWriter:
             self._end()
 
 
+def unsealed_rows_digest(members: Iterator[ustar.Facts], generations: Sequence[schema.Generation]) -> str:
+    """The digest of the rows that these members, of these generations, have in an index without digests of contents."""
+    digest = hashlib.sha256()
+    for _ in IndexWriter("", generations=generations)._rows(members, digest.update, lambda headers: None):
+        pass
+    return digest.hexdigest()
+
+
 def insert_digests(db: sqlite3.Connection, rows: Iterable[hash_tree.Row]) -> None:
     """Writes rows of the hash tree. A node that is there, the last one of its level, is replaced."""
     execute = db.execute

@@ -181,6 +181,13 @@ MUTANTS = [
         "if False and self._audited < max(",
         PLAYER,
     ),
+    Mutant(
+        "the state of another recording is none of a generation",
+        "index/recording.py",
+        "return generation.stop if is_same else None",
+        "return generation.stop",
+        GENERATIONS + " -k a_state_of",
+    ),
     *[
         Mutant(says, "record/comparison.py", old, new, COMPARISON)
         for says, old, new in (

@@ -13,12 +13,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from support.daemon import daemon_of, force_unmount, is_gone, is_mounted, waits_for_fuse
+from support.generations import Generations
 from support.programs import TARTAPEFS, our_mounts, run, umount, under_strace, wait_until
 from support.reference import Reference
 
@@ -192,6 +193,39 @@ def test_a_recorder_killed_at_any_time(victim: Victim, record_property: Callable
     print(f"{victim.points} points; the root's time was moved {victim.root_touched}")
 
 
+@pytest.mark.needs("strace")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_an_append_that_ends_at_each_change(tmp_path: Path, number: signal.Signals) -> None:
+    """On the way into every system call that changes anything: the old index, or the new one; and the next goes on."""
+    root = tmp_path / "data"
+    make_tree(root)
+    index, expected, points = root / ".tartape" / "index.db", Generations(root), 0
+    TapeRecorder(root).commit()
+    archive = expected.append()
+    for call, most in CHANGES.items():
+        for at in range(1, most + 1, 1 if LONG or most < 10 else 6):
+            (root / "folder 00" / f"{call} {at}").write_bytes(os.urandom(700))
+            os.utime(root / "folder 00", ns=(OLD_NS, OLD_NS + points * 10**9))
+            before, archive_before = index.read_bytes(), archive
+            inject = ["-e", f"trace={call}", "-e", f"inject={call}:signal={number.name}:when={at}"]
+            command = [*under_strace(*inject), "record", "--append", root]
+            code = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60).returncode
+            archive = expected.append()
+            assert archive.startswith(archive_before[:-1024])
+            assert code in (0, -number if number == signal.SIGKILL else 128 + number), (call, at)
+            assert played(root) == (archive_before if index.read_bytes() == before else archive), (call, at)
+            if code != -signal.SIGKILL:
+                assert os.listdir(root / ".tartape") == ["index.db"], (call, at)
+            assert root.stat().st_mtime_ns == OLD_NS
+            assert run("record", "--append", root).returncode == 0
+            assert os.listdir(root / ".tartape") == ["index.db"], (call, at)
+            assert played(root) == archive, (call, at)
+            points += 1
+            if code == 0 and index.read_bytes() != before and most > 10:
+                break
+    assert points >= 15
+
+
 # Out of disk
 
 
@@ -241,14 +275,14 @@ def test_a_disk_too_small(tmp_path: Path, free: int, had_tape: bool) -> None:
 # Several recorders at once
 
 
-def start_recorders(root: Path, count: int, *options: str) -> list[tuple[int, str]]:
-    """Exit codes and messages of recorders that were started at once."""
+def start_recorders(root: Path, count: int, *options: Sequence[str]) -> list[tuple[int, str]]:
+    """Exit codes and messages of recorders that were started at once, so many with each of these options."""
     processes = [
         subprocess.Popen(
-            [*TARTAPEFS, "record", *options, root],
+            [*TARTAPEFS, "record", *some, root],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )
-        for _ in range(count)
+        for some in [*options] * count
     ]  # fmt: skip
     said = [process.communicate(timeout=60)[1] for process in processes]
     return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
@@ -264,13 +298,66 @@ def test_recorders_that_race(tmp_path: Path, options: tuple[str, ...]) -> None:
             (root / ".tartape" / "index.db").unlink()
             (root / ".tartape").rmdir()
         os.utime(root, ns=(OLD_NS, OLD_NS))
-        ended = start_recorders(root, 2 + turn % 3, *options)
+        ended = start_recorders(root, 2 + turn % 3, options)
         codes = [code for code, _ in ended]
         assert set(codes) <= {0, 4}, ended
         assert codes.count(0) == 1 if not options else 0 in codes, ended
         assert os.listdir(root / ".tartape") == ["index.db"]
         assert played(root) == whole(root)
         assert root.stat().st_mtime_ns == OLD_NS
+
+
+@pytest.mark.parametrize("other", ["--append", "--force"])
+def test_appends_that_race(tmp_path: Path, other: str) -> None:
+    """With each other, or with one that records anew: one whole index of one or the other, and nothing beside it."""
+    root = tmp_path / "data"
+    make_tree(root)
+    assert run("record", root).returncode == 0
+    growing = Generations(root)
+    growing.append()
+    for turn in range(15 if LONG else 5):
+        (root / "folder 00" / f"new {turn}").write_bytes(b"new")
+        os.utime(root / "folder 00", ns=(OLD_NS, OLD_NS + turn * 10**9))
+        anew = Generations(root)
+        expected = [growing.append(), *([anew.append()] if other == "--force" else [])]
+        ended = start_recorders(root, 1 + turn % 2, ["--append"], [other])
+        codes = [code for code, _ in ended]
+        assert set(codes) <= {0, 4} and 0 in codes, ended
+        assert os.listdir(root / ".tartape") == ["index.db"]
+        assert played(root) in expected
+        assert root.stat().st_mtime_ns == OLD_NS
+        if played(root) != expected[0]:
+            growing = anew
+
+
+@pytest.mark.needs("strace")
+@pytest.mark.parametrize("slow", ["flock", "copy_file_range", "fsync", "rename"])
+@pytest.mark.parametrize("other", ["--append", "--force"])
+def test_appends_that_race_at_the_worst_moment(tmp_path: Path, slow: str, other: str) -> None:
+    """One is slow in one call while the other runs: one of them, or both after each other, and never half of one."""
+    root = tmp_path / "data"
+    make_tree(root)
+    assert run("record", root).returncode == 0
+    growing = Generations(root)
+    growing.append()
+    (root / "folder 00" / "new").write_bytes(b"new")
+    os.utime(root / "folder 00", ns=(OLD_NS, OLD_NS + 10**9))
+    expected = [growing.append(), Generations(root).append()]
+    inject = ["-e", f"trace={slow}", "-e", f"inject={slow}:delay_enter=1500000"]
+    log = tmp_path / "calls.log"
+    process = subprocess.Popen(
+        [*under_strace(*inject, log=log), "record", "--append", root],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_until(lambda: log.exists() and slow in log.read_text())  # the call is written before it is slowed
+    result = run("record", other, root)
+    _, said = process.communicate(timeout=60)
+    ended = [(process.returncode, said), (result.returncode, result.stderr)]
+    codes = [code for code, _ in ended]
+    assert set(codes) <= {0, 4} and 0 in codes, ended
+    assert os.listdir(root / ".tartape") == ["index.db"]
+    assert root.stat().st_mtime_ns == OLD_NS
+    assert played(root) in expected
 
 
 @pytest.mark.needs("strace")

@@ -225,7 +225,8 @@ def test_a_sealed_tape(tree: Path, tmp_path: Path) -> None:
     for digest in (facts["seal"], facts["fingerprint"]):
         assert as_json("verify", tree, "--expect", digest)["valid"] is True
     old = as_json("info", tree, "--index", growing.indexes[0])
-    assert run("verify", tree, "--expect", old["seal"]).returncode == 1
+    result = run("verify", tree, "--expect", old["seal"])
+    assert (result.returncode, "another seal since each" in result.stderr) == (1, True)
     copy, place = tmp_path / "copy.tar", tmp_path / "extracted"
     copy.write_bytes(archive)
     place.mkdir()
@@ -246,6 +247,41 @@ def test_a_sealed_tape(tree: Path, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.fuse
+def test_the_fingerprint_of_an_earlier_generation(growing: Growing, tmp_path: Path) -> None:
+    """What was expected is named, wherever it is; and the exit code is that of another tape."""
+    (tmp_path / "copy.tar").write_bytes(growing.archives[-1])
+    (tmp_path / "place").mkdir()
+    facts = as_json("info", growing.root)
+    for number, generation in enumerate(facts["generations"][:-1], 1):
+        says = f"that is generation {number} of 3, the archive up to byte {growing.starts[number]:,}: "
+        for command, *more in (["mount", tmp_path / "place"], ["check", tmp_path / "copy.tar"], ["verify"], ["play"]):
+            result = run(command, growing.root, *more, "--expect", generation["fingerprint"])
+            assert (result.returncode, says in result.stderr) == (1, True), result.stderr
+    result = run("verify", growing.root, "--expect", "0" * 64)
+    assert (result.returncode, "generation" in result.stderr) == (1, False)
+
+
+@pytest.mark.parametrize("appended", [0, 1])
+def test_a_digest_that_was_begun_before_the_tape_was_sealed(tree: Path, tmp_path: Path, appended: int) -> None:
+    """It goes on: after the seal, and what was added then."""
+    state = tmp_path / "state"
+    growing = Growing(tree, tmp_path)
+    if not appended:
+        done(run("record", tree, "--force"))
+        growing.archives[:] = [Generations(tree).append()]
+    done(run("digest", tree, "--state", state, "--algorithm", "sha256"))
+    end = len(growing.archives[-1]) - FOOTER
+    done(run("seal", tree, "--digest", "sha256"))
+    (tree / "zzz added").write_bytes(os.urandom(3000))
+    done(run("record", tree, "--append"))
+    with Tape.discover(tree) as tape, closing(TapePlayer(tape)) as player:
+        digests = Digests(tape, ("sha256",), state=state)
+        assert digests.missing() == [(end, tape.total_size)]
+        digests.complete(player)
+        assert digests.results()["sha256"] == hashlib.sha256(player.read(0, tape.total_size)).hexdigest()
+
+
 def compare(one: Path, other: Path) -> None:
     """Equal contents, modes and times."""
     result = subprocess.run(["rsync", "-rlptni", "--delete", "--checksum", f"{one}/", other], capture_output=True)
@@ -259,6 +295,22 @@ def test_sealed_later(growing: Growing) -> None:
     assert as_json("verify", growing.root, "--deep")["valid"] is True
     played = run("play", growing.root, text=False, errors=None).stdout
     assert played == growing.archives[-1]  # type: ignore[comparison-overlap]
+
+
+@pytest.mark.fuse
+def test_appended_while_mounted(growing: Growing, mount: Callable[..., Path]) -> None:
+    """The mount goes on with the archive that it has; the next one has what was added, behind the same bytes."""
+    archive = mount(growing.root, "--allow-additions")
+    before = growing.archives[-1]
+    with archive.open("rb") as file:
+        assert file.read(100_000) == before[:100_000]
+        growing.grow(2)
+        assert file.read() == before[100_000:]
+    assert archive.read_bytes() == before
+    assert as_json("status", archive.parent)["state"] == "valid"
+    after = mount(growing.root)
+    assert after.read_bytes() == growing.archives[-1]
+    assert growing.archives[-1].startswith(before[:-FOOTER])
 
 
 @pytest.mark.fuse

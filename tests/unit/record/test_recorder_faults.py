@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
+from support.generations import Generations
 from support.recordings import assert_recorded, nothing_written, played, whole
 
 import tartapefs
@@ -104,9 +105,11 @@ _INTERRUPTIBLE = tuple(
     module.__file__
     for module in (
         tartapefs.record.recorder,
+        tartapefs.record.comparison,
         tartapefs.record.options,
         tartapefs.record.settling,
         tartapefs.record.tape_folder,
+        tartapefs.index.extender,
         tartapefs.index.writer,
         tartapefs.base.forked_work,
         contextlib,
@@ -168,6 +171,35 @@ def test_interrupt_at_any_moment(tmp_path: Path, elsewhere: bool) -> None:
         assert os.listdir(root) == ["file"], moments
         os.utime(root, (10**9, 10**9))
         moments += 1
+    assert moments > 100, "it was not interrupted often"
+    gc.collect()  # of descriptors within reference cycles of tracebacks
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_interrupt_at_any_moment_of_an_append(tmp_path: Path) -> None:
+    """Whenever it comes, there is the old index, to the byte, or the new one, and nothing beside it."""
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "file").write_bytes(b"content")
+    os.utime(root, (10**9, 10**9))
+    index, expected = root / ".tartape" / "index.db", Generations(root)
+    TapeRecorder(root).commit()
+    before = index.read_bytes(), expected.append()
+    (root / "new").write_bytes(b"new")
+    os.utime(root, (10**9 + 1, 10**9 + 1))
+    after = expected.append()
+    time.sleep(0.05)  # until nothing of it is fresh
+    moments, ended = 1, False
+    while not ended:
+        ended = _interrupted_after(moments, TapeRecorder(root, append=True))
+        assert os.listdir(root / ".tartape") == ["index.db"], moments
+        assert root.stat().st_mtime == 10**9 + 1, moments
+        if index.read_bytes() != before[0]:
+            assert played(root) == after, moments
+            index.write_bytes(before[0])
+        moments += 1
+    assert after.startswith(before[1][:-1024])
     assert moments > 100, "it was not interrupted often"
     gc.collect()  # of descriptors within reference cycles of tracebacks
 

@@ -192,7 +192,7 @@ class Index:
             return True
         try:
             return schema.generations_digest(self._all_rows) == self.facts.generations_digest
-        except TypeError:  # a value is no number
+        except row_codec.MALFORMED:  # a value is no number
             return False
 
     def _all_rows(self, table: str) -> Iterator[tuple[Any, ...]]:

@@ -366,6 +366,27 @@ class Bench:
                 size = os.stat(tape.index_path).st_size / tape.member_count
             yield Result(f"index of {name}", "bytes a member", (size,), "at most", 100)
 
+    def append(self) -> Iterator[Result]:
+        """A thousandth is added to a folder, round by round, which is then recorded anew as well."""
+        for members in self.members:
+            source, new = self.data / f"grown-{members}", self.data / f"new-{members}"
+            grown, anew = source.with_suffix(".append.db"), index_of(source)
+            shutil.rmtree(new, ignore_errors=True)
+            if not source.exists():
+                make_small(source, members, b"x")
+            for number in range(self.rounds):
+                make_small(new / f"{number}", members // 1000, b"x")
+            time.sleep(SETTLED)
+            subprocess.run([*TAPEFS, "record", "--force", "--index", grown, source], check=True, capture_output=True)
+            taken = []
+            for number in range(self.rounds):
+                (new / f"{number}").rename(source / f"{time.time_ns()}")
+                taken.append([cost("--append", grown, source), cost("--force", anew, source)])
+            for at, what in enumerate(("time", "processor time")):
+                both = [(one[at], other[at]) for one, other in taken]
+                name = f"record --append of {members // 1000:,} to {members:,}: {what}"
+                yield duration(name, "record --force", both, 1.3)
+
     def names(self) -> Iterator[Result]:
         """Lookups by name in 100 generations: the first of a process, others, and of names that are missing."""
         for members in self.members:
@@ -435,19 +456,29 @@ PEERS = {
     "md5": ("md5sum", "find", "xargs"),
     "upload": ("weed", "rclone", "aws"),
     "index": (),
+    "append": (),
     "names": (),
     "scale": (),
     "cold": ("tar", "dd"),  # the last: it takes what the others keep in the page cache
 }
 
 
-def make_small(folder: Path, count: int) -> None:
-    """`count` files of 4 KiB in folders of 200."""
+def make_small(folder: Path, count: int, content: bytes = b"") -> None:
+    """`count` files in folders of 200, of this content, or 4 KiB each."""
     for number in range(count):
         place = folder / f"{number // 200:04}"
         if number % 200 == 0:
             place.mkdir(parents=True)
-        (place / f"file-{number:06}.bin").write_bytes(os.urandom(4096))
+        (place / f"file-{number:06}.bin").write_bytes(content or os.urandom(4096))
+
+
+def cost(how: str, index: Path, source: Path) -> tuple[float, float]:
+    """The seconds that `record` takes, and those of processors."""
+    before = os.times()
+    subprocess.run([*TAPEFS, "record", how, "--index", index, source], check=True, capture_output=True)
+    after = os.times()
+    processor = after.children_user + after.children_system - before.children_user - before.children_system
+    return after.elapsed - before.elapsed, processor
 
 
 def make_large(folder: Path) -> None:
@@ -553,7 +584,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7, help="pairs of runs in each row")
     parser.add_argument(
         "--members", type=int, nargs="*", default=[10_000, 1_000_000],
-        help="sizes of the tapes for the rows `scale` and `names`; one of 10000000 takes minutes to make",
+        help="sizes of the tapes for the rows `scale`, `append` and `names`; one of 10000000 takes minutes to make",
     )  # fmt: skip
     parser.add_argument("--data", type=Path, help="a folder for the inputs, which are kept there and used again")
     parser.add_argument("--json", type=Path, help="adds the results to this file, in place of older ones")

@@ -325,7 +325,7 @@ class Target:
                     continue
                 if checksum != crc:
                     database.execute(f"UPDATE {table} SET crc = ? WHERE {columns[0]} = ?", (checksum, numbers[0]))
-        with suppress(TypeError):  # of numbers that are none
+        with suppress(TypeError, OverflowError, ValueError):  # of numbers that are none
             packed.sign_generations(database) if self.generations else None
         packed.sign_facts(database)
 

@@ -92,6 +92,7 @@ class Kitchen(Scratch):
         self.link = link
         self.settings: list[str] = []  # what the page has set in the shell
         self.failed = False
+        self.expected = b""  # the archive, if it is not the folder's alone
         (folder / "work" / "data" / "photos" / "9.bin").write_bytes(os.urandom(9_000_000))
         sleep = folder / "bin" / "sleep"
         sleep.write_text("#!/bin/sh\n")

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from support.digests import expected
 from support.generations import Generations
-from support.programs import done, run
+from support.programs import done, run, under_strace
 
 from tartapefs import Tape, TapePlayer
 from tartapefs.transfer.digests import CRCS, Digests
@@ -260,6 +261,20 @@ def test_the_fingerprint_of_an_earlier_generation(growing: Growing, tmp_path: Pa
             assert (result.returncode, says in result.stderr) == (1, True), result.stderr
     result = run("verify", growing.root, "--expect", "0" * 64)
     assert (result.returncode, "generation" in result.stderr) == (1, False)
+
+
+@pytest.mark.needs("strace")
+@pytest.mark.parametrize("options", [(), ("--digest", "sha256")])
+def test_an_append_opens_no_file_that_was_there(tree: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    growing = Growing(tree, tmp_path, *options)
+    log = tmp_path / "calls.log"
+    (tree / "photos" / "one more").write_bytes(os.urandom(3000))
+    command = [*under_strace("-e", "trace=open,openat,openat2", log=log), "record", "--append", tree]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True)
+    opened = {name.rpartition("/")[2] for name in re.findall(r'"([^"]*)"', log.read_text())}
+    names = {member.name.rpartition("/")[2] for member in growing.members() if member.isfile()}
+    assert "one more" in opened
+    assert not opened & names
 
 
 @pytest.mark.parametrize("appended", [0, 1])

@@ -6,18 +6,27 @@ TARTAPEFS_LONG=1 has each call fail in turn, else the first one of each program 
 
 import os
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from support.cookbook import PAGES, Kitchen
 from support.cookbook import kitchen as kitchen
 from support.cookbook import link as link
+from support.generations import Generations
 from support.programs import run
+from support.sshd import SSHD, sshd
 
-pytestmark = [pytest.mark.wild, pytest.mark.fuse, pytest.mark.needs("rsync", "rclone", "curl", "jq", "busybox", "aws")]
+pytestmark = [
+    pytest.mark.wild,
+    pytest.mark.fuse,
+    pytest.mark.needs("rsync", "rclone", "curl", "jq", "busybox", "aws", "ssh", SSHD),
+]
 # Writes its name to a list. Where that is the call that has to fail, it gives half of its output and exits with 1.
 CALLS = {  # those that each page makes, without a failure
     "after-drift.md": {"cat": 2, "cp": 3, "dd": 2, "jq": 1, "mkdir": 1, "rsync": 1, "tartapefs": 15, "truncate": 1},
+    "growing-folder.md": {"flock": 1, "jq": 1, "mkdir": 1, "mountpoint": 1, "rsync": 1, "seq": 1, "ssh": 3,
+                          "tartapefs": 5},
     "nightly-rsync.md": {"flock": 1, "mkdir": 1, "mountpoint": 1, "rsync": 1, "seq": 1, "tartapefs": 3},
     "rclone.md": {"mkdir": 1, "rclone": 5, "tartapefs": 6},
     "restore-one.md": {"aws": 1, "cp": 1, "curl": 2, "dd": 1, "grep": 1, "jq": 5, "mkdir": 1, "mv": 1, "rclone": 2,
@@ -67,7 +76,7 @@ def right(kitchen: Kitchen, page: str) -> bool:
         )
         names = [path.name for path in one.iterdir()]
         return len(names) == 5 and all((other / name).read_bytes() == (one / name).read_bytes() for name in names)
-    return kitchen.wrong_copies(kitchen.archive()) == []
+    return kitchen.wrong_copies(kitchen.expected or kitchen.archive()) == []
 
 
 def run_page(kitchen: Kitchen, page: str, failing: str) -> bool:
@@ -76,8 +85,16 @@ def run_page(kitchen: Kitchen, page: str, failing: str) -> bool:
         run("record", kitchen.data)
     if page == "after-drift.md":
         (kitchen.backup / "archive.tar").write_bytes(kitchen.archive()[:2_000_000] + bytes(9_802_000))
-    shim(kitchen).write_text(failing)
-    return kitchen.ends_well(page)
+    with ExitStack() as stack:
+        if page == "growing-folder.md":  # its second night
+            expected = Generations(kitchen.data)
+            expected.append()
+            stack.enter_context(sshd(kitchen.folder)).program(kitchen.folder / "bin")
+            assert kitchen.ends_well(page)
+            (kitchen.data / "photos" / "added").write_bytes(os.urandom(1_000_000))
+            kitchen.expected = expected.append()
+        shim(kitchen).write_text(failing)
+        return kitchen.ends_well(page)
 
 
 @pytest.mark.parametrize("page", CALLS)

@@ -362,6 +362,7 @@ def test_contents_that_change_while_they_are_hashed_for_a_sealed_tape(
         ("UPDATE superseded SET crc = crc + 1", "audit"),
         ("UPDATE superseded SET crc = x'00'", "audit"),
         ("UPDATE superseded SET crc = x'00'", "verify"),
+        ("UPDATE superseded SET crc = 9e999", "verify"),
         ("DELETE FROM superseded", "verify"),
         ("DELETE FROM name_filter", "find"),
         ("UPDATE name_filter SET bits = zeroblob(length(bits))", "find"),

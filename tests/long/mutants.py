@@ -181,6 +181,60 @@ MUTANTS = [
         "if False and self._audited < max(",
         PLAYER,
     ),
+    *[
+        Mutant(says, module, old, new, f"{GENERATIONS} -k '{tests}'")
+        for says, module, old, new, tests in (
+            (
+                "an extension goes on where the old archive ends",
+                "transfer/index_diff.py",
+                "if prefix != self.old.facts.end or not added or added[0].start != prefix:",
+                "if not added:",
+                "no_extension",
+            ),
+            (
+                "a hint cuts the footer of the archive before",
+                "cli/resume_hint.py",
+                "if generation.stop < have <= generation.stop + FOOTER:",
+                "if False:",
+                "hints",
+            ),
+            (
+                "and nothing behind it",
+                "cli/resume_hint.py",
+                "if generation.stop < have <= generation.stop + FOOTER:",
+                "if generation.stop < have:",
+                "hints",
+            ),
+            (
+                "a copy of the archive before is of its size",
+                "transfer/copies.py",
+                "if (found.wrong, found.size) == (generation.stop, generation.stop + FOOTER):",
+                "if found.wrong == generation.stop:",
+                "the_archive_before",
+            ),
+            (
+                "and ends in its footer",
+                "transfer/copies.py",
+                "is_footer = not any(copy.read(generation.stop, FOOTER))",
+                "is_footer = True",
+                "the_archive_before",
+            ),
+            (
+                "which a stream has shown",
+                "transfer/copies.py",
+                "is_footer = any(start <= generation.stop and stop == found.size for start, stop in found.zeros)",
+                "is_footer = True",
+                "the_archive_before",
+            ),
+            (
+                "an earlier generation is told by its fingerprint",
+                "index/recording.py",
+                "            if generation.fingerprint == value:\n                what",
+                "            if True:\n                what",
+                "earlier_generation",
+            ),
+        )
+    ],
     Mutant(
         "the state of another recording is none of a generation",
         "index/recording.py",

@@ -109,6 +109,15 @@ def test_diff_of_an_extension(growing: Growing) -> None:
     assert (backwards.get("extends"), backwards["valid_prefix"]) == (None, len(growing.archives[0]) - FOOTER)
 
 
+def test_diff_of_what_is_no_extension(growing: Growing) -> None:
+    """Recorded anew with another content in front, and then appended to: nothing extends what was there."""
+    (growing.root / "empty.txt").write_bytes(bytes(1))
+    done(run("record", growing.root, "--force"))
+    growing.grow(2)
+    result = run("diff", growing.indexes[0], growing.root, "--json")
+    assert not json.loads(result.stdout.splitlines()[-1]).get("extends")
+
+
 def test_a_copy_of_the_archive_before(growing: Growing, tmp_path: Path) -> None:
     """`check` says so; `resume` writes what was added, and no more."""
     copy, archive = tmp_path / "copy.tar", growing.archives[-1]
@@ -141,6 +150,9 @@ def test_what_is_no_copy_of_the_archive_before(growing: Growing, tmp_path: Path,
     copy.write_bytes(content.get(break_it, bytes(changed)))
     result = run("check", growing.root, copy, "--json")
     assert (result.returncode, json.loads(result.stdout)["generation"]) == (1, None)
+    with copy.open("rb") as stream:
+        streamed = run("check", growing.root, "-", "--json", stdin=stream)
+    assert json.loads(streamed.stdout)["generation"] is None
     done(run("resume", growing.root, copy))
     assert copy.read_bytes() == growing.archives[-1]
 
@@ -159,6 +171,9 @@ def test_hints_cut_the_footer(growing: Growing, tmp_path: Path) -> None:
         assert all(f"truncate -s {len(before) - FOOTER} " in facts["commands"][name] for name in ("dd", "rsync"))
         subprocess.run(["sh", "-c", facts["commands"]["dd"]], check=True, capture_output=True)
         assert copy.read_bytes() == growing.archives[-1]
+    behind = growing.starts[1] + FOOTER + 1
+    facts = as_json("resume-hint", growing.root, "--have", str(behind), "--archive", whole, "--copy", copy)
+    assert facts["have"] == behind
 
 
 @pytest.mark.parametrize("part_size", [1 << 16, 0])

@@ -200,4 +200,5 @@ def import_needed(module: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        raise TapeError(f"{error.name} is not installed; run pip install 'tartapefs[distributed]'") from None
+        extra = "distributed" if module == "distributed" else "upload"
+        raise TapeError(f"{error.name} is not installed; run pip install 'tartapefs[{extra}]'") from None

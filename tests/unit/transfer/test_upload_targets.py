@@ -58,7 +58,7 @@ def test_without_the_extra(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module, url in (("botocore", "s3://tapes/a.tar"), ("fsspec", "file:///tmp/a/")):
         for name in [name for name in sys.modules if name.partition(".")[0] == module] or [module]:
             monkeypatch.setitem(sys.modules, name, None)
-        with pytest.raises(TapeError, match=rf"{module}.* is not installed; .*pip install 'tartapefs\[distributed\]'"):
+        with pytest.raises(TapeError, match=rf"{module}.* is not installed; .*pip install 'tartapefs\[upload\]'"):
             upload(data, url)
     code = "import sys, json, tartapefs.distributed; print(json.dumps(sorted(sys.modules)))"
     loaded = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)

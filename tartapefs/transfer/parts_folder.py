@@ -7,19 +7,40 @@ says which MD5SUMS it is of.
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 from tartapefs.api.archive_file import Parts, Window
-from tartapefs.base.errors import OutputError, UploadError
+from tartapefs.base.errors import OutputError, TapeError, UploadError
 from tartapefs.base.naming import ARCHIVE_NAME, part_name, part_number
 from tartapefs.play.playback import CHUNK
 from tartapefs.transfer.range_digests import etag
 from tartapefs.transfer.upload_targets import HashedPart, Held, Label, StoredPart, import_needed
 
+_T = TypeVar("_T")
 _SUMS = "MD5SUMS"
 _LABEL = "TARTAPE"
 _UNDER_WAY = "unfinished."
+
+
+def _told(method: Callable[..., _T]) -> Callable[..., _T]:
+    """Has `method` raise UploadError for whatever fsspec, or a package that it uses, raises."""
+
+    @wraps(method)
+    def told(folder: "PartsFolder", *arguments: Any) -> _T:
+        try:
+            return method(folder, *arguments)
+        except TapeError:
+            raise
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            raise UploadError(folder.url, f"{where}{error.strerror or error}") from error
+        except Exception as error:
+            raise UploadError(folder.url, f"{type(error).__name__}: {error}") from error
+
+    return told
 
 
 def _is_of_a_part(name: str) -> bool:
@@ -57,6 +78,7 @@ class PartsFolder:
             raise OutputError(f"{self.url}{_SUMS}", "is not of an upload; move it, or choose another folder")
         return sums
 
+    @_told
     def held(self) -> Held | None:
         sums = self._sums()
         if not sums:
@@ -77,6 +99,7 @@ class PartsFolder:
         wanted.append(label.size - sum(wanted))
         return Held(label, found) if wanted == [sizes.get(name) for name in names] else None
 
+    @_told
     def begin(self, label: Label, anew: bool = False) -> "PartsFolder":
         fs, path = self._open()
         fs.makedirs(path, exist_ok=True)
@@ -92,6 +115,7 @@ class PartsFolder:
             listed = []
         return fs, path, {found["name"].rpartition("/")[2]: found["size"] for found in listed}
 
+    @_told
     def there(self, parts: Parts) -> dict[int, StoredPart]:
         listed = self._listed()
         found = self._whole(listed, "", parts)
@@ -110,6 +134,7 @@ class PartsFolder:
         lines = fs.cat([f"{path}/{name}" for name in whole]) if whole else {}
         return {whole[name.rpartition("/")[2]]: line.decode().partition(" ")[0] for name, line in lines.items()}
 
+    @_told
     def kept(self, parts: Parts, held: Held, valid: int) -> dict[int, StoredPart]:
         sums = self._sums()
         kept = {at: sums[part.name] for at, part in enumerate(parts) if part.stop <= valid and part.name in sums}
@@ -134,6 +159,7 @@ class PartsFolder:
         fs.pipe_file(f"{file}.md5", f"{part.hexdigest()}  {part.name}\n".encode())
         return part.as_stored(part.hexdigest())
 
+    @_told
     def finish(self, stored: list[StoredPart], parts: Parts, label: Label) -> Held:
         md5s = [part.md5 for part in stored]
         fs, path, sizes = listed = self._listed()
@@ -158,6 +184,7 @@ class PartsFolder:
     def is_labelled(self, label: Label) -> bool:
         return True
 
+    @_told
     def abort(self) -> None:
         fs, path, sizes = self._listed()
         for name in sizes:

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from support.reference import Reference
 from support.seals import playing
 
@@ -97,7 +98,26 @@ def test_what_is_held_is_as_the_label_says(tree: Path, tmp_path: Path) -> None:
         target.held()
 
 
-def test_what_fsspec_does_not_know() -> None:
-    for url, says in (("nothing://a/", "Protocol not known"), ("github://a/", "missing 2 required")):
-        with pytest.raises(UploadError, match=says):
-            PartsFolder(url, {}).held()
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("nothing://a/", "Protocol not known"),
+        ("github://a/", "missing 2 required"),
+        ("file:///proc/nothing/", "/proc/nothing: No such file or directory"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(url: str, says: str) -> None:
+    with pytest.raises(UploadError, match=says):
+        target = PartsFolder(url, {})
+        target.held()
+        target.begin(LABEL)
+
+
+def test_any_other_error_of_a_file_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: object, *_: object, **__: object) -> None:
+        raise LookupError("two\nlines")
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", fail)
+    with pytest.raises(UploadError, match="LookupError: two") as raised:
+        PartsFolder("memory://a/", {}).held()
+    assert "\n" not in str(raised.value)

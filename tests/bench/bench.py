@@ -346,18 +346,19 @@ class Bench:
         """To one server, against programs that send the finished archive, each as it does by default."""
         record(self.large_file)
         finished = self.data / "archive.tar"
-        run(f"{' '.join(TAPEFS)} play {self.large_file} -o {finished} --force", self.data)
+        ours, index = " ".join(TAPEFS), index_of(self.large_file)
+        run(f"{ours} play {self.large_file} --index {index} -o {finished} --force", self.data)
         with seaweedfs(self.data / "seaweedfs") as url:
             names = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
             os.environ |= names | {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}
             remote = f":s3,provider=SeaweedFS,env_auth,endpoint='{url}':tapes"
             empty = partial(run, f'rclone delete "{remote}"', self.data)
-            ours = partial(run, f"{' '.join(TAPEFS)} upload {self.large_file} s3://tapes/ours.tar", self.data)
+            upload = partial(run, f"{ours} upload {self.large_file} s3://tapes/ours.tar --index {index}", self.data)
             for peer, command in (
                 ("rclone copyto", f'rclone copyto {finished} "{remote}/peer.tar"'),
                 ("aws s3 cp", f"aws s3 cp {finished} s3://tapes/peer.tar"),
             ):
-                taken = pairs(ours, partial(run, command, self.data), min(self.rounds, 3), empty)
+                taken = pairs(upload, partial(run, command, self.data), min(self.rounds, 3), empty)
                 yield speed(f"upload 1 GiB to SeaweedFS, beside {peer}", peer, taken, 1)
 
     def index(self) -> Iterator[Result]:

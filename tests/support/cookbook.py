@@ -16,7 +16,6 @@ from typing import Any
 import boto3
 import pytest
 from botocore.client import BaseClient
-from botocore.exceptions import BotoCoreError, ClientError
 
 from support.daemon import daemons_of
 from support.programs import our_mounts, run
@@ -25,7 +24,6 @@ from support.reference import Reference, gnu_tar
 from support.s3 import S3, environment, s3_server
 from support.sending import cut
 from support.servers import http_server, rsync_daemon
-from tartapefs import TapeIntegrityError
 
 PAGES = README.parent / "docs" / "cookbook"
 PART = 6 << 20  # bytes: of a mount; in two parts of a multipart upload
@@ -150,7 +148,7 @@ class Kitchen(Scratch):
         """Whether every block of the page says that all went well; it is left at the first one that does not."""
         try:
             self.run_page(page)
-        except (AssertionError, BotoCoreError, ClientError, TapeIntegrityError):
+        except Exception:  # what a block raises when the archive fails to read depends on the packages that are there
             return False
         return True
 

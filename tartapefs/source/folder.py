@@ -199,8 +199,10 @@ class Source:
         try:
             return lstat(self.descriptor, path, self._local) if path else fstat(self.descriptor, self._local)
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # on this file system nothing can have that name
+                error = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             error.filename = os.path.join(self.root, os.fsdecode(path))
-            raise
+            raise error
 
     def resolve(self, path: bytes) -> ResolvedPath:
         """Resolves the path of a file, relative to the root, to identities that `lstat_resolved` compares.

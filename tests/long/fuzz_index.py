@@ -30,11 +30,13 @@ with atheris.instrument_imports(include=["tartapefs"]):
     from tartapefs.verify.seal import seal
 from support import packed
 from support.generations import Generations
+from support.long_names import fill
 
 Fuzz = atheris.FuzzedDataProvider
 COLUMNS = ["start", "count", "folders", "members", "crc"]
 FACTS = ["root_name", "fingerprint", "total_size", "member_count", "recorded_ns", "excluded", "left_out", "owners_kept",
-         "root_ino", "index_ino", "rows_digest", "generations_digest", "facts_digest"]  # fmt: skip
+         "root_ino", "index_ino", "rows_digest", "generations_digest", "facts_digest",
+         "long_names"]  # fmt: skip
 SEAL_FACTS = ["seal", "algorithm", "block_size", "levels", "unsealed_rows"]
 TABLES = {"leaf": ["start", "stop", "digests", "crc"], "piece": ["start", "digests", "crc"],
           "node": ["place", "digests", "crc"]}  # fmt: skip
@@ -73,6 +75,7 @@ class Seed(NamedTuple):
     index: bytes
     members: list[Any]
     archive: bytes
+    root: Path
 
 
 class Target:
@@ -80,7 +83,6 @@ class Target:
 
     def __init__(self, place: Path) -> None:
         self.root = place / "data"
-        self.path = self.root / ".tartape" / "index.db"
         self.root.mkdir()
         grow(self.root)
         TapeRecorder(self.root).commit()
@@ -93,6 +95,11 @@ class Target:
         several = self.seeds(growing.archive)
         TapeRecorder(self.root, overwrite=True, digest="").commit()
         self.all = [*self.seeds(at_once.append()), *several]
+        self.root = place / "long"
+        self.root.mkdir()
+        fill(self.root, 120, 1)
+        TapeRecorder(self.root, long_names=True).commit()
+        self.all += self.seeds(Generations(self.root).append())
         self.use(0)
         self.outcomes = {"refused at opening": 0, "refused later": 0, "read": 0, "read, as recorded": 0}
 
@@ -101,12 +108,16 @@ class Target:
         with Tape.from_index(self.path) as tape, closing(TapePlayer(tape, self.root)) as player:
             members, bare = list(tape.members()), self.path.read_bytes()
             seal(tape, player.source, player.at_home, "sha256", 1 << 16)
-        return [Seed(bare, members, archive), Seed(self.path.read_bytes(), members, archive)]
+        return [Seed(index, members, archive, self.root) for index in (bare, self.path.read_bytes())]
+
+    @property
+    def path(self) -> Path:
+        return self.root / ".tartape" / "index.db"
 
     def use(self, number: int) -> None:
-        self.good, self.members, self.expected = self.all[number]
+        self.good, self.members, self.expected, self.root = self.all[number]
         self.tables = TABLES if number % 2 else {}
-        self.generations = GENERATIONS if number > 1 else {}
+        self.generations = GENERATIONS if number in (2, 3) else {}
 
     @property
     def has_digests(self) -> bool:
@@ -115,7 +126,7 @@ class Target:
     def one(self, data: bytes) -> None:
         """One input of the fuzzer."""
         fuzz = Fuzz(data)
-        self.use(fuzz.ConsumeIntInRange(0, 3))
+        self.use(fuzz.ConsumeIntInRange(0, len(self.all) - 1))
         forged = fuzz.ConsumeBool()
         whole = self.changed_rows(fuzz) if forged else self.good
         self.path.write_bytes(self.changed_bytes(fuzz, whole) if not forged or fuzz.ConsumeBool() else whole)
@@ -245,7 +256,7 @@ class Target:
                 if part:
                     found = sum(row[3] & 0o170000 == 0o040000 for row in part)
                     packed.insert(database, start, found if fuzz.ConsumeProbability() < 0.9 else folders, part)
-                start += sum(512 + (row[4] + 511) // 512 * 512 for row in part)
+                start += sum(map(packed.span, part))
             database.execute("COMMIT")
         except BaseException:
             database.execute("ROLLBACK")
@@ -341,7 +352,7 @@ class Target:
         tape.count(1, tape.total_size - 1)
         members = list(islice(tape.members(), MOST_MEMBERS))
         for member in members:
-            assert len(member.header()) == 512
+            assert len(member.header()) == member.body - member.start
             assert b".." not in member.path.split(b"/") and not member.path.startswith(b"/")
         for member in (members[0], members[len(members) // 2], members[-1]):
             try:

@@ -47,8 +47,21 @@ def rows_of(start: int, count: int, blob: bytes) -> list[tuple[Any, ...]]:
 
 def is_long(row: tuple[Any, ...]) -> bool:
     """Whether the member's header has more than one block."""
-    name = row[1] + row[2] + b"/" * stat.S_ISDIR(row[3])
-    return len(row[10]) > 100 or reference.split(name) is None
+    return len(row[10]) > 100 or reference.split(_name(row)) is None
+
+
+def span(row: tuple[Any, ...]) -> int:
+    """The bytes of the archive that the member takes."""
+    target, name = row[10], _name(row)
+    head = 512 + (len(reference.long_blocks(b"K", target)) if len(target) > 100 else 0)
+    if reference.split(name) is None:
+        head += len(reference.long_blocks(b"L", name))
+    return head + (row[4] + 511) // 512 * 512
+
+
+def _name(row: tuple[Any, ...]) -> bytes:
+    name: bytes = row[1] + row[2]
+    return name + b"/" * (row[3] & 0o170000 == stat.S_IFDIR)
 
 
 def blob_of(rows: list[tuple[Any, ...]], long_names: bool = False) -> bytes:
@@ -104,7 +117,8 @@ def change_fact(path: Path, fact: str, value: object) -> None:
 
 def insert(database: sqlite3.Connection, start: int, folders: int, rows: list[tuple[Any, ...]]) -> None:
     """A pack of `rows`; of what `folders` says of it, the checksum is right as well."""
-    blob = blob_of(rows)
+    has_long_names = database.execute("SELECT 1 FROM tape WHERE fact = 'long_names'").fetchone() is not None
+    blob = blob_of(rows, has_long_names)
     facts = start, len(rows), folders, blob
     database.execute("INSERT INTO pack VALUES (?, ?, ?, ?, ?)", (*facts, checksum(*facts)))
 

@@ -206,6 +206,27 @@ def test_generations(tmp_path: Path, is_sealed: bool) -> None:
                 assert tape.find(name).name == name
 
 
+def test_a_root_with_a_long_name(tmp_path: Path) -> None:
+    """The archive begins with a block that others begin with, too: its name tells whether a copy is one of it."""
+    archives = []
+    for letter in "ab":
+        root = tmp_path / (letter * 250)
+        root.mkdir()
+        (root / "file").write_bytes(b"x" * 5000)
+        TapeRecorder(root, long_names=True).commit()
+        with playing(root) as player:
+            archives.append(player.read(0, player.tape.total_size))
+    copy = tmp_path / "copy.tar"
+    copy.write_bytes(archives[0])
+    refused = run("resume", root, copy)
+    assert refused.returncode == 1
+    assert "does not begin as this archive does" in refused.stderr
+    assert copy.read_bytes() == archives[0]
+    copy.write_bytes(archives[1][:2000])
+    assert run("resume", root, copy).returncode == 0
+    assert copy.read_bytes() == archives[1]
+
+
 def test_sealed(root: Path, expected: reference.Reference, tmp_path: Path) -> None:
     """The seal is that of the definition; copies are checked, extracted and compared by it."""
     whole = expected.read(0, expected.size)

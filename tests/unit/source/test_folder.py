@@ -106,6 +106,8 @@ def test_an_lstat_is_of_what_has_the_name(source: Source, root: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         source.lstat(b"a/missing")
     assert caught.value.filename == os.fspath(root / "a" / "missing")
+    with pytest.raises(FileNotFoundError):  # no file system has it, so it is not there
+        source.lstat(b"a/" + b"n" * 2000)
 
 
 def test_a_resolved_path_knows_each_of_its_parts(source: Source, root: Path) -> None:

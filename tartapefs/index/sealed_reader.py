@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable
 
 from tartapefs.archive import hash_tree
+from tartapefs.archive.layout import span
 from tartapefs.archive.member import Member
 from tartapefs.base import hashes
 from tartapefs.index import row_codec, schema
@@ -58,13 +59,14 @@ class SealedReader:
                     if member.start != end:
                         raise malformed(f"its members do not join at offset {end}")
                     at_member += 1
-                    hashed.append(member.header())
+                    header = member.header()
+                    hashed.append(header)
                     if member.size:
                         digest = digests[at : at + hash_tree.SIZE]
                         page.digests[end] = digest
                         hashed.append(digest)
                         at += hash_tree.SIZE
-                    end = member.stop
+                    end += span(member.size, len(header))
                 if (
                     end != leaf_stop
                     or at != len(digests)

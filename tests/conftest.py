@@ -12,7 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from support import programs
 from support.copies import ROOT
+from support.forking import Server
 from support.machine import machine as machine
 from support.programs import our_mounts, run, wait_until
 from support.reference import Reference, gnu_tar
@@ -89,11 +91,11 @@ def our_processes() -> list[str]:
         return []  # none, and nothing was started since
     found = []
     for name in os.listdir("/proc"):  # plainly, since it is looked twice for each test
-        if name.isdigit() and int(name) != os.getpid():
+        if name.isdigit() and int(name) not in (os.getpid(), programs.server and programs.server.pid):
             try:
                 with open(f"/proc/{name}/cmdline", "rb") as file:
                     line = file.read().replace(b"\0", b" ")
-                if b"-m tartapefs " not in line:
+                if b"-m tartapefs " not in line and b"support/forking.py " not in line:
                     continue
                 with open(f"/proc/{name}/environ", "rb") as file:
                     environment = file.read()
@@ -103,6 +105,15 @@ def our_processes() -> list[str]:
                 found.append(f"{name}: {line.decode(errors='replace')}")
     _looked = newest, found
     return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def program_server() -> Iterator[None]:
+    """What `run` forks `tartapefs` from."""
+    programs.server = Server()
+    yield
+    programs.server.close()
+    programs.server = None
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,6 @@ import pyte
 import pytest
 from support.command_line import (
     READERS,
-    at_work,
     on_terminal,
 )
 from support.programs import done, run, under_strace
@@ -201,10 +200,12 @@ def test_progress_takes_nothing_away_from_stdout(large: Path) -> None:
     assert "file_data" not in seen
 
 
-def test_a_pipe_sees_no_progress(large: Path) -> None:
-    with at_work("play", large) as process:
-        assert process.stdout and process.stderr
-        os.read(process.stdout.fileno(), 10)
-        time.sleep(1.3)  # longer than what starts progress on a terminal
-        _, error = process.communicate(timeout=60)
-    assert (process.returncode, error) == (0, b"")
+def test_a_pipe_sees_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    monkeypatch.setattr(progress, "_DELAY", -1)
+    with open(reader, "rb") as pipe, open(writer, "w") as error:
+        monkeypatch.setattr(sys, "stderr", error)
+        with progress.progress("playing", 10) as update:
+            update(5)
+        error.close()
+        assert pipe.read() == b""

@@ -8,7 +8,6 @@ import socket
 import stat
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -563,19 +562,23 @@ def test_options_of_the_mount(adapter: MakeAdapter, direct: bool, allow_other: b
 
 def test_one_thread_always_serves(adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many find at once that they hinder each other, all but one rest."""
-    session, resting, most = adapter()._session, [], []
-    at_once = threading.Barrier(4)
+    session, resting, served = adapter()._session, [], []
+    at_once, others_rest = threading.Barrier(4), threading.Event()
 
     def sleep(seconds: float) -> None:
-        resting.append(seconds)
-        most.append(len(resting))
-        time.sleep(0.2)
-        resting.pop()
+        resting.append(threading.get_ident())
+        others_rest.wait(30)  # all rest until the one that serves has found that it does
 
     def serve() -> None:
         for _ in range(5):
             at_once.wait()
             session._yield_gil()
+            if threading.get_ident() not in resting:
+                served.append(session._serving)
+                others_rest.set()
+            if at_once.wait() == 0:
+                resting.clear()
+                others_rest.clear()
 
     monkeypatch.setattr(binding, "time", SimpleNamespace(sleep=sleep))
     session._serving = 4
@@ -584,5 +587,5 @@ def test_one_thread_always_serves(adapter: MakeAdapter, monkeypatch: pytest.Monk
         thread.start()
     for thread in threads:
         thread.join()
-    assert max(most) == 3
+    assert served == [1] * 5
     assert session._serving == 4

@@ -65,7 +65,7 @@ class Window(io.RawIOBase):
         self._check_open()
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}.get(whence)
         if base is None or base + offset < 0:
-            raise ValueError(f"no position: offset {offset}, whence {whence}")
+            raise ValueError(f"not a position in a file: offset {offset}, whence {whence}")
         self._position = base + offset
         return self._position
 

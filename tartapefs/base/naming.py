@@ -27,7 +27,7 @@ def file_name(template: str, fingerprint: str, seal: str, root: str) -> str:
 
     def value(found: re.Match[str]) -> str:
         if found[0] not in known:
-            raise ValueError(f"{printable(found[0])} stands for nothing in a name; {', '.join(known)} do")
+            raise ValueError(f"{printable(found[0])} is not a placeholder; {', '.join(known)} are")
         if not known[found[0]]:
             raise ValueError(f'{found[0]} needs a tape with digests; run "tartapefs seal" first')
         return known[found[0]]
@@ -65,7 +65,7 @@ def part_count(total: int, size: int) -> int:
     Raises ValueError, with the reason in one line, for a `size` below 1, and for more parts than there are names.
     """
     if size < 1:
-        raise ValueError(f"a part of {size} bytes leads nowhere; it has at least 1")
+        raise ValueError(f"a part has at least 1 byte, not {size}")
     if (count := -(-total // size)) > MOST_PARTS:
         least = -(-total // MOST_PARTS)
         raise ValueError(

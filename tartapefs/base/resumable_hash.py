@@ -63,7 +63,7 @@ def _library() -> ctypes.CDLL:
             library = ctypes.CDLL(name)  # its symbols, and those of the libraries that it needs; None: of the program
             if hasattr(library, "SHA256_Init"):
                 return library
-    raise OSError("OpenSSL's functions are not to be had")
+    raise OSError("OpenSSL's functions are not found")
 
 
 class ResumableHash:
@@ -119,7 +119,7 @@ class ResumableHash:
         number, _, block = rest.partition(":")
         count, unfinished = int(number), bytes.fromhex(block)
         if len(chain) != 8 * len(context.chain) or not 0 <= count < 1 << 61 or len(unfinished) != count % _BLOCK:
-            raise ValueError("no state of this hash")
+            raise ValueError("not a state of this hash")
         for at in range(len(context.chain)):
             context.chain[at] = int(chain[8 * at : 8 * at + 8], 16)
         context.high, context.low = divmod(8 * (count - len(unfinished)), 1 << 32)

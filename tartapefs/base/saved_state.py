@@ -100,7 +100,7 @@ class SavedState:
 
     def _read_token(self) -> str:
         if os.pread(self._fd, len(self._head), 0) != self._head:
-            raise OutputError(self.path, f"is no file that a {self._kind} keeps; move or remove it")
+            raise OutputError(self.path, f"is not a file that a {self._kind} saves; move or remove it")
         self._end = len(self._head)
         try:
             return str(json.loads(next(self._records(self._end)))["token"])

@@ -1,8 +1,8 @@
-"""Text for people and programs: names, types and times, each on one line.
+"""Text for people and programs: names, file types and times, each on one line.
 
-A file name holds any bytes but NUL and "/". Shown raw, a newline forges a log line, an escape sequence repaints a
-terminal, and a right-to-left override shows `gpj.exe` as `exe.jpg`. `printable` writes these as backslash escapes, as
-`ls -b` does: the result is one line that shows exactly which bytes the name has.
+A file name can hold any bytes but NUL and "/". Printed as it is, a newline in it forges a line of a log, an escape
+sequence changes what the terminal shows, and a right-to-left override shows `gpj.exe` as `exe.jpg`. `printable` escapes
+these with backslashes, as `ls -b` does. The result is one line, from which every byte of the name can be told.
 """
 
 import os

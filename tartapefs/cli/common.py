@@ -73,7 +73,7 @@ class _Path(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not value:
-            self.fail("an empty path names nothing", param, ctx)
+            self.fail("the path is empty", param, ctx)
         return value
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

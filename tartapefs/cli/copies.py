@@ -123,11 +123,11 @@ def check(
     holes, and all of the last 64 MiB. A stream is compared whole, and read up to 64 MiB beyond the archive's end.
     """
     if truncate and copy == "-":
-        raise click.UsageError("a stream cannot be cut")
+        raise click.UsageError('"--truncate" needs a file, not a stream')
     if truncate and not yes and not sys.stdin.isatty():
         raise click.UsageError('there is no terminal to ask at; "--truncate" needs "--yes"')
     if no_source and (full or copy == "-"):
-        raise click.UsageError('"--no-source" leaves nothing to compare every byte with')
+        raise click.UsageError('"--full", and a stream, need the source; leave out "--no-source"')
     if copy == "-" and sys.stdin is None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard input")
     with Tape.discover(directory, index) as tape, ExitStack() as opened:

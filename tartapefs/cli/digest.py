@@ -117,7 +117,7 @@ def digest(
             say_if_too_many_parts(size, parts.count)
         if state is not None and digests.not_kept:
             again = f"; {digests.read_again:,} bytes are read for that alone" if digests.read_again else ""
-            say(f"cannot be kept half way, and begins anew each time: {', '.join(digests.not_kept)}{again}")
+            say(f"cannot be saved half way, and starts again each time: {', '.join(digests.not_kept)}{again}")
         missing = sum(stop - start for start, stop in digests.missing())
         remedy = SAVED if state else NOT_SAVED
         with interruptible(remedy), progress(f"reading {directory}", missing, True, tape) as update:

@@ -46,7 +46,7 @@ def _id_of(find: Callable[[str], int]) -> Callable[[str], int]:
         try:
             return find(text)
         except KeyError:
-            raise click.BadParameter(f"{text!r} is nobody here") from None
+            raise click.BadParameter(f"{text!r} is not known on this machine") from None
 
     return parse
 

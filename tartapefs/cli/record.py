@@ -3,7 +3,8 @@
 import errno
 import os
 import shlex
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import click
@@ -45,25 +46,18 @@ def record_folder(
 ) -> tuple[TapeRecorder, str]:
     if not os.path.isdir(directory):
         raise click.BadParameter(f"{printable(directory)} is not a folder", param_hint="DIR")
-    with progress(f"recording {directory}", expected) as update:
-        try:
-            recorder = TapeRecorder(
-                directory,
-                index,
-                exclude or (() if no_exclude else None),
-                None if keep_owners is None else not keep_owners,
-                force,
-                skip_unreadable=skip_unreadable,
-                skip_busy=skip_busy,
-                digest=digest,
-                processes=2,
-                long_names=long_names,
-                on_progress=lambda members, size: update(
-                    members, note=f"{size_text(size)}  {printable(recorder.latest)}"
-                ),
-            )
-        except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="--exclude") from None
+    with _recorder(
+        directory,
+        index,
+        expected,
+        exclude=exclude or (() if no_exclude else None),
+        anonymize=None if keep_owners is None else not keep_owners,
+        overwrite=force,
+        skip_unreadable=skip_unreadable,
+        skip_busy=skip_busy,
+        digest=digest,
+        long_names=long_names,
+    ) as recorder:
         fingerprint = _commit(recorder)
     _report_options(recorder, bool(exclude), digest)
     _report_left_out(recorder)
@@ -72,6 +66,27 @@ def record_folder(
         f" the archive has {recorder.total_size:,} bytes ({size_text(recorder.total_size)})"
     )
     return recorder, fingerprint
+
+
+@contextmanager
+def _recorder(
+    directory: str, index: str | None, expected: int | None, known: int = 0, **options: Any
+) -> Iterator[TapeRecorder]:
+    """A recorder that shows its progress: of the members without the `known` first ones, `expected` is an estimate."""
+    with progress(f"recording {directory}", expected) as update:
+        try:
+            recorder = TapeRecorder(
+                directory,
+                index,
+                processes=2,
+                on_progress=lambda members, size: update(
+                    members - known, note=f"{size_text(size)}  {printable(recorder.latest)}"
+                ),
+                **options,
+            )
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--exclude") from None
+        yield recorder
 
 
 def _commit(recorder: TapeRecorder, long_names: str = "--long-names") -> str:
@@ -179,9 +194,9 @@ def record(
     all of their bytes but the footer, the last 1,024, stay valid.
     """
     if exclude and no_exclude:
-        raise click.UsageError('"--exclude" and "--no-exclude": choose')
+        raise click.UsageError('give "--exclude" or "--no-exclude", not both')
     if algorithm and no_digest:
-        raise click.UsageError('"--digest" and "--no-digest": choose')
+        raise click.UsageError('give "--digest" or "--no-digest", not both')
     if append:
         kept = keep_owners, long_names
         if force or exclude or no_exclude or kept != (None, None) or algorithm or no_digest:
@@ -238,16 +253,8 @@ def _facts(recorder: TapeRecorder, fingerprint: str, seal: str, valid_prefix: in
 
 def _append(directory: str, index: str | None, skip_unreadable: bool, skip_busy: bool, as_json: bool) -> None:
     with Tape.discover(directory, index) as before:
-        with progress(f"recording {directory}", before.member_count) as update:
-            recorder = TapeRecorder(
-                directory,
-                index,
-                append=True,
-                skip_unreadable=skip_unreadable,
-                skip_busy=skip_busy,
-                processes=2,
-                on_progress=lambda members, size: update(members, note=printable(recorder.latest)),
-            )
+        options = {"append": True, "skip_unreadable": skip_unreadable, "skip_busy": skip_busy}
+        with _recorder(directory, index, None, before.member_count, **options) as recorder:
             try:
                 fingerprint = _commit(recorder, "record --force --long-names")
             except TapeConstraintError as error:

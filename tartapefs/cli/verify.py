@@ -47,7 +47,7 @@ def _parse_share(text: str) -> float:
     except ValueError:
         share = 0
     if not 0 < share <= 1:
-        raise click.BadParameter(f"{text!r} is no share of all contents, such as 1%")
+        raise click.BadParameter(f"{text!r} is not a percentage above 0 and up to 100")
     return share
 
 
@@ -85,9 +85,9 @@ def verify(
     the command can be interrupted and run again: it continues where it stopped.
     """
     if state is not None and not deep:
-        raise click.UsageError('"--state" is of use with "--deep" alone')
+        raise click.UsageError('"--state" needs "--deep"')
     if sample is not None and deep:
-        raise click.UsageError('"--deep" reads all, "--sample" a part: choose')
+        raise click.UsageError('give "--deep" or "--sample", not both')
     with Tape.discover(directory, index) as tape:
         if (deep or sample is not None) and not tape.seal:
             raise click.UsageError('the tape has no digests of contents; run "tartapefs seal" first')

@@ -201,7 +201,7 @@ def status(entry: MountEntry) -> dict[str, Any]:
     except OSError as error:
         raise MountError(entry.mountpoint, f"its daemon does not answer: {error.strerror or error}") from None
     except ValueError as error:
-        raise MountError(entry.mountpoint, f"its daemon does not answer well: {error}") from None
+        raise MountError(entry.mountpoint, f"its daemon's answer is invalid: {error}") from None
 
 
 def _attributes(mountpoint: str) -> dict[str, str | int]:

@@ -156,7 +156,7 @@ def automount(source: str, where: str, options: str) -> dict[str, str]:
     """
     _check(source, where, options)
     if re.search(r"\$[${]", where):
-        raise ValueError(f"systemd would put a variable into {printable(where)}; not so in a service")
+        raise ValueError(f"systemd would expand the variable in {printable(where)}; leave out --automount")
     values = {
         "title": _percent(printable(source)),
         "sources": _path_list(source),

@@ -61,7 +61,7 @@ class Throttle:
         clock: Callable[[], float] = time.thread_time,
     ) -> None:
         if not 0 < share <= 1:
-            raise ValueError(f"{share} is no share of one core; it is above 0, and at most 1")
+            raise ValueError(f"a share of one core is above 0 and at most 1, not {share}")
         self._share, self._pause, self._clock = share, pause, clock
         self._begun = clock()
 

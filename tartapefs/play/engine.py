@@ -85,7 +85,7 @@ class TapePlayer:
         allow_additions: bool = False,
     ) -> None:
         if check not in ("full", "mtime"):
-            raise ValueError(f"{check!r} is no kind of check; there are 'full' and 'mtime'")
+            raise ValueError(f"check is 'full' or 'mtime', not {check!r}")
         root = source_root if source_root is not None else tape.directory
         if root is None:
             raise TapeError(f"{tape.index_path}: the source folder of this index is not known; name it")
@@ -242,6 +242,6 @@ class TapePlayer:
         if not 0 <= start_offset <= self.tape.total_size:
             raise OffsetError(start_offset, self.tape.total_size)
         if chunk_size < 1:
-            raise ValueError(f"a chunk size of {chunk_size} bytes leads nowhere; it is at least 1")
+            raise ValueError(f"a chunk has at least 1 byte, not {chunk_size}")
         forked_work.check_processes(processes)
         return playback.play(self.tape, self._strategy, self.readinto, start_offset, chunk_size, processes)

@@ -46,7 +46,7 @@ class Asked:
         long_names: bool | None,
     ) -> None:
         if digest not in (None, "", *hash_tree.ALGORITHMS):
-            raise ValueError(f"{digest!r} is no algorithm; there are {', '.join(hash_tree.ALGORITHMS)}")
+            raise ValueError(f"digest is one of {', '.join(hash_tree.ALGORITHMS)}, not {digest!r}")
         self._exclusion = exclusion(exclude) if exclude is not None else None
         self._anonymize = anonymize
         self._digest = digest

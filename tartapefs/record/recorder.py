@@ -141,7 +141,7 @@ class TapeRecorder:
         an index that was there before is untouched.
         """
         if not os.path.basename(self.root):
-            raise TapeConstraintError([Problem(self.root, "a root folder without a name has no place in an archive")])
+            raise TapeConstraintError([Problem(self.root, "a root folder without a name cannot be archived")])
         self._begin()
         self._check_index_path()
         with Source(self.root) as source:

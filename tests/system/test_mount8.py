@@ -84,7 +84,7 @@ class TestByRoot:
             ("ro,colour=red", "unknown option: colour"),
             ("ro,record", "unknown option: record"),
             ("ro,mode=9", ".*'9' is not a mode in octal.*"),
-            ("ro,uid=no-such-user", ".*'no-such-user' is nobody here"),
+            ("ro,uid=no-such-user", ".*'no-such-user' is not known on this machine"),
             ("ro,check=never", ".*never.*full.*mtime.*"),
         ):
             result = machine.root("mount", "-t", form, "-o", options, spec(form, machine.data), machine.mountpoint)

@@ -295,7 +295,7 @@ def test_files_with_names_that_were_taken_once(data: Path, tmp_path: Path) -> No
     assert run("record", data, "--index", db, "--force").returncode == 0
     db.with_name("t.db.seal").write_bytes(b"mine")
     result = run("seal", data, "--index", db)
-    assert result.returncode == 2 and "t.db.seal: is no file that a seal keeps" in result.stderr
+    assert result.returncode == 2 and "t.db.seal: is not a file that a seal saves" in result.stderr
     assert db.with_name("t.db.seal").read_bytes() == b"mine"
     db.with_name("t.db.seal").unlink()
     assert run("seal", data, "--index", db).returncode == 0

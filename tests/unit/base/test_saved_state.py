@@ -37,7 +37,7 @@ def test_state(path: str) -> None:
             SavedState(path, "digest")
         state.add(b"more")
         assert list(state.records()) == [b"all", b"more"]
-    with pytest.raises(OutputError, match="no file that a seal keeps"):
+    with pytest.raises(OutputError, match="not a file that a seal saves"):
         SavedState(path, "seal")
     with SavedState(path, "digest") as state:
         assert list(state.records()) == [b"all", b"more"] and state.token == token

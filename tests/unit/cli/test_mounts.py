@@ -23,7 +23,7 @@ def test_a_user_is_a_number_or_a_name(text: str, number: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "-1", "4294967295", "99999999999", "no-such-user", "٣"])
 def test_what_is_no_user(text: str) -> None:
-    with pytest.raises(click.BadParameter, match="is nobody here"):
+    with pytest.raises(click.BadParameter, match="is not known on this machine"):
         mounts._id_of({"root": 0}.__getitem__)(text)
 
 

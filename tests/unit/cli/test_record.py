@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,9 @@ from support.command_line import (
 from support.programs import done, quiet, refused, run, wait_until
 from support.reference import Reference, header
 from support.users import give_to_nobody, tartapefs_as_nobody
+
+from tartapefs.cli import record
+from tartapefs.record import recorder
 
 
 def test_an_empty_index_name_is_not_the_default(small: Path) -> None:
@@ -265,3 +270,20 @@ def test_two_recordings_at_once(many: Path, tree: Path, tmp_path: Path) -> None:
         process.communicate(timeout=60)
     assert process.returncode == 130
     assert index.read_bytes() == old and os.listdir(index.parent) == ["index"]
+
+
+def test_the_progress_of_append_counts_what_is_added(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not what the tape has already; how much will be new is not known before."""
+    done(run("record", small))
+    (small / "another").write_bytes(b"content")
+    told: list[tuple[int | None, int]] = []
+
+    @contextmanager
+    def progress(what: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+        yield lambda done, note: told.append((total, done))
+
+    monkeypatch.setattr(record, "progress", progress)
+    monkeypatch.setattr(recorder, "_PROGRESS_EVERY", 1)
+    record._append(str(small), None, False, False, False)
+    assert told[0] == (None, 1)
+    assert told[-1] == (None, 2)  # the file, and the root's new header

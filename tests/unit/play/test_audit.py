@@ -100,7 +100,7 @@ def test_the_share_limits_the_processor_time(share: float, rest: float | None) -
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.01])
 def test_no_share(share: float) -> None:
-    with pytest.raises(ValueError, match="no share of one core"):
+    with pytest.raises(ValueError, match="a share of one core is above 0"):
         Throttle(share)
 
 

@@ -213,7 +213,7 @@ def test_files_of_others_beside_the_index(tree: Path, content: bytes) -> None:
         (folder / name).write_bytes(content)
     TapeRecorder(tree).commit()
     (folder / "index.db.lock").write_bytes(content)
-    with pytest.raises(OutputError, match="no file that a recording keeps; move or remove it"):
+    with pytest.raises(OutputError, match="not a file that a recording saves; move or remove it"):
         TapeRecorder(tree, overwrite=True).commit()
     assert {path.read_bytes() for path in folder.iterdir() if path.name != "index.db"} == {content}
     assert len(os.listdir(folder)) == 5

@@ -20,8 +20,8 @@ def files(folder: Path) -> dict[str, str]:
 
 def test_the_examples_are_what_the_program_prints() -> None:
     system = files(PROJECT / "systemd")
-    copies = {name: system.pop(name) for name in list(system) if name.startswith("tartapefs-copy@")}
-    assert len(copies) == 2
+    others = [system.pop(name) for name in list(system) if name.startswith(("tartapefs-copy@", "tartapefs-metrics"))]
+    assert len(others) == 4
     assert system == units.template(user=False) | units.automount("/srv/photos", MNT, "ro")
     assert files(PROJECT / "systemd" / "user") == units.template(user=True)
 

@@ -286,4 +286,4 @@ def test_the_progress_of_append_counts_what_is_added(small: Path, monkeypatch: p
     monkeypatch.setattr(recorder, "_PROGRESS_EVERY", 1)
     record._append(str(small), None, False, False, False)
     assert told[0] == (None, 1)
-    assert told[-1] == (None, 2)  # the file, and the root's new header
+    assert told[-1] in ((None, 1), (None, 2))  # the file, and the root's new header if its time has moved

@@ -16,7 +16,7 @@ class Tape(Recording):
     directory: where the source is expected; None if only the index is known.
     index_path: absolute.
     facts: what the index says of the tape as a whole.
-    version: of the index's format: 3 to 6.
+    version: of the index's format: 3 and more, the sum of 3 and what the tape has (docs/decisions/0022).
     generations: the runs of members that `record`, and `record --append` since then, put on the tape.
     root_name: the folder's name in the archive.
     fingerprint: SHA-256 over all headers, 64 hex digits.

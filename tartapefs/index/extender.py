@@ -59,11 +59,13 @@ class IndexExtender(IndexWriter):
         self.rows_digest, fingerprint = forked_work.run(self._add, iter(members), self._processes, min_items=0)
         before = self._before
         with self._transaction() as db:
+            for name, statement in schema.TABLES[self._version]:
+                if name not in dict(schema.TABLES[before.version]):
+                    db.execute(statement)
             if not schema.has_generations(before.version):
-                for name, statement in schema.TABLES[self._version]:
-                    if name not in dict(schema.TABLES[before.version]):
-                        db.execute(statement)
                 db.executemany(INSERT_GENERATION, map(schema.generation_row, before.generations))
+            if not schema.has_name_filters(before.version):
+                insert_name_filters(db, before.name_filters())
         return fingerprint
 
     def add_digests_of(self, rows_of: Callable[[Iterator[Member]], Iterator[hash_tree.Row]]) -> None:

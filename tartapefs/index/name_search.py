@@ -61,9 +61,10 @@ class NameSearch:
 
     def generations_with(self, key: bytes, generations: Sequence[schema.Generation]) -> Iterator[schema.Generation]:
         """Those that may have the member of this `path_key`, the latest first; the first one of all among them."""
-        block, *places = name_filter.hash_of(key) if len(generations) > 1 else (0,)
+        has_filters = schema.has_name_filters(self._connections.version)
+        block, *places = name_filter.hash_of(key) if has_filters else (0,)
         for generation in reversed(generations):
-            if generation.start > 0 and generation.members <= name_filter.MOST:
+            if has_filters and generation.start > 0 and generation.members <= name_filter.MOST:
                 blocks, size = name_filter.shape(generation.members)
                 place = generation.start + block % blocks
                 rows = self._connections.query("SELECT * FROM name_filter WHERE place = ?", (place,))

@@ -21,7 +21,7 @@ from tartapefs.archive import hash_tree, ustar
 from tartapefs.archive.layout import MAX_OFFSET
 from tartapefs.archive.member import Headed, Member, latest_of
 from tartapefs.base.errors import TapeFormatError
-from tartapefs.index import row_codec, schema
+from tartapefs.index import name_filter, row_codec, schema
 from tartapefs.index.connections import Connections
 from tartapefs.index.name_search import NameSearch
 from tartapefs.index.page import Page
@@ -164,9 +164,14 @@ class Index:
             yield from self._checked_superseded(self._all_rows("superseded"))
 
     def name_filters(self) -> Iterator[tuple[int, bytes]]:
-        """The blocks of the filters of names that later generations have, each with its place."""
-        if len(self.generations) > 1:
+        """The blocks of later generations' filters of names, each with its place; made if the index has none."""
+        if schema.has_name_filters(self.version):
             yield from ((row[0], self._names.checked_block(row)) for row in self._all_rows("name_filter"))
+            return
+        for generation in self.generations[1:]:
+            if generation.members <= name_filter.MOST:
+                keys = (member.sort_key for member in self.members(generation.start, generation.stop))
+                yield from enumerate(name_filter.build(keys, generation.members), generation.start)
 
     def _checked_superseded(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[int]:
         for start, crc in rows:
@@ -191,7 +196,7 @@ class Index:
         if len(self.generations) == 1:
             return True
         try:
-            return schema.generations_digest(self._all_rows) == self.facts.generations_digest
+            return schema.generations_digest(self.version, self._all_rows) == self.facts.generations_digest
         except row_codec.MALFORMED:  # a value is no number
             return False
 

@@ -18,7 +18,7 @@ from tartapefs.index import row_codec
 
 # A format is the first one and, for each of what a tape may have, a number added.
 FORMAT = 3
-_SEALED, _GENERATIONS, LONG_NAMES = 1, 2, 4
+_SEALED, _GENERATIONS, LONG_NAMES, _NAME_FILTERS = 1, 2, 4, 8
 _TABLES = [
     (
         "pack",
@@ -38,15 +38,23 @@ _GENERATION_TABLES = [
         "CREATE TABLE generation (start INTEGER PRIMARY KEY, members INTEGER, recorded_ns INTEGER, fingerprint BLOB,"
         " crc INTEGER)",
     ),
-    # A block's `place` is the start of its generation and its own number: a generation has more bytes than blocks.
-    ("name_filter", "CREATE TABLE name_filter (place INTEGER PRIMARY KEY, bits BLOB, crc INTEGER)"),
     ("superseded", "CREATE TABLE superseded (start INTEGER PRIMARY KEY, crc INTEGER)"),
+]
+# A block's `place` is the start of its generation and its own number: a generation has more bytes than blocks.
+_FILTER_TABLES = [
+    ("name_filter", "CREATE TABLE name_filter (place INTEGER PRIMARY KEY, bits BLOB, crc INTEGER)"),
 ]
 TABLES = {  # of each format, the name and the SQL of each table
     FORMAT + has: sorted(
-        [*_TABLES, *_SEALED_TABLES * bool(has & _SEALED), *_GENERATION_TABLES * bool(has & _GENERATIONS)]
+        [
+            *_TABLES,
+            *_SEALED_TABLES * bool(has & _SEALED),
+            *_GENERATION_TABLES * bool(has & _GENERATIONS),
+            *_FILTER_TABLES * bool(has & _NAME_FILTERS),
+        ]
     )
-    for has in range(8)
+    for has in range(16)
+    if has & _GENERATIONS or not has & _NAME_FILTERS
 }
 LONGEST_VALUE = 1 << 20  # bytes
 _LEVEL_SHIFT = 54  # in a node's key, the bits below the level
@@ -55,7 +63,7 @@ _pack_numbers = struct.Struct("<qHH").pack
 
 def version_of(sealed: bool, generations: bool) -> int:
     """The format of an index with digests of contents or without, and of several generations or one."""
-    return FORMAT + _SEALED * sealed + _GENERATIONS * generations
+    return FORMAT + _SEALED * sealed + (_GENERATIONS + _NAME_FILTERS) * generations
 
 
 def is_sealed(version: int) -> bool:
@@ -66,6 +74,11 @@ def is_sealed(version: int) -> bool:
 def has_generations(version: int) -> bool:
     """Whether an index of this format has a table of generations."""
     return bool((version - FORMAT) & _GENERATIONS)
+
+
+def has_name_filters(version: int) -> bool:
+    """Whether later generations have filters of names in an index of this format. The first ones had none."""
+    return bool((version - FORMAT) & _NAME_FILTERS)
 
 
 def has_long_names(version: int) -> bool:
@@ -128,7 +141,7 @@ class TapeFacts:
 
     Only of a tape of several generations; empty otherwise:
 
-    generations_digest: SHA-256 over the rows of `generation`, `superseded` and `name_filter`, 64 hex digits.
+    generations_digest: SHA-256 over the rows of `GENERATION_TABLES`, 64 hex digits.
 
     end: where the last member ends, and the footer starts, in bytes.
     """
@@ -212,11 +225,11 @@ GENERATION_TABLES = {  # in the order of their digest: each with its key, and wi
 }
 
 
-def generations_digest(rows_of: Callable[[str], Iterable[tuple[Any, ...]]]) -> str:
+def generations_digest(version: int, rows_of: Callable[[str], Iterable[tuple[Any, ...]]]) -> str:
     """The digest of the rows of `GENERATION_TABLES`, each in the order of its key: SHA-256, 64 hex digits."""
-    digest = hashlib.sha256()
+    digest, tables = hashlib.sha256(), dict(TABLES[version])
     for table, (_, form) in GENERATION_TABLES.items():
-        for row in rows_of(table):
+        for row in rows_of(table) if table in tables else ():
             digest.update(form % row)
     return digest.hexdigest()
 

@@ -200,7 +200,7 @@ class IndexWriter:
         with self._transaction() as db:
             if schema.has_generations(self._version):
                 complete["generations_digest"] = schema.generations_digest(
-                    lambda table: db.execute(f"SELECT * FROM {table} ORDER BY 1")
+                    self._version, lambda table: db.execute(f"SELECT * FROM {table} ORDER BY 1")
                 )
             db.execute(f"PRAGMA user_version={self._version + schema.LONG_NAMES * bool(facts.get('long_names'))}")
             complete["facts_digest"] = schema.facts_digest(complete)

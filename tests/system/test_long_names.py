@@ -198,7 +198,7 @@ def test_generations(tmp_path: Path, is_sealed: bool) -> None:
     expected = generations.append()
     with playing(root) as player:
         tape = player.tape
-        assert tape.version == 7 + 2 + is_sealed
+        assert tape.version == 7 + 2 + 8 + is_sealed
         assert player.read(0, tape.total_size) == expected
         assert tape.rows_are_sound()
         for generation in generations.names:

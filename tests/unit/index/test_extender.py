@@ -1,5 +1,6 @@
 """The index with one generation more: what was there is kept to the byte, and replaced when all is there."""
 
+import hashlib
 import os
 import shutil
 import sqlite3
@@ -11,7 +12,10 @@ import pytest
 
 from tartapefs import Tape, TapeBusyError, TapeRecorder
 from tartapefs.archive import ustar
+from tartapefs.index import schema
 from tartapefs.index.extender import IndexExtender
+from tartapefs.source.folder import Source
+from tartapefs.verify.seal import seal
 
 NEW: list[ustar.Facts] = [
     (b"data/zzz%03d" % number, 0o100644, 600, 10**18, number, 0, b"", None) for number in range(300)
@@ -49,9 +53,56 @@ def test_rows_that_were_there_are_kept(tree: Path, processes: int) -> None:
         assert [member[1:] for member in extended.members(end)] == NEW
         assert extended.is_superseded(members[0]) and list(extended.superseded()) == [0]
         assert extended.rows_are_sound() and extended.has_fingerprint()
-        assert extended.version == 5
+        assert extended.version == 13
     with closing(sqlite3.connect(index_of(tree))) as database:
         assert database.execute("SELECT * FROM pack ORDER BY start").fetchall()[: len(before)] == before
+
+
+def without_filters(index: Path) -> None:
+    """Makes it an index of the first format with generations, which had no filters of names."""
+    with closing(sqlite3.connect(index, isolation_level=None)) as database:
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        database.execute("DROP TABLE name_filter")
+        database.execute(f"PRAGMA user_version={version - 8}")
+        tables = (f"SELECT * FROM {table} ORDER BY start" for table in ("generation", "superseded"))
+        forms = (b"%d %d %d %b %d\n", b"%d %d\n")
+        rows = (form % row for sql, form in zip(tables, forms, strict=True) for row in database.execute(sql))
+        facts = dict(database.execute("SELECT fact, value FROM tape"))
+        facts["generations_digest"] = hashlib.sha256(b"".join(rows)).hexdigest()
+        del facts["facts_digest"]
+        facts["facts_digest"] = schema.facts_digest(facts)
+        database.executemany(
+            "UPDATE tape SET value = ? WHERE fact = ?", [(value, fact) for fact, value in facts.items()]
+        )
+        database.execute("VACUUM")
+
+
+@pytest.mark.parametrize("then", ["append", "seal"])
+def test_an_index_without_filters_is_read_and_gets_them(tree: Path, then: str) -> None:
+    TapeRecorder(tree).commit()
+    for name in ("second", "third"):
+        (tree / name).write_text(name)
+        TapeRecorder(tree, append=True).commit()
+    inode = index_of(tree).stat().st_ino
+    without_filters(index_of(tree))
+    assert index_of(tree).stat().st_ino == inode  # it is at home still
+    with Tape.discover(tree) as tape:
+        assert tape.version == 5 and tape.rows_are_sound() and tape.has_fingerprint()
+        assert all(tape.find(member.name) for member in tape.members())
+        with pytest.raises(KeyError):
+            tape.find(b"data/none")
+        before = list(tape.members())
+        if then == "seal":
+            seal(tape, Source(tree), True, "sha256")
+    if then == "append":
+        (tree / "fourth").write_text("fourth")
+        TapeRecorder(tree, append=True).commit()
+    with Tape.discover(tree) as tape:
+        assert tape.version == (13 if then == "append" else 14) and tape.rows_are_sound()
+        assert list(tape.members())[: len(before)] == before
+        assert all(tape.find(member.name) for member in tape.members())
+        starts = [generation.start for generation in tape.generations[1:]]
+        assert [place for place, _ in tape.name_filters()] == starts
 
 
 def test_without_a_commit_nothing_changes(tree: Path) -> None:

@@ -165,7 +165,8 @@ def test_rclone_parts(kitchen: Kitchen) -> None:
         return {key: kitchen.s3.object(key) for key in list(kitchen.s3.keys())}
 
     received = kitchen.s3.received
-    kitchen.environment |= {"RCLONE_TRANSFERS": "1", "RCLONE_LOW_LEVEL_RETRIES": "1"}
+    # The last, since moto refuses the look that rclone takes at an object whose version is "null".
+    kitchen.environment |= {"RCLONE_TRANSFERS": "1", "RCLONE_LOW_LEVEL_RETRIES": "1", "RCLONE_S3_NO_HEAD": "true"}
     kitchen.s3.on_part = lambda number: len(received) < 3
     with pytest.raises(AssertionError):
         kitchen.run_shell(night)

@@ -1,7 +1,6 @@
 """What is served of a source that drifts, or that cannot be read: the recorded bytes, or an error."""
 
 import errno
-import gc
 import os
 import subprocess
 from pathlib import Path
@@ -361,20 +360,6 @@ def test_too_few_descriptors(player: TapePlayer, archive: bytes, monkeypatch: py
     failures.clear()
     assert player.drift is None
     assert player.read(0, len(archive)) == archive
-
-
-@pytest.mark.usefixtures("way_to_open")
-def test_no_file_stays_open(player: TapePlayer, small: Path, archive: bytes) -> None:
-    """Between two reads nothing in the source is open, so an idle archive is in nobody's way."""
-    gc.collect()
-    before = len(os.listdir("/proc/self/fd"))
-    for offset in range(0, len(archive), 700):
-        player.read(offset, 1500)
-        assert open_in(small) == []
-    for event in player.play(chunk_size=400):
-        assert event.type
-        assert open_in(small) == []
-    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.usefixtures("way_to_open")

@@ -1,5 +1,6 @@
 """Large files stay open from one part to the next, and hide no change."""
 
+import gc
 import os
 import random
 import subprocess
@@ -130,3 +131,17 @@ def test_a_kept_file_hides_no_other(deep: Path, way: Change) -> None:
             overwrite(deep / "file", data=b"other bytes")
         assert player.read(start + 1, 999) == b"ther bytes" + (deep / "file").read_bytes()[11:1000]
         assert player.read(start, 1000) != old
+
+
+@pytest.mark.usefixtures("way_to_open")
+def test_no_file_stays_open(player: TapePlayer, small: Path, archive: bytes) -> None:
+    """Between two reads nothing in the source is open, so an idle archive is in nobody's way."""
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    for offset in range(0, len(archive), 700):
+        player.read(offset, 1500)
+        assert open_in(small) == []
+    for event in player.play(chunk_size=400):
+        assert event.type
+        assert open_in(small) == []
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -11,7 +11,6 @@ whole object as its ETag: then the tape is read once more at the end.
 """
 
 import hashlib
-import io
 import logging
 import threading
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from functools import cache
 from typing import Any
 
 from tartapefs.api.archive_file import Parts, Window
+from tartapefs.base.buffers import aligned
 from tartapefs.base.crc import NOT_INSTALLED, from_s3_checksum, is_installed
 from tartapefs.base.errors import UploadError
 from tartapefs.play.playback import CHUNK
@@ -165,7 +165,7 @@ class S3Object:
 
     def send(self, at: int, part: HashedPart) -> StoredPart:
         with self._s3(signs_bodies=False) as s3:
-            answer = s3.upload_part(**self._upload, PartNumber=at + 1, Body=io.BufferedReader(part, CHUNK))
+            answer = s3.upload_part(**self._upload, PartNumber=at + 1, Body=_Body(part))
         stored = _stored(answer)
         compared_at_the_end = self.checksummed and stored.crc64nvme is None and not _has_md5s(answer)
         if not part.equals(stored) and not compared_at_the_end:
@@ -222,6 +222,20 @@ def _held(label: Label, found: dict[str, Any]) -> Held:
 def _has_md5s(found: dict[str, Any]) -> bool:
     """Whether ETags are made of MD5s, as far as S3 tells how the object is encrypted."""
     return found.get("ServerSideEncryption", "AES256") == "AES256" and "SSECustomerAlgorithm" not in found
+
+
+class _Body:
+    """A part as boto3 reads it: 1 MiB at a time, whatever size is asked for, which is 16 KiB, each sent by itself.
+
+    What `read` returns is valid until the next one.
+    """
+
+    def __init__(self, part: HashedPart) -> None:
+        self._part, self._buffer = part, aligned(CHUNK)
+        self.seek, self.tell = part.seek, part.tell
+
+    def read(self, size: int = -1) -> memoryview:
+        return self._buffer[: self._part.readinto(self._buffer)]
 
 
 def _md5(parts: Parts) -> str:

@@ -129,8 +129,8 @@ def test_nights_to_s3(tmp_path: Path, s3: S3) -> None:
         code, nothing, unread = upload()
         assert (code, nothing) == (0, 0)
         read -= unread
-        assert sent_bytes < added + PART + 20_000
-        assert read < added + 2 * PART + 500_000
         print(f"| {night} | {added:,} | {sent_bytes:,} | {read:,} | {len(archive):,} |")
+        assert sent_bytes < added + PART + 20_000
+        assert read < added + 3 * PART  # a part that fails on the way is read once more
         before = len(archive)
         add(root, chance, night, "after")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.packed import sign_facts
 
 from tartapefs import Tape, TapeBusyError, TapeRecorder
 from tartapefs.archive import ustar
-from tartapefs.index import schema
 from tartapefs.index.extender import IndexExtender
 from tartapefs.source.folder import Source
 from tartapefs.verify.seal import seal
@@ -67,13 +67,9 @@ def without_filters(index: Path) -> None:
         tables = (f"SELECT * FROM {table} ORDER BY start" for table in ("generation", "superseded"))
         forms = (b"%d %d %d %b %d\n", b"%d %d\n")
         rows = (form % row for sql, form in zip(tables, forms, strict=True) for row in database.execute(sql))
-        facts = dict(database.execute("SELECT fact, value FROM tape"))
-        facts["generations_digest"] = hashlib.sha256(b"".join(rows)).hexdigest()
-        del facts["facts_digest"]
-        facts["facts_digest"] = schema.facts_digest(facts)
-        database.executemany(
-            "UPDATE tape SET value = ? WHERE fact = ?", [(value, fact) for fact, value in facts.items()]
-        )
+        digest = hashlib.sha256(b"".join(rows)).hexdigest()
+        database.execute("UPDATE tape SET value = ? WHERE fact = 'generations_digest'", (digest,))
+        sign_facts(database)
         database.execute("VACUUM")
 
 

@@ -88,9 +88,7 @@ def _self_test(directory: str) -> Iterator[Finding]:
         os.mkdir(mountpoint)
 
         def record() -> str:
-            facts = json.loads(
-                _tartapefs("record", "--json", "--keep-owners", "--long-names", "--index", index, "--", directory)
-            )
+            facts = json.loads(_tartapefs("record", "--json", "--keep-owners", "--index", index, "--", directory))
             return f"{facts['member_count']:,} members, {facts['total_size']:,} bytes"
 
         def mount() -> str:

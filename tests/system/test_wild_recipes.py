@@ -28,10 +28,12 @@ CALLS = {  # those that each page makes, without a failure
     "growing-folder.md": {"flock": 1, "jq": 1, "mkdir": 1, "mountpoint": 1, "rsync": 1, "seq": 1, "ssh": 3,
                           "tartapefs": 5},
     "nightly-rsync.md": {"flock": 1, "mkdir": 1, "mountpoint": 1, "rsync": 1, "seq": 1, "tartapefs": 3},
+    "rclone-parts.md": {"mkdir": 1, "mountpoint": 1, "rclone": 6, "tar": 1, "tartapefs": 5},
     "rclone.md": {"mkdir": 1, "rclone": 5, "tartapefs": 6},
     "restore-one.md": {"aws": 1, "cp": 1, "curl": 2, "dd": 1, "grep": 1, "jq": 5, "mkdir": 1, "mv": 1, "rclone": 2,
                        "sha256sum": 1, "tar": 5, "tartapefs": 8},
     "s3-in-parts.md": {"aws": 8, "cmp": 1, "jq": 5, "seq": 1, "tartapefs": 6, "tr": 2},
+    "send-to-s3.md": {"aws": 1, "cmp": 1, "flock": 1, "jq": 1, "tartapefs": 4},
     "verify-far-end.md": {"aws": 4, "cmp": 2, "curl": 1, "jq": 2, "mkdir": 1, "rclone": 1, "rsync": 4, "sha256sum": 2,
                           "tar": 1, "tartapefs": 11, "tr": 1},
 }  # fmt: skip
@@ -83,6 +85,8 @@ def run_page(kitchen: Kitchen, page: str, failing: str) -> bool:
     """Whether the page ends well when this call fails."""
     if page == "s3-in-parts.md":
         run("record", kitchen.data)
+    if page == "rclone-parts.md":  # moto refuses the look that rclone takes at an object whose version is "null"
+        kitchen.environment["RCLONE_S3_NO_HEAD"] = "true"
     if page == "after-drift.md":
         (kitchen.backup / "archive.tar").write_bytes(kitchen.archive()[:2_000_000] + bytes(9_802_000))
     with ExitStack() as stack:
@@ -113,4 +117,5 @@ def test_a_call_that_fails(kitchen: Kitchen, page: str, failing: str) -> None:
 
 
 def test_all_pages() -> None:
-    assert CALLS.keys() == {page.name for page in PAGES.iterdir()}
+    """But the one on snapshots, which needs a file system of its own: test_cookbook runs it."""
+    assert CALLS.keys() | {"snapshot.md"} == {page.name for page in PAGES.iterdir()}

@@ -86,6 +86,17 @@ def test_a_row_that_fails_its_checksum(root: Path) -> None:
             tape.find(second.name)
 
 
+def test_a_row_on_the_way_that_fails_its_checksum(root: Path) -> None:
+    """The first name in it decides where the search goes on."""
+    with Tape.discover(root) as tape:
+        stop = tape.generations[0].stop
+        *_, last = tape.members(0, stop)
+    on_the_way = f"(SELECT max(start) FROM pack WHERE start <= {stop // 2})"
+    statement = f"UPDATE pack SET crc = crc + 1 WHERE start = {on_the_way}"
+    with damaged(root, statement) as tape, pytest.raises(TapeFormatError):
+        tape.find(last.name)
+
+
 def test_rows_that_do_not_cover_an_offset(root: Path) -> None:
     with Tape.discover(root) as tape:
         first, second, *_ = tape.members(tape.generations[1].start)

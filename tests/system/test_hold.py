@@ -68,6 +68,11 @@ def reading(archive: Path) -> Iterator[Reader]:
             reader.kill()
 
 
+@pytest.fixture(params=["fusepy", "mfusepy"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TARTAPEFS_BINDING", request.param)
+
+
 @pytest.fixture
 def archive(tree: Path, mount: Mount) -> Path:
     """Of 314 KB, mounted so that it holds."""
@@ -87,6 +92,7 @@ def held(archive: Path) -> list[int]:
     return sorted(found["pid"] for found in report(archive)["held"])
 
 
+@pytest.mark.usefixtures("library")
 def test_a_reader_that_meets_drift_waits(archive: Path, tree: Path) -> None:
     """What it got before is right. `status` says who waits, since when, where, and why."""
     with reading(archive) as reader:
@@ -164,6 +170,7 @@ def end_by_signal(mountpoint: Path) -> None:
 
 
 @pytest.mark.long(but=1)
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("end", [end_lazily, end_by_another_program, end_by_signal])
 def test_the_end_of_the_mount_ends_it(archive: Path, tree: Path, end: Callable[[Path], None]) -> None:
     """With an error, which each further read gets at once."""
@@ -240,6 +247,7 @@ def test_hold_goes_past_the_page_cache(archive: Path) -> None:
 
 
 @pytest.mark.needs("cp")
+@pytest.mark.usefixtures("library")
 def test_cp_can_be_ended(tree: Path, mount: Mount) -> None:
     """By Ctrl-C, and what it leaves is right, as far as it goes."""
     (tree / "photos" / "2024" / "large.bin").write_bytes(os.urandom(5_000_000))

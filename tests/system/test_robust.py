@@ -440,7 +440,7 @@ def test_the_smallest_share_is_a_long_rest() -> None:
         rest()
     assert pauses == [3600.0]
     for share in (0, -1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match="no share"):
+        with pytest.raises(ValueError, match="a share of one core is"):
             Throttle(share)
 
 

@@ -146,7 +146,7 @@ def test_blake3_begins_anew(recorded: Path, archive: bytes, tmp_path: Path) -> N
     assert third.results().items() <= expected(archive).items()
     options = ["-a", "sha256", "-a", "blake3", "--state", tmp_path / "state of the command"]
     result = run("digest", recorded, *options)
-    assert "begins anew each time: blake3; 1,048,576 bytes are read for that alone" in result.stderr
+    assert "starts again each time: blake3; 1,048,576 bytes are read for that alone" in result.stderr
     assert f"BLAKE3 (archive.tar) = {third.results()['blake3']}\n" in result.stdout
     assert f"SHA256 (archive.tar) = {third.results()['sha256']}\n" in result.stdout
 

@@ -311,7 +311,7 @@ def test_rclone(kitchen: Kitchen) -> None:
             assert f"MD5 (archive.tar) = {md5}" in said
             assert kitchen.s3.etag("without-md5.tar") in said
     with_md5, without = delivered[1], delivered[2] - delivered[1]
-    assert with_md5 >= 2 * len(archive)
+    assert with_md5 > 1.6 * len(archive)  # the kernel may still have what was read last
     assert len(archive) <= without < 1.5 * len(archive)
     for key in ("with-md5.tar", "without-md5.tar"):
         assert kitchen.s3.object(key) == archive

@@ -19,9 +19,13 @@ from support.users import User
 _PROJECT = (Path(__file__).parents[2] / "pyproject.toml").read_text()
 # The programs that are installed, and the functions that they call.
 SCRIPTS = dict(re.findall(r'^"?([\w.]+)"? = "(tartapefs\.\w+:\w+)"$', _PROJECT, re.MULTILINE))
-# Its folder of administrators' programs is replaced by one of links, so that one can be added.
-_SET_UP = """
+# Its folder of administrators' programs is replaced by one of links, so that one can be added. Archives that other
+# tests have mounted, some of them broken on purpose, are none of its own.
+_SET_UP = r"""
 set -e
+findmnt --raw --noheadings --output TARGET --types fuse.tartapefs | while read -r mountpoint; do
+    umount --lazy --internal-only --no-canonicalize "$(printf %b "$mountpoint")"
+done
 mkdir sbin
 mount --bind "$(realpath /sbin)" sbin
 mount -t tmpfs -o mode=755 tmpfs "$(realpath /sbin)"

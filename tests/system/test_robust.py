@@ -143,7 +143,8 @@ def test_a_signal_in_the_middle_leaves_nothing_behind(
     given = [words[0], arguments[0], *words[1:], *arguments[1:]]
     result = subprocess.run([*strace, *map(os.fspath, given)], capture_output=True, text=True, timeout=60)
     assert result.returncode == 128 + number, result.stderr
-    assert result.stdout == "" and "Traceback" not in result.stderr and result.stderr.count("\n") <= 1
+    assert result.stdout == "" and "Traceback" not in result.stderr
+    assert result.stderr.count("\n") <= 2  # interrupted, and how to go on
     if command == "seal":  # what has been read already is kept, for the next time
         (tree / ".tartape" / "index.db.seal").unlink()
     if command == "extract":  # the members before it are there, as they were

@@ -100,6 +100,7 @@ class TestContainer:
         wait_until(lambda: not machine.daemons())
 
     @pytest.mark.parametrize("missing", ["device", "right"])
+    @pytest.mark.long
     def test_without(self, machine: Machine, missing: str) -> None:
         """One line with a reason, doctor names the option that is missing, and everything but mounting works."""
         container = self.container(machine, missing != "device", ",+sys_admin" if missing != "right" else "")

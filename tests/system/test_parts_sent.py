@@ -84,6 +84,7 @@ def test_after_an_append_the_last_part_and_the_new_ones_are_sent(
 
 
 @pytest.mark.parametrize("send", SENDERS)
+@pytest.mark.long
 def test_what_was_interrupted_goes_on_with_the_parts_that_are_missing(
     tape: Tape, tmp_path: Path, send: Callable[..., tuple[list[str], int]]
 ) -> None:

@@ -180,6 +180,7 @@ def test_nothing_is_mounted_there(tmp_path: Path) -> None:
     assert run("status", tmp_path, "--watch", "--json").returncode in (2, 5)
 
 
+@pytest.mark.long
 def test_watch_shows_it_live_until_it_is_unmounted(archive: Path) -> None:
     """On a terminal, over itself."""
     ours, theirs = pty.openpty()

@@ -353,6 +353,7 @@ def test_odd_paths(lab: Lab) -> None:
 # The timer
 
 
+@pytest.mark.long
 def test_copy(lab: Lab) -> None:
     """The timer starts it; killed on its way it goes on; complete it has nothing to do; zeros of a failed read go."""
     source = Source(lab, "copied", size=8 << 20)
@@ -408,6 +409,7 @@ def test_copy(lab: Lab) -> None:
     lab.systemctl("stop", source.unit)
 
 
+@pytest.mark.long
 def test_boot(tmp_path: Path) -> None:
     """What was recorded is mounted before who needs it, by a service, a unit, or fstab; nothing is recorded."""
     folder = tmp_path / "srv"
@@ -499,7 +501,8 @@ def test_metrics_by_a_timer(lab: Lab, source: Source) -> None:
     lab.run("mkdir", "-p", "/srv/metrics")
     lab.write(f"/etc/systemd/system/{unit}.d/test.conf", "[Service]\nEnvironment=FOLDER=/srv/metrics\n")
     lab.systemctl("daemon-reload")
-    lab.systemctl("start", source.unit, unit)
+    lab.systemctl("start", source.unit)
+    lab.systemctl("start", unit)
     assert lab.run("ls", "/srv/metrics").stdout == "tartapefs.prom\n"
     text = lab.run("cat", "/srv/metrics/tartapefs.prom").stdout
     valid = f'tartapefs_valid{{mountpoint="{source.mountpoint}",source="{source.path}"}} 1'

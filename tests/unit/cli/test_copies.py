@@ -66,6 +66,7 @@ def test_report(recorded: Path, archive: bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["-", "pipe"])
+@pytest.mark.long
 def test_streams(recorded: Path, archive: bytes, tmp_path: Path, kind: str) -> None:
     """Every byte of what comes through a pipe, by its name or as `-`."""
     for data, code in ((archive, 0), (archive[:999_999], 1), (archive + b"x", 1), (archive[:-1] + b"x", 1), (b"", 1)):

@@ -19,6 +19,7 @@ from tartapefs.base.saved_state import SavedState
 from tartapefs.transfer.digests import ALGORITHMS, CRCS
 
 
+@pytest.mark.long
 def test_the_command(recorded: Path, archive: bytes, tmp_path: Path) -> None:
     """Its lines are what `sha256sum -c` and `md5sum -c` read; --json has the same."""
     (tmp_path / "archive.tar").write_bytes(archive)

@@ -32,6 +32,7 @@ def command(data: Path) -> list[str]:
     return ["upload", os.fspath(data), "s3://tapes/a.tar", "--part-size", str(PART)]
 
 
+@pytest.mark.long
 def test_what_it_says(data: Path, s3: S3, command: list[str]) -> None:
     archive, names = whole(data), environment(s3)
     etag, crc = expected_etag(archive, PART), in_base64(slow_crc("crc64nvme", archive))

@@ -67,6 +67,7 @@ def test_nothing_was_delivered() -> None:
     assert readers[0].seconds_left(time.monotonic(), 1000) is None
 
 
+@pytest.mark.long
 def test_memory_is_bounded_whatever_is_read() -> None:
     """Random small reads of 10 TB: the worst for ranges; and handles that come and go."""
     chosen = random.Random(1)

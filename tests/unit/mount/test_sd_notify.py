@@ -90,6 +90,7 @@ def test_ready_means_readable(manager: Manager, tree: Path, mountpoint: Path) ->
 
 
 @pytest.mark.fuse
+@pytest.mark.long
 def test_drift_is_told_by_name(manager: Manager, tree: Path, mountpoint: Path) -> None:
     run("record", tree)
     with service(manager, tree, mountpoint) as process:

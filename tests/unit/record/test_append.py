@@ -300,6 +300,7 @@ def test_at_random(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block_size", [1 << 16, 1 << 17])
+@pytest.mark.long
 def test_a_sealed_tape_stays_sealed(tree: Path, tmp_path: Path, block_size: int) -> None:
     """The seal is the one that an equal tape without digests gets when it is sealed as a whole."""
     (tree / "many").mkdir()

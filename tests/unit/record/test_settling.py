@@ -134,6 +134,7 @@ def test_write_under_way(root: Path, impatient: None) -> None:
     assert_recorded(root)
 
 
+@pytest.mark.long
 def test_write_that_ends_soon(root: Path) -> None:
     """Waited for, and recorded with all its bytes."""
     with write_under_way(root / "logs" / "app.log") as go_on:
@@ -160,6 +161,7 @@ def test_what_is_written_while_the_recorder_waits(root: Path, monkeypatch: pytes
     assert_recorded(root)
 
 
+@pytest.mark.long
 def test_dirty_mapping(root: Path, impatient: None) -> None:
     """Refused while it lasts, also with no descriptor open; what is stored after the recording shows."""
     path = root / "logs" / "app.log"
@@ -349,6 +351,7 @@ def test_where_there_are_no_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert_recorded(root)
 
 
+@pytest.mark.long
 def test_command_line(tmp_path: Path) -> None:
     """All of them are named, each on its line; nothing is written unless they are left out."""
     root = make_root(tmp_path / "data")

@@ -142,6 +142,7 @@ def test_what_the_places_miss_the_whole_finds(
 
 @settings(max_examples=80, deadline=None)
 @given(st.data())
+@pytest.mark.long
 def test_any_break(
     player: TapePlayer, archive: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:

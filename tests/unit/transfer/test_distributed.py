@@ -206,6 +206,7 @@ def test_a_part_that_is_refused_and_what_goes_on_from_there(data: Path, s3: S3) 
     assert seen[-1] == (done.size, done.size) and len(seen) > 10
 
 
+@pytest.mark.long
 def test_it_grew_before_it_was_sent(data: Path, s3: S3) -> None:
     """The upload that goes on was begun with the label of the earlier recording."""
     s3.on_part = lambda number: number != 3
@@ -221,6 +222,7 @@ def test_it_grew_before_it_was_sent(data: Path, s3: S3) -> None:
     assert go(data, s3).was_complete
 
 
+@pytest.mark.long
 def test_recorded_again(data: Path, s3: S3, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """With the index of before, what both archives begin with is copied; without it, everything is sent."""
     go(data, s3, part_size=PART)
@@ -254,6 +256,7 @@ def test_a_server_that_does_not_copy(data: Path, s3: S3, caplog: pytest.LogCaptu
     assert "sent instead of copied" in caplog.text
 
 
+@pytest.mark.long
 def test_what_was_copied_is_not_what_was_there(data: Path, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     go(data, s3, part_size=PART)
     before = s3.etag("a.tar")
@@ -339,6 +342,7 @@ def go_encrypted(data: Path, s3: S3) -> Upload:
 
 
 @pytest.mark.parametrize("tells", [True, False])
+@pytest.mark.long
 def test_an_encrypted_bucket(small: Path, s3: S3, tells: bool) -> None:
     """What has the right checksum is not sent again, is recognised, and is copied; what has none told is sent."""
     s3.app = server = Encrypting(s3.app, tells)
@@ -356,12 +360,14 @@ def test_an_encrypted_bucket(small: Path, s3: S3, tells: bool) -> None:
     assert server.checksums[-1] == grown.crc64nvme != server.checksums[0]
 
 
+@pytest.mark.long
 def test_a_part_that_a_bad_link_changed(small: Path, s3: S3) -> None:
     s3.app = Encrypting(s3.app, damaged=[2])
     go_encrypted(small, s3)
     assert sorted(s3.received) == [1, 2, 2, 3]
 
 
+@pytest.mark.long
 def test_an_object_with_another_checksum(small: Path, s3: S3) -> None:
     """Of a server that told no checksum of the parts: it is removed, and the next upload sends everything again."""
     s3.app = Encrypting(s3.app, tells=False, damaged=[2])
@@ -371,6 +377,7 @@ def test_an_object_with_another_checksum(small: Path, s3: S3) -> None:
     assert go_encrypted(small, s3).sent == 3
 
 
+@pytest.mark.long
 def test_what_was_copied_has_another_checksum(small: Path, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     s3.app = Encrypting(s3.app)
     go_encrypted(small, s3)
@@ -389,6 +396,7 @@ def test_what_was_copied_has_another_checksum(small: Path, s3: S3, monkeypatch: 
 
 
 @pytest.mark.parametrize("refuses", [True, False])
+@pytest.mark.long
 def test_a_server_without_checksums(small: Path, s3: S3, refuses: bool, caplog: pytest.LogCaptureFixture) -> None:
     """It refuses them, or passes them over; ETags are compared then, as -v says."""
     caplog.set_level(logging.INFO, "tartapefs")

@@ -80,6 +80,7 @@ def test_an_object_and_its_label(data: Path, s3: S3) -> None:
         assert target.held() is None
 
 
+@pytest.mark.long
 def test_a_copy_is_of_the_object_that_was_held(data: Path, s3: S3) -> None:
     archive = whole(data)
     label = Label("f", "r", len(archive), PART)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.daemon import daemon_of, daemons_of, force_unmount, foreground, is_mounted, resident
+from support.daemon import daemon_of, daemons_of, force_unmount, foreground, resident
 from support.mounting import gone, refused
 from support.mounting import mountpoint as mountpoint
 from support.mounting import tape as tape
@@ -306,19 +306,21 @@ def test_log_lines_of_the_life_of_a_mount_are_one_line_each(tape: tuple[Path, by
     """Whatever the mount point is called."""
     mountpoint = tmp_path / "two\nlines"
     mountpoint.mkdir()
-    process = subprocess.Popen(
-        [*TARTAPEFS, "-v", "mount", "-f", tape[0], mountpoint],
-        stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        wait_until(lambda: is_mounted(mountpoint))
-        assert run("unmount", mountpoint).returncode == 0
-        said = process.communicate(timeout=60)[1].splitlines()
-        assert [line for line in said if not line.startswith(b"tartapefs: ")] == []
-    finally:
-        process.kill()
-        process.wait()
-        force_unmount(mountpoint)
+    command = [*TARTAPEFS, "-v", "mount", "-f", tape[0], mountpoint]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stderr
+            # Before it says so, the daemon reads its archive itself, and an unmount finds it busy.
+            said = []
+            while not (said and said[-1].endswith(b": mounted\n")):
+                said.append(process.stderr.readline())
+                assert said[-1]
+            assert run("unmount", mountpoint).returncode == 0
+            said += process.communicate(timeout=60)[1].splitlines()
+        finally:
+            process.kill()
+            force_unmount(mountpoint)
+    assert [line for line in said if not line.startswith(b"tartapefs: ")] == []
 
 
 @pytest.mark.long

@@ -50,8 +50,9 @@ def test_a_report_is_that_of_what_was_read(archive: Path, tree: Path) -> None:
         for _ in range(2):
             assert len(os.pread(first.fileno(), 1000, 0)) == 1000
         assert os.pread(first.fileno(), 700, 900)
+        wait_until(lambda: report(archive)["delivered"] == 2700)  # it is counted once it has been delivered
         assert os.pread(second.fileno(), 5000, size - 2000)
-        wait_until(lambda: report(archive)["delivered"] == 4700)  # it is counted once it has been delivered
+        wait_until(lambda: report(archive)["delivered"] == 4700)
         found = report(archive)
     assert found["format"] == 1
     assert found["state"] == "valid"

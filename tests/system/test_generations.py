@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from support.digests import expected
 from support.generations import Generations
-from support.programs import done, run, under_strace
+from support.programs import done, run, under_strace, wait_until
 
 from tartapefs import Tape, TapePlayer
 from tartapefs.transfer.digests import CRCS, Digests
@@ -348,5 +348,5 @@ def test_appended_while_mounted(growing: Growing, mount: Callable[..., Path]) ->
 def test_mounted(growing: Growing, mount: Callable[..., Path]) -> None:
     archive = mount(growing.root)
     assert archive.read_bytes() == growing.archives[-1]
-    state = as_json("status", archive.parent)
-    assert (state["state"], state["delivered"]) == ("valid", len(growing.archives[-1]))
+    wait_until(lambda: as_json("status", archive.parent)["delivered"] == len(growing.archives[-1]))
+    assert as_json("status", archive.parent)["state"] == "valid"

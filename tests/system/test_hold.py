@@ -243,7 +243,7 @@ def test_hold_goes_past_the_page_cache(archive: Path) -> None:
     for _ in range(2):
         with reading(archive) as reader, reading(archive) as another:
             assert reader.read() == another.read() == str(PIECE)
-    assert report(archive)["delivered"] == 4 * PIECE
+    wait_until(lambda: report(archive)["delivered"] == 4 * PIECE)
 
 
 @pytest.mark.needs("cp")

@@ -169,14 +169,14 @@ def test_names_are_looked_at_once(folders: Path, monkeypatch: pytest.MonkeyPatch
     """Of the folders that changed, until they change again; while the clock can give the same stamp, each time."""
     record(folders, exclude=EXCLUDED)
     looks: list[int] = []
-    names, clock, late = Folder.names, inspection.time.time_ns, 0
+    names, now, late = Folder.names, inspection.time.time_ns(), 0
 
     def counted(folder: Folder) -> list[bytes]:
         looks.append(folder.stat().st_ino)
         return names(folder)
 
     monkeypatch.setattr(Folder, "names", counted)
-    monkeypatch.setattr(inspection.time, "time_ns", lambda: clock() + late)
+    monkeypatch.setattr(inspection.time, "time_ns", lambda: now + late)
     photos = (folders / "photos").stat().st_ino
     with player_of(folders) as player:
         player.audit()
@@ -185,7 +185,7 @@ def test_names_are_looked_at_once(folders: Path, monkeypatch: pytest.MonkeyPatch
         for count in (1, 2):
             player.audit()
             assert looks == count * [photos]
-        late = 3 * 10**9
+        late = 3600 * 10**9
         looks.clear()
         for _ in range(3):
             player.audit()

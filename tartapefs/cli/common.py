@@ -172,8 +172,8 @@ def late_note(types: list[str]) -> str:
     return f"{', '.join(types)}: a change there may be seen late; a sealed tape is beyond that"
 
 
-def warn_of_late_changes(source: "Source") -> None:
-    if types := source.foreign_types():
+def warn_of_late_changes(source: "Source", one_file_system: bool) -> None:
+    if types := source.foreign_types(one_file_system):
         say(f'{printable(source.root)} is on {late_note(types)} ("tartapefs seal")')
 
 
@@ -218,6 +218,12 @@ def recording_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--long-names/--no-long-names",
             default=None,
             help="Record names and link targets that do not fit into ustar, as GNU tar does.",
+        ),
+        click.option(
+            "-x",
+            "--one-file-system/--no-one-file-system",
+            default=None,
+            help="Leave out what is mounted below the folder, all but the mount points.",
         ),
         click.option(
             "--skip-unreadable", is_flag=True, help="Leave out files that this user cannot read, and list them."

@@ -146,6 +146,7 @@ def mount(
     exclude: tuple[str, ...],
     keep_owners: bool | None,
     long_names: bool | None,
+    one_file_system: bool | None,
     skip_unreadable: bool,
     skip_busy: bool,
 ) -> None:
@@ -164,7 +165,15 @@ def mount(
         if not record_first:
             raise
         record_folder(
-            directory, index, exclude, keep_owners, skip_unreadable, skip_busy, force=False, long_names=long_names
+            directory,
+            index,
+            exclude,
+            keep_owners,
+            skip_unreadable,
+            skip_busy,
+            force=False,
+            long_names=long_names,
+            one_file_system=one_file_system,
         )
         tape = Tape.discover(directory, index)
     with tape:
@@ -201,7 +210,7 @@ def mount(
             allow_additions=allow_additions,
         )
         if not tape.seal:
-            warn_of_late_changes(player.source)
+            warn_of_late_changes(player.source, tape.one_file_system)
         code = daemon.mount(player, mountpoint, options, foreground, log)
     if code:
         fail("the folder is no longer as recorded", code)

@@ -43,6 +43,7 @@ def record_folder(
     no_exclude: bool = False,
     digest: hash_tree.SealAlgorithm | Literal[""] | None = None,
     long_names: bool | None = None,
+    one_file_system: bool | None = None,
 ) -> tuple[TapeRecorder, str]:
     if not os.path.isdir(directory):
         raise click.BadParameter(f"{printable(directory)} is not a folder", param_hint="DIR")
@@ -57,6 +58,7 @@ def record_folder(
         skip_busy=skip_busy,
         digest=digest,
         long_names=long_names,
+        one_file_system=one_file_system,
     ) as recorder:
         fingerprint = _commit(recorder)
     _report_options(recorder, bool(exclude), digest)
@@ -65,7 +67,27 @@ def record_folder(
         f"recorded {recorder.member_count:,} members of {printable(directory)};"
         f" the archive has {recorder.total_size:,} bytes ({size_text(recorder.total_size)})"
     )
+    for line in _what_differs(recorder):
+        say(line)
     return recorder, fingerprint
+
+
+def _what_differs(recorder: TapeRecorder) -> Iterator[str]:
+    """A line for each way in which the archive holds something otherwise than the folder (docs/what-it-holds.md)."""
+    found = recorder.summary
+    if found.further_names:
+        least = "" if found.counts_all_names else "at least "
+        copies = f"{least}{found.further_bytes:,} bytes more ({size_text(found.further_bytes)})"
+        yield f"hard links: {least}{found.further_names:,} further names of files are full copies, {copies}"
+    if found.sparse_files:
+        room = f"{found.sparse_bytes:,} bytes ({size_text(found.sparse_bytes)}) that take no room in the folder"
+        yield f"sparse or compressed files: {found.sparse_files:,} are written out, with {room}"
+    if found.other_owners:
+        yield f'owners: {found.other_owners:,} members have others than root ("--keep-owners" keeps them)'
+    if found.file_systems:
+        what = "empty folders in" if recorder.one_file_system else "in"
+        hint = "" if recorder.one_file_system else ' ("-x" leaves them out)'
+        yield f"file systems: {found.file_systems:,} mounted below the folder are {what} the archive{hint}"
 
 
 @contextmanager
@@ -131,6 +153,8 @@ def _report_options(
         (retained if recorder.owners_kept else dropped).append(("--keep-owners", "--no-keep-owners"))
     if previous.long_names:
         (retained if recorder.long_names else dropped).append(("--long-names", "--no-long-names"))
+    if previous.one_file_system:
+        (retained if recorder.one_file_system else dropped).append(("--one-file-system", "--no-one-file-system"))
     if (algorithm := previous.algorithm or previous.due_algorithm) and not digest:
         (retained if recorder.due_algorithm else dropped).append((f"--digest {algorithm}", "--no-digest"))
     if retained:
@@ -176,6 +200,7 @@ def record(
     no_exclude: bool,
     keep_owners: bool | None,
     long_names: bool | None,
+    one_file_system: bool | None,
     skip_unreadable: bool,
     skip_busy: bool,
     force: bool,
@@ -198,8 +223,8 @@ def record(
     if algorithm and no_digest:
         raise click.UsageError('give "--digest" or "--no-digest", not both')
     if append:
-        kept = keep_owners, long_names
-        if force or exclude or no_exclude or kept != (None, None) or algorithm or no_digest:
+        kept = keep_owners, long_names, one_file_system
+        if force or exclude or no_exclude or kept != (None, None, None) or algorithm or no_digest:
             raise click.UsageError('"--append" keeps the options of the recording: give no others, and no "--force"')
         _append(directory, index, skip_unreadable, skip_busy, as_json)
         return
@@ -219,6 +244,7 @@ def record(
         no_exclude,
         "" if no_digest else algorithm,
         long_names,
+        one_file_system,
     )
     prefix, seal = None, ""
     with old or nullcontext():
@@ -228,7 +254,7 @@ def record(
             click.echo(fingerprint)
         if not recorder.due_algorithm:
             with Source(directory) as source:
-                warn_of_late_changes(source)
+                warn_of_late_changes(source, recorder.one_file_system)
         else:  # an explicit --digest reads all contents again
             seal = _make_digests(directory, index, recorder, old if algorithm is None else None)
     if not as_json:
@@ -248,6 +274,7 @@ def _facts(recorder: TapeRecorder, fingerprint: str, seal: str, valid_prefix: in
         "valid_prefix": valid_prefix,
         "left_out": recorder.left_out,
         "skipped": [{"path": problem.path, "reason": problem.reason} for problem in recorder.skipped],
+        "summary": recorder.summary.facts(),
     }
 
 

@@ -30,7 +30,7 @@ def _checks(tape: Tape, directory: str) -> tuple[bool | None, str, list[str]]:
     """Tells whether the tape is at home, which facts a read compares, and the file systems that delay changes."""
     try:
         with Source(directory) as source:
-            at_home, late_on = tape.is_at_home(source.ino), source.foreign_types()
+            at_home, late_on = tape.is_at_home(source.ino), source.foreign_types(tape.one_file_system)
     except OSError:
         return None, "the source folder cannot be opened", []
     if at_home:
@@ -62,6 +62,7 @@ def info(directory: str, index: str | None, as_json: bool) -> None:
             "left_out": tape.left_out,
             "owners": "kept" if tape.owners_kept else "scrubbed",
             "long_names": tape.long_names,
+            "one_file_system": tape.one_file_system,
             "at_home": at_home,
             "checks": checks,
             "late_on": late_on,
@@ -75,10 +76,9 @@ def info(directory: str, index: str | None, as_json: bool) -> None:
     due = f", which are to be of {tape.due_algorithm}" if tape.due_algorithm else ""
     facts["digests"] = facts["digests"] or f'none; "tartapefs seal" adds them{due}'
     del facts["late_on"]
-    if tape.long_names:
-        facts["long_names"] = "recorded"
-    else:
-        del facts["long_names"]
+    for option in ("long_names", "one_file_system"):
+        if facts.pop(option):
+            facts[option] = "recorded" if option == "long_names" else "-x: without what is mounted below"
     if late_on:
         facts["file_system"] = late_note(late_on)
     facts["at_home"] = {True: "yes", False: "no", None: "unknown"}[at_home]

@@ -138,6 +138,7 @@ class TapeFacts:
     Only of a tape that was recorded so:
 
     long_names: whether headers may have more than one block.
+    one_file_system: whether what lies on other file systems than the root was left out.
 
     Only of a tape of several generations; empty otherwise:
 
@@ -165,6 +166,7 @@ class TapeFacts:
     due_algorithm: str = ""
     due_block_size: int = 0
     long_names: bool = False
+    one_file_system: bool = False
     generations_digest: str = ""
 
     @property
@@ -184,7 +186,7 @@ class TapeFacts:
             "left_out": self.left_out,
             "owners_kept": int(self.owners_kept),
             "root_ino": self.root_ino,
-        } | ({"long_names": 1} if self.long_names else {})
+        } | {option: 1 for option in ("long_names", "one_file_system") if getattr(self, option)}
 
 
 def signed(ino: int) -> int:
@@ -295,6 +297,7 @@ def _tape_facts(facts: dict[str, Any], version: int) -> TapeFacts:
             "excluded": _strings(json.loads(facts["excluded"])),
             "owners_kept": bool(facts["owners_kept"]),
             "long_names": bool(facts.get("long_names")),
+            "one_file_system": bool(facts.get("one_file_system")),
             "root_ino": facts["root_ino"] % (1 << 64),
             "index_ino": facts["index_ino"] % (1 << 64),
         }

@@ -130,7 +130,7 @@ def _added(tape: Recording, source: Source, directory: Member) -> Iterator[TapeI
         yield TapeIntegrityError(directory.arc_path, [unreadable(error)])
         return
     try:
-        for name in folder.names():
+        for name in folder.names(tape.one_file_system):
             try:
                 mode = folder.lstat(name).st_mode
             except OSError:

@@ -108,7 +108,7 @@ class Inspector:
         children = self.tape.children(member)
         child = next(children, None)
         added: list[bytes] = []
-        for name in folder.names():
+        for name in folder.names(self.tape.one_file_system):
             recorded = child is not None and child.name.rstrip(b"/") == member.name + name
             try:
                 found = folder.lstat(name)

@@ -36,6 +36,7 @@ from tartapefs.record.digesting import extended_tree
 from tartapefs.record.options import Asked, Options, replaced_facts, why_foreign
 from tartapefs.record.owners import owner_of
 from tartapefs.record.settling import Settling
+from tartapefs.record.summary import Summary
 from tartapefs.record.walk import Walk
 from tartapefs.source.exclusion import Exclude
 from tartapefs.source.folder import Source
@@ -53,11 +54,12 @@ class TapeRecorder:
     tells whether to leave it out; a directory that is left out takes its content along. `anonymize`: owners are
     written as root, which is the default. `digest`: the algorithm of the digests of contents that the tape is to have,
     "" for none, the default; the index says so, and `seal` makes them. `overwrite`: an existing index is replaced;
-    those of `exclude`, `anonymize`, `digest` and `long_names` that are None are then as in the recording that is
-    replaced, so that `exclude=()` is needed to leave nothing out.
+    those of `exclude`, `anonymize`, `digest`, `long_names` and `one_file_system` that are None are then as in the
+    recording that is replaced, so that `exclude=()` is needed to leave nothing out.
 
     `long_names`: a name or a link's target that does not fit into a header of ustar goes into blocks of GNU tar before
-    it, up to a path of 4,095 bytes; without, the default, it is a problem, in TapeConstraintError.
+    it, up to a path of 4,095 bytes; without, the default, it is a problem, in TapeConstraintError. `one_file_system`:
+    of a folder in which another file system is mounted the archive has the folder alone; without, the default, all.
 
     `skip_unreadable`: what this user cannot read is left out, and listed in `skipped`. `skip_busy`: so are files that
     changed within the last minute and that a program has open, or mapped, for writing. `on_progress` is called now and
@@ -75,10 +77,11 @@ class TapeRecorder:
     Attributes: `root` and `index_path`, absolute paths; `latest`, the path below the root, as bytes, of the last member
     when `on_progress` was called; `too_long`, how many problems `long_names` solves; `valid_prefix`, where `append` is
     refused: up to which byte existing copies would stay valid if the folder was recorded anew. After `commit`:
-    `member_count`; `total_size`, of the archive, in bytes; `skipped`, the Problems of what was left out for
+    `member_count`; `total_size`, of the archive, in bytes; `summary`, a `summary.Summary` of what the archive holds
+    otherwise than the folder, after `append` of the whole folder, too; `skipped`, the Problems of what was left out for
     `skip_unreadable` and `skip_busy`; `left_out`, how many these are, with sockets, pipes and devices; `excluded`,
-    `owners_kept`, `long_names`, `due_algorithm` and `due_block_size` (bytes), as the index says; `replaced`, what the
-    index before said, or None; `not_taken_over`, why it said nothing although it existed.
+    `owners_kept`, `long_names`, `one_file_system`, `due_algorithm` and `due_block_size` (bytes), as the index says;
+    `replaced`, what the index before said, or None; `not_taken_over`, why it said nothing although it existed.
     """
 
     def __init__(
@@ -96,14 +99,15 @@ class TapeRecorder:
         processes: int = 1,
         append: bool = False,
         long_names: bool | None = None,
+        one_file_system: bool | None = None,
     ) -> None:
         forked_work.check_processes(processes)
-        if append and (overwrite or (exclude, anonymize, digest, long_names) != (None,) * 4):
+        if append and (overwrite or (exclude, anonymize, digest, long_names, one_file_system) != (None,) * 5):
             raise ValueError("a recording that is appended to keeps its options, and is not replaced")
         self.root = os.path.realpath(root)
         self.index_path = os.path.abspath(index_path) if index_path else default_index(self.root)
         self._own_folder = index_path is None
-        self._asked = Asked(exclude, anonymize, digest, long_names)
+        self._asked = Asked(exclude, anonymize, digest, long_names, one_file_system)
         self._set_options(Options())
         self.replaced: TapeFacts | None = None
         self.not_taken_over = ""
@@ -120,6 +124,7 @@ class TapeRecorder:
         self.excluded: Sequence[str] = options.excluded
         self.owners_kept = options.owners_kept
         self.long_names = options.long_names
+        self.one_file_system = options.one_file_system
         self.due_algorithm, self.due_block_size = options.due_algorithm, options.due_block_size
 
     def _begin(self) -> None:
@@ -127,6 +132,8 @@ class TapeRecorder:
         self._problems: list[Problem] = []
         self.skipped: tuple[Problem, ...] = ()
         self.left_out = 0
+        self.summary = Summary()
+        self._closed: set[bytes] = set()
         self.member_count = 0
         self.total_size = 0
         self.valid_prefix = 0
@@ -212,14 +219,17 @@ class TapeRecorder:
                     "owners_kept": int(self.owners_kept),
                     "root_ino": source.ino,
                 }
-                | ({"long_names": 1} if self.long_names else {})
+                | {option: 1 for option in ("long_names", "one_file_system") if getattr(self, option)}
                 | self._due_facts()
             )
         return fingerprint
 
     def _walk(self, source: Source, root_name: bytes, settling: Settling) -> Walk:
         owner = owner_of if self.owners_kept else None
-        return Walk(source, root_name + b"/", self._is_left_out, owner, settling.settled, settling.since)
+        root, settled, since = root_name + b"/", settling.settled, settling.since
+        walk = Walk(source, root, self._is_left_out, owner, settled, since, self.one_file_system)
+        self.summary, self._closed = walk.summary, walk.closed
+        return walk
 
     def _record_generation(self, source: Source, tape: Index) -> str:
         """Adds to the tape what is new. Without anything new the index stays as it is."""
@@ -296,7 +306,7 @@ class TapeRecorder:
 
         `position`, `count`: where the first one starts, and how many members the tape has before it.
         """
-        since, problems = settling.since, self._problems
+        since, problems, closed = settling.since, self._problems, self._closed
         for facts in walk:
             name, _, size, mtime_ns, _, ctime_ns, target, _ = facts
             head = BLOCK
@@ -304,7 +314,7 @@ class TapeRecorder:
                 if not self._fits(name, target):
                     continue
                 head = head_size(name, target)
-            if ctime_ns > since or mtime_ns > since:
+            if (ctime_ns > since or mtime_ns > since) and name not in closed:
                 settling.note_if_fresh(facts)
             position += span(size, head)
             count += 1

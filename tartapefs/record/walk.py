@@ -17,6 +17,7 @@ from tartapefs.archive.member import path_of
 from tartapefs.base.errors import Difference, Fact, Problem, SourceUnreadableError, TapeIntegrityError
 from tartapefs.base.tape_files import TAPE_FOLDER
 from tartapefs.base.text import file_type, moment
+from tartapefs.record.summary import Summary
 from tartapefs.source.exclusion import IsExcluded
 from tartapefs.source.file_systems import NO_SUBVOLUME
 from tartapefs.source.folder import Folder, Source
@@ -37,6 +38,7 @@ class _Level(NamedTuple):
     folder: Folder
     name: bytes  # in the archive, with its slash
     mtime_ns: int
+    device: int
     names: Iterator[bytes]
 
 
@@ -45,10 +47,12 @@ class Walk:
 
     `root`: what all names in the archive begin with, a slash included. `owner_of` gives the owner to write for a user
     and a group; without it headers name no owners. `on_file` is called for every regular file that changed after
-    `since` (ns), and returns the `stat` to record, or None to leave the file out.
+    `since` (ns), and returns the `stat` to record, or None to leave the file out. `one_file_system`: a folder on
+    another file system than the root is a member without what lies in it, and its times may change.
 
     Attributes, complete after the iteration: `unreadable`, the paths that this user cannot read; `unstable`, the
-    folders of which each look shows another state; `left_out`, the number of sockets, pipes and devices.
+    folders of which each look shows another state; `left_out`, the number of sockets, pipes and devices; `closed`, the
+    names of the folders that are members without what lies in them; `summary`.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Walk:
         owner_of: OwnerOf | None,
         on_file: OnFile,
         since: int,
+        one_file_system: bool,
     ) -> None:
         self._source = source
         self._root = root
@@ -67,15 +72,19 @@ class Walk:
         self._on_file = on_file
         self._since = since
         self._euid = os.geteuid()
+        self._one_file_system = one_file_system
         self._device = -1  # of the folder that was entered last
         self.unreadable: list[Problem] = []
         self.unstable: list[Problem] = []
         self.left_out = 0
+        self.closed: set[bytes] = set()
+        self.summary = Summary()
 
     def __iter__(self) -> Iterator[ustar.Facts]:
         """One long function, fast for the common case: a file of this user that did not change lately."""
         levels: list[_Level] = []
         euid, since, owner_of, all_are_in = self._euid, self._since, self._owner_of, self._exclude is None
+        summary, other_owners = self.summary, 0
         try:
             try:
                 root = self._enter(levels, self._source.folder(), self._root)
@@ -89,7 +98,7 @@ class Walk:
                 for last in level.names:
                     name, target = above + last, b""
                     try:
-                        seen = seen_of(lstat(last))
+                        seen = seen_of(at_first := lstat(last))
                     except OSError as error:
                         self._note_error(path_of(name), error)
                         continue
@@ -116,10 +125,15 @@ class Walk:
                             yield folder
                             break
                         size = 0 if target else size
+                    if at_first.st_nlink > 1 or at_first.st_blocks << 9 < size:
+                        summary.add_odd_file(at_first, size)
+                    if uid or gid:
+                        other_owners += 1
                     yield name, mode, size, mtime_ns, ino, ctime_ns, target, owner_of and owner_of(uid, gid)
                 else:
                     self._leave(levels.pop())
         finally:
+            summary.other_owners += 0 if owner_of else other_owners
             for level in levels:
                 level.folder.close()
 
@@ -128,13 +142,19 @@ class Walk:
         try:
             found = folder.stat()  # before its names, so that what is added meanwhile shows
             mode, uid, gid, _, mtime_ns, ino, ctime_ns = seen_of(found)
-            if (found.st_dev != self._device or ino == NO_SUBVOLUME) and (why := folder.why_unstable()):
+            is_closed = self._one_file_system and folder.is_beyond(found)
+            if is_closed:
+                self.closed.add(name)
+            elif (found.st_dev != self._device or ino == NO_SUBVOLUME) and (why := folder.why_unstable()):
                 path = os.fsdecode(path_of(name)) or "."
                 self.unstable.append(Problem(path, f"{why}; leave it out (--exclude)"))
                 folder.close()
                 return None
             self._device = found.st_dev
-            levels.append(_Level(folder, name, mtime_ns, iter(folder.names())))
+            self.summary.file_systems += bool(levels) and found.st_dev != levels[-1].device
+            self.summary.other_owners += bool(uid or gid) and self._owner_of is None
+            names = [] if is_closed else folder.names()
+            levels.append(_Level(folder, name, mtime_ns, found.st_dev, iter(names)))
         except BaseException:
             folder.close()
             raise
@@ -143,7 +163,7 @@ class Walk:
     def _leave(self, level: _Level) -> None:
         mtime_ns = level.folder.stat().st_mtime_ns
         level.folder.close()
-        if mtime_ns != level.mtime_ns:
+        if mtime_ns != level.mtime_ns and level.name not in self.closed:
             raise changed(path_of(level.name), Difference(Fact.MTIME, moment(level.mtime_ns), moment(mtime_ns)))
 
     def _examine(self, folder: Folder, name: bytes, path: bytes, seen: Seen) -> tuple[Seen, bytes] | None:

@@ -68,8 +68,10 @@ def why_unstable(fd: int, found: os.stat_result) -> str | None:
     return None
 
 
-def foreign_types(root: int, path: str) -> list[str]:
+def foreign_types(root: int, path: str, one_file_system: bool = False) -> list[str]:
     """The types of file systems such as "nfs4" that the folder `root`, at `path`, lies on in whole or in part.
+
+    `one_file_system`: only what the folder itself lies on.
 
     They may answer from a cache, the kernel's or their own; then a change does not show at once.
     """
@@ -78,6 +80,7 @@ def foreign_types(root: int, path: str) -> list[str]:
         return sorted({
             mount.fstype
             for mount in mountinfo.mounts()
-            if (mount.number == number or mount.mountpoint.startswith(f"{path}/")) and _FOREIGN.fullmatch(mount.fstype)
+            if (mount.number == number or (mount.mountpoint.startswith(f"{path}/") and not one_file_system))
+            and _FOREIGN.fullmatch(mount.fstype)
         })  # fmt: skip
     return []

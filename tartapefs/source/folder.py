@@ -32,11 +32,15 @@ ResolvedPath = list[tuple[bytes, int, int]]
 
 
 class Folder:
-    """One folder of the source, open for listing. Raises OSError as the system does."""
+    """One folder of the source, open for listing. Raises OSError as the system does.
 
-    def __init__(self, fd: int, local: int | None) -> None:
+    `local`: the device whose files this kernel alone changes, or None; `root_device`: that of the root.
+    """
+
+    def __init__(self, fd: int, local: int | None, root_device: int) -> None:
         self._fd = fd
         self._local = local
+        self._root_device = root_device
 
     def close(self) -> None:
         os.close(self._fd)
@@ -44,12 +48,18 @@ class Folder:
     def stat(self) -> os.stat_result:
         return fstat(self._fd, self._local)
 
+    def is_beyond(self, found: os.stat_result) -> bool:
+        """Whether the folder, whose `stat` was `found`, lies on another file system than the root."""
+        return found.st_dev != self._root_device
+
     def why_unstable(self) -> str | None:
         """Why two looks at the folder may differ without a change, as text; else None."""
         return file_systems.why_unstable(self._fd, self.stat())
 
-    def names(self) -> list[bytes]:
-        """The names in it, in the archive's order."""
+    def names(self, one_file_system: bool = False) -> list[bytes]:
+        """The names in it, in the archive's order. `one_file_system`: none if it lies on another than the root."""
+        if one_file_system and self.is_beyond(self.stat()):
+            return []
         encoding, errors = _NAMES_ARE
         return sorted([name.encode(encoding, errors) for name in os.listdir(self._fd)])
 
@@ -61,7 +71,7 @@ class Folder:
         return os.readlink(name, dir_fd=self._fd)
 
     def folder(self, name: bytes) -> "Folder":
-        return Folder(os.open(name, LIST, dir_fd=self._fd), self._local)
+        return Folder(os.open(name, LIST, dir_fd=self._fd), self._local, self._root_device)
 
     def is_readable(self, name: bytes) -> bool:
         return os.access(name, os.R_OK, dir_fd=self._fd, effective_ids=True)
@@ -118,9 +128,12 @@ class Source:
         if hasattr(self, "descriptor"):
             self.close()
 
-    def foreign_types(self) -> list[str]:
-        """The types of file systems such as "nfs4" or "fuse.sshfs" on which the source lies in whole or in part."""
-        return file_systems.foreign_types(self.descriptor, self.root)
+    def foreign_types(self, one_file_system: bool = False) -> list[str]:
+        """The types of file systems such as "nfs4" or "fuse.sshfs" on which the source lies in whole or in part.
+
+        `one_file_system`: only what the root lies on.
+        """
+        return file_systems.foreign_types(self.descriptor, self.root, one_file_system)
 
     def lock(self) -> None:
         """Locks the folder until this is closed; raises BlockingIOError if another process has locked it.
@@ -246,4 +259,4 @@ class Source:
         if not stat.S_ISDIR(os.fstat(fd).st_mode):
             os.close(fd)
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
-        return Folder(fd, self._local)
+        return Folder(fd, self._local, self._device)

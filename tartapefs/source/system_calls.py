@@ -34,8 +34,8 @@ if _statx is not None:
 _AT_SYMLINK_NOFOLLOW, _AT_NO_AUTOMOUNT, _AT_EMPTY_PATH, _AT_STATX_FORCE_SYNC = 0x100, 0x800, 0x1000, 0x2000
 _UNCACHED = _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT | _AT_EMPTY_PATH | _AT_STATX_FORCE_SYNC
 _BASIC_STATS, _STATX_SIZE = 0x7FF, 256
-# Of `struct statx`: nlink, uid, gid, mode, ino, size; atime, ctime, mtime, each in seconds and nanoseconds; device.
-_STATX = struct.Struct("=16xIIIH2xQQ16xqI20xqI4xqI12xII")
+# Of `struct statx`: nlink, uid, gid, mode, ino, size, blocks; atime, ctime, mtime (seconds, nanoseconds); device.
+_STATX = struct.Struct("=16xIIIH2xQQQ8xqI20xqI4xqI12xII")
 
 
 class _OpenHow(ctypes.Structure):
@@ -96,7 +96,7 @@ def lstat_uncached(fd: int, path: bytes = b"") -> os.stat_result:
     if _statx(fd, path, _UNCACHED, _BASIC_STATS, facts):
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error), path)
-    (nlink, uid, gid, mode, ino, size, atime, atime_ns, ctime, ctime_ns, mtime, mtime_ns, major, minor) = (
+    (nlink, uid, gid, mode, ino, size, blocks, atime, atime_ns, ctime, ctime_ns, mtime, mtime_ns, major, minor) = (
         _STATX.unpack_from(facts)
     )
     return os.stat_result(
@@ -105,6 +105,7 @@ def lstat_uncached(fd: int, path: bytes = b"") -> os.stat_result:
             "st_atime_ns": atime * _NS + atime_ns,
             "st_mtime_ns": mtime * _NS + mtime_ns,
             "st_ctime_ns": ctime * _NS + ctime_ns,
+            "st_blocks": blocks,
         },
     )
 

@@ -67,6 +67,7 @@ RESUMABLE_HASH = "unit/base/test_resumable_hash.py"
 OUTPUTS = "system/test_outputs.py"
 SAVED_STATE = "unit/base/test_saved_state.py"
 LONG_NAMES = "system/test_long_names.py"
+ONE_FILE_SYSTEM = "system/test_one_file_system.py"
 BEHIND = "system/test_behind.py"
 HOLES = "system/test_holes.py"
 
@@ -334,6 +335,20 @@ MUTANTS = [
         "if tape.long_names != has_long_names(version):",
         "if False:",
         LONG_NAMES + " -k format",
+    ),
+    Mutant(
+        "what lies on another file system is no addition, if the recording left it out",
+        "play/inspection.py",
+        "folder.names(self.tape.one_file_system)",
+        "folder.names(False)",
+        ONE_FILE_SYSTEM,
+    ),
+    Mutant(
+        "names in a folder are compared, whatever is left out elsewhere",
+        "source/folder.py",
+        "if one_file_system and self.is_beyond(self.stat()):",
+        "if one_file_system:",
+        ONE_FILE_SYSTEM,
     ),
     Mutant(
         "a long name in a row that has no mark is refused",

@@ -158,7 +158,7 @@ def test_a_listing_that_a_server_kept_is_no_last_word(
             now = time.time_ns()
             with monkeypatch.context() as patch:
                 patch.setattr(inspection.time, "time_ns", lambda: now + 10**11)  # long after the change
-                patch.setattr(Folder, "names", lambda folder: [])
+                patch.setattr(Folder, "names", lambda folder, one_file_system: [])
                 player.audit()
             with pytest.raises(TapeIntegrityError):
                 player.audit()

@@ -98,6 +98,12 @@ def test_everything_on_the_page_on_copies_works(scratch: Scratch) -> None:
     assert scratch.run >= 15
 
 
+def test_everything_on_the_page_on_what_the_archive_holds_works(scratch: Scratch) -> None:
+    text = (README.parent / "docs" / "what-it-holds.md").read_text()
+    scratch.run_all(re.sub(r"^```console.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+    assert scratch.run == 1
+
+
 @pytest.mark.long
 def test_everything_on_the_page_on_verified_tapes_works(scratch: Scratch) -> None:
     scratch.run_all((README.parent / "docs" / "verified.md").read_text())

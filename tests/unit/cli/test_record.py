@@ -60,6 +60,14 @@ def test_record_json(small: Path) -> None:
         "valid_prefix": None,
         "left_out": 1,
         "skipped": [],
+        "summary": {
+            "further_names": 0,
+            "further_bytes": 0,
+            "sparse_files": 0,
+            "sparse_bytes": 0,
+            "other_owners": 0,
+            "file_systems": 0,
+        },
     }
 
 

@@ -171,7 +171,7 @@ def test_names_are_looked_at_once(folders: Path, monkeypatch: pytest.MonkeyPatch
     looks: list[int] = []
     names, now, late = Folder.names, inspection.time.time_ns(), 0
 
-    def counted(folder: Folder) -> list[bytes]:
+    def counted(folder: Folder, one_file_system: bool) -> list[bytes]:
         looks.append(folder.stat().st_ino)
         return names(folder)
 
@@ -202,7 +202,7 @@ def test_a_name_that_comes_during_the_look(folders: Path, monkeypatch: pytest.Mo
     (folders / "photos" / "x.tmp").touch()
     names = Folder.names
 
-    def changing(folder: Folder) -> list[bytes]:
+    def changing(folder: Folder, one_file_system: bool) -> list[bytes]:
         monkeypatch.setattr(Folder, "names", names)
         found = names(folder)
         if seen == "after":

@@ -5,6 +5,7 @@ from tartapefs.api.tape import Tape
 from tartapefs.archive.layout import Kind, Segment
 from tartapefs.archive.member import Member
 from tartapefs.base.errors import (
+    CopyError,
     Difference,
     Fact,
     MountError,
@@ -31,6 +32,7 @@ from tartapefs.play.events import Event, FileData, FileEnd, FileStart, TapeCompl
 from tartapefs.record.recorder import TapeRecorder
 
 __all__ = [
+    "CopyError",
     "Difference",
     "Event",
     "Fact",

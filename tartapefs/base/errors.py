@@ -297,6 +297,19 @@ class UploadError(TapeError):
         self.reason = reason
 
 
+class CopyError(TapeError):
+    """A copy at a URL cannot be read: it is not there, its server gives no ranges, or the link broke.
+
+    url: of the copy.
+    reason: text for people.
+    """
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(f"{printable(url)}: {printable(reason)}")
+        self.url = url
+        self.reason = reason
+
+
 class MountError(TapeError):
     """A folder could not be mounted or unmounted.
 

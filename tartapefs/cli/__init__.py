@@ -69,7 +69,7 @@ _GROUPS = {
         "upload": ("upload", "Send the archive of DIR to URL, in parts."),
         "resume": ("copies", "Complete COPY, a local file."),
         "resume-hint": ("resume_hint", "Print commands that continue a transfer."),
-        "extract": ("seals", "Extract members from COPY, and check their digests."),
+        "extract": ("extract", "Extract members from COPY, and check their digests."),
     },
     "Verify": {
         "verify": ("verify", "Compare DIR with its recording, and list all drift."),

@@ -56,6 +56,17 @@ def byte_count(text: str) -> int:
     return count
 
 
+def key_value(text: str) -> tuple[str, Any]:
+    """Parses KEY=VALUE; the value is JSON if it can be read as such, else a string."""
+    key, is_given, value = text.partition("=")
+    if not key or not is_given:
+        raise click.BadParameter(f"{text!r} is not KEY=VALUE, such as region_name=eu-north-1")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
 class Number(click.FloatRange):
     """The type of a number in this range; refuses nan."""
 

@@ -29,7 +29,10 @@ _EXAMPLES = {
     ),
     "resume": ("tartapefs resume ./data backup.tar",),
     "resume-hint": ("tartapefs resume-hint ./data --have 1M",),
-    "extract": ("tartapefs extract ./data backup.tar data/photos -C restored",),
+    "extract": (
+        "tartapefs extract ./data backup.tar data/photos -C restored",
+        "tartapefs extract ./data backup.tar 'data/photos/*' -C restored --threads 4",
+    ),
     "verify": ("tartapefs verify ./data", "tartapefs verify ./data --deep --state verify.state"),
     "check": ("tartapefs check ./data backup.tar --full", "tartapefs play ./data | tartapefs check ./data -"),
     "digest": (

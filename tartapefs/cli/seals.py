@@ -1,6 +1,5 @@
-"""The commands on digests of contents: seal, verify-extracted, extract."""
+"""The commands on digests of contents: seal, verify-extracted."""
 
-import json
 import os
 
 import click
@@ -30,7 +29,6 @@ from tartapefs.cli.verify import drift_facts
 from tartapefs.play.engine import Check, TapePlayer
 from tartapefs.source.folder import Source
 from tartapefs.verify.extracted import verify_extracted as find_differences
-from tartapefs.verify.restore import Restorer, below
 from tartapefs.verify.seal import seal as make_seal
 
 
@@ -163,56 +161,3 @@ def verify_extracted(
             say(f"{tape.member_count:,} members, contents included, agree with the tape")
     if found:
         fail(f"{len(found):,} differences from the tape", DRIFT)
-
-
-@click.command("extract")
-@folder_argument
-@click.argument("copy", metavar="COPY", type=path)
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
-@index_option
-@expect_option
-@click.option("-C", "destination", metavar="DEST", type=path, default=".", show_default=True, help="Where to put them.")
-@click.option(
-    "--offset",
-    type=byte_count,
-    metavar="BYTES",
-    default="0",
-    show_default=True,
-    help="Archive offset at which COPY begins, if it is a part.",
-)
-@click.option("--force", is_flag=True, help="Replace existing files.")
-@click.option("--json", "as_json", is_flag=True, help="A JSON object for each member, one a line.")
-def extract(
-    directory: str,
-    copy: str,
-    names: tuple[str, ...],
-    index: str | None,
-    expect: str | None,
-    destination: str,
-    offset: int,
-    force: bool,
-    as_json: bool,
-) -> None:
-    """Extract members from COPY, and check their digests.
-
-    COPY is a copy of the archive of DIR, or a part of one; only these members are read. NAME is a member's name, as
-    "ls" lists it; a folder is extracted with all that lies in it. DIR itself is not read and, with --index, need not
-    exist.
-    """
-    with Tape.discover(directory, index) as tape:
-        _check_sealed(tape)
-        check_expected(tape, expect)
-        wanted = []
-        for name in names:
-            try:
-                wanted.append(tape.find(name))
-            except KeyError:
-                fail(f'{printable(name)}: no such member; "tartapefs ls" lists them', DRIFT)
-        with Restorer(tape, copy, destination, offset, force) as restorer:
-            for first in wanted:
-                with progress(f"extracting {first.arc_path}") as update:
-                    for count, member in enumerate(below(tape, first), 1):
-                        restorer.restore(member)
-                        update(count)
-                        if as_json:
-                            print(json.dumps({"path": member.arc_path, "size": member.size}))

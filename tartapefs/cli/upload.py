@@ -1,6 +1,5 @@
 """The command that sends an archive to S3, or to a folder of another machine: upload."""
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from tartapefs.cli.common import (
     folder_argument,
     index_option,
     json_option,
+    key_value,
     path,
     print_json,
     say,
@@ -33,17 +33,6 @@ from tartapefs.transfer.upload_targets import import_needed
 
 _THREADS = 4
 _PATIENCE = 10  # seconds, with a scheduler
-
-
-def _option(text: str) -> tuple[str, Any]:
-    """Parses KEY=VALUE; the value is JSON if it can be read as such, else a string."""
-    key, is_given, value = text.partition("=")
-    if not key or not is_given:
-        raise click.BadParameter(f"{text!r} is not KEY=VALUE, such as region_name=eu-north-1")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
 
 
 def _address(text: str) -> str:
@@ -77,7 +66,7 @@ def _address(text: str) -> str:
     "--option",
     "options",
     multiple=True,
-    type=_option,
+    type=key_value,
     metavar="KEY=VALUE",
     help="An option of boto3's S3 client, or of fsspec's file system; with a capital, of the object, as"
     " StorageClass=STANDARD_IA. Repeatable.",

@@ -102,12 +102,26 @@ class Recording(Index):
                     position = self._end_of(below, member.stop, stop)
                     break
 
+    def ranges(self, begin: bytes) -> list[tuple[int, int]]:
+        """Where in the archive the members lie whose `sort_key` begins with `begin`, in bytes: a range a generation."""
+        found = ((self._first_from(begin, each), self._first_beyond(begin, each)) for each in self.generations)
+        return [(start, stop) for start, stop in found if start < stop]
+
     def _after(self, folder: bytes, generation: Generation) -> int:
-        """Where in the generation the members below `folder` begin, if it has some: a binary search."""
-        key, low, high = path_key(folder), generation.start, generation.stop
+        """Where in the generation the members below `folder` begin, if it has some."""
+        return self._first_from(path_key(folder) + b"\0", generation)
+
+    def _first_beyond(self, begin: bytes, generation: Generation) -> int:
+        """Where in the generation the first member lies whose key is behind all that begin with `begin`."""
+        begin = begin.rstrip(b"\xff")
+        return self._first_from(begin[:-1] + bytes([begin[-1] + 1]), generation) if begin else generation.stop
+
+    def _first_from(self, key: bytes, generation: Generation) -> int:
+        """Where in the generation the first member with this key or a later one lies: a binary search."""
+        low, high = generation.start, generation.stop
         while low < high:
             (member,) = self.members(middle := (low + high) // 2, middle + 1)
-            if path_key(member.name) <= key:
+            if member.sort_key < key:
                 low = member.stop
             else:
                 high = member.start

@@ -2,12 +2,16 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from queue import SimpleQueue
+from typing import Any, TypeVar
 
 from tartapefs.archive.member import Headed
 from tartapefs.base import processes
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class SharedMembers:
@@ -79,3 +83,40 @@ class ThreadPool:
         while work := self._work.get():
             work()
             del work  # which has the source open
+
+
+def map_in_threads(function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int) -> Iterator[_Result]:
+    """Calls `function` for each item, in so many threads; yields the results as they come. One is the caller's own.
+
+    An item is taken once a thread is nearly free for it. Raises the first exception that `function` raises, and does
+    not wait for the calls that still run then.
+    """
+    if threads == 1:
+        yield from map(function, items)
+        return
+    pool, ended = ThreadPool(threads), SimpleQueue[Callable[[], _Result]]()
+
+    def call(item: _Item) -> None:
+        try:
+            result = function(item)
+        except BaseException as error:
+            ended.put(partial(_raise, error))
+        else:
+            ended.put(lambda: result)
+
+    running = 0
+    try:
+        for item in items:
+            if running > threads:
+                running -= 1
+                yield ended.get()()
+            pool.start(partial(call, item))
+            running += 1
+        for _ in range(running):
+            yield ended.get()()
+    finally:
+        pool.close()
+
+
+def _raise(error: BaseException) -> Any:
+    raise error

@@ -6,7 +6,7 @@ import pytest
 
 from tartapefs.archive.member import Member
 from tartapefs.base import processes
-from tartapefs.play.thread_pool import SharedMembers, ThreadPool
+from tartapefs.play.thread_pool import SharedMembers, ThreadPool, map_in_threads
 
 
 def test_results_are_in_order_and_errors_by_number() -> None:
@@ -70,3 +70,21 @@ def test_members_are_shared() -> None:
         pool.close()
     assert sorted(member.start for member, _ in taken) == [member.start for member, _ in members]
     assert shared.start == members[-1][0].start
+
+
+def test_items_are_taken_late_and_results_come_early() -> None:
+    """Of three that run at once, one may wait for its thread, and the first result comes before the last item."""
+    taken: list[int] = []
+    results = map_in_threads(lambda number: number * 2, (taken.append(n) or n for n in range(100)), 3)
+    first = next(results)
+    assert len(taken) <= 5
+    assert sorted([first, *results]) == [number * 2 for number in range(100)]
+    assert list(map_in_threads(lambda number: number * 2, range(5), 1)) == [0, 2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_first_error_ends_it(threads: int) -> None:
+    called: list[int] = []
+    with pytest.raises(ZeroDivisionError):
+        list(map_in_threads(lambda number: called.append(number) or 1 // (number - 2), range(1000), threads))
+    assert len(called) < 20

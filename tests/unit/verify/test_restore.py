@@ -16,7 +16,9 @@ from support.seals import BLOCK, flip, index_of, sealed, whole
 from support.users import asking_nobody
 
 from tartapefs import Tape, TapeIntegrityError
-from tartapefs.verify.restore import Restorer, below
+from tartapefs.verify.ranged_requests import LocalCopy
+from tartapefs.verify.restore import Restorer
+from tartapefs.verify.selection import select
 
 
 def extract(kept: Path, *arguments: object, copy: str = "copy.tar") -> subprocess.CompletedProcess[str]:
@@ -39,6 +41,10 @@ def test_members_and_folders_are_restored(kept: Path) -> None:
     assert os.readlink(out / "link") == "folder 000"
     assert extract(kept, "data/folder 001").returncode == 0
     assert same(out / "folder 001", original / "folder 001")
+    result = extract(kept, "data/link")
+    assert (result.returncode, "1 were there already" in result.stderr) == (0, True)
+    (out / "link").unlink()
+    (out / "link").symlink_to("elsewhere")
     result = extract(kept, "data/link")
     assert (result.returncode, "exists" in result.stderr) == (1, True)
     assert extract(kept, "data", "--force").returncode == 0
@@ -112,10 +118,14 @@ class Secrets:
         return found
 
     def extract(self, *names: str, overwrite: bool = False) -> None:
-        with Restorer(self.tape, os.fspath(self.copy), os.fspath(self.out), overwrite=overwrite) as restorer:
-            for name in names:
-                for member in below(self.tape, self.tape.find(name)):
-                    restorer.restore(member)
+        with (
+            contextlib.closing(LocalCopy(os.fspath(self.copy))) as copy,
+            Restorer(self.tape, copy, os.fspath(self.out), overwrite=overwrite) as restorer,
+        ):
+            for some in restorer.restore(select(self.tape, names)[0]):
+                for restored in some:
+                    if restored.error:
+                        raise restored.error
 
     def modes(self) -> dict[str, int]:
         return {path.name: stat.S_IMODE(path.stat().st_mode) for path in self.out.rglob("*")}

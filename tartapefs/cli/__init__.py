@@ -19,6 +19,7 @@ import click
 from tartapefs import __version__
 from tartapefs.base import signals
 from tartapefs.base.errors import (
+    CopyError,
     MountError,
     OutputBusyError,
     SourceBusyError,
@@ -151,7 +152,7 @@ def _exit_code(error: TapeError) -> int:
             return REFUSED
         case MountError():
             return NO_MOUNT
-        case TapeIntegrityError() | UnexpectedTapeError() | OutputBusyError() | UploadError():
+        case TapeIntegrityError() | UnexpectedTapeError() | OutputBusyError() | UploadError() | CopyError():
             return DRIFT
         case _:
             return USAGE

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import re
 from collections import Counter
 from contextlib import closing
+from typing import Any
 
 import click
 
@@ -18,6 +20,7 @@ from tartapefs.cli.common import (
     fail,
     folder_argument,
     index_option,
+    key_value,
     path,
     say,
 )
@@ -26,7 +29,22 @@ from tartapefs.verify.ranged_requests import CopyReader, LocalCopy
 from tartapefs.verify.restore import Restored, Restorer
 from tartapefs.verify.selection import select
 
+_THREADS = 4  # of a URL
 _GO_ON = "the same command goes on from there"
+
+
+def _is_url(copy: str) -> bool:
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*(::[^/]+)?://", copy) is not None
+
+
+def _opened(copy: str, options: tuple[tuple[str, Any], ...], threads: int, pinned: bool) -> CopyReader:
+    if _is_url(copy):
+        from tartapefs.transfer.remote_copy import open_url
+
+        return open_url(copy, dict(options), threads, pinned)
+    if options:
+        raise click.UsageError('"--option" is for a URL')
+    return LocalCopy(copy)
 
 
 def _check_digests(tape: Tape, no_digests: bool) -> None:
@@ -77,7 +95,20 @@ def _report(restored: Restored, as_json: bool) -> None:
     metavar="BYTES",
     help="Archive offset at which COPY begins, if it is a part.",
 )
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="How many requests at once; 1 by default.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    metavar="N",
+    help=f"How many requests at once; by default {_THREADS} of a URL, 1 of a file.",
+)
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    type=key_value,
+    metavar="KEY=VALUE",
+    help="Of a URL: an option of boto3's S3 client or of fsspec's file system, or a header of HTTP. Repeatable.",
+)
 @click.option("--no-digests", is_flag=True, help="Accept a tape without digests: contents are not checked then.")
 @click.option("--force", is_flag=True, help="Replace existing files.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object for each member, one a line.")
@@ -90,13 +121,15 @@ def extract(
     destination: str,
     offset: int | None,
     threads: int | None,
+    options: tuple[tuple[str, Any], ...],
     no_digests: bool,
     force: bool,
     as_json: bool,
 ) -> None:
     """Extract members from COPY, and check their digests.
 
-    COPY is a copy of the archive of DIR, or a part of one; only these members are read. NAME is a member's name, as
+    COPY is a copy of the archive of DIR, or a part of one: a file, or a URL of S3, of HTTP, or of what fsspec knows;
+    only these members are read. NAME is a member's name, as
     "ls" lists it, or a pattern as in .gitignore, such as 'data/photos/*.jpg'; a folder is extracted with all that lies
     in it. DIR itself is not read and, with --index, need not exist. You can interrupt it at any time, in any way, and
     run it again: files that are there, and right, are not read again.
@@ -108,10 +141,11 @@ def extract(
             members, size = select(tape, names)
         except KeyError as missing:
             fail(f'{printable(str(missing.args[0]))}: no such member; "tartapefs ls" lists them', DRIFT)
-        with closing(LocalCopy(copy)) as reader:
+        threads = threads or (_THREADS if _is_url(copy) else 1)
+        with closing(_opened(copy, options, threads, pinned=not tape.seal)) as reader:
             if offset is None:
                 _check_size(tape, copy, reader)
-            restorer = Restorer(tape, reader, destination, offset or 0, force, threads or 1, unchecked=no_digests)
+            restorer = Restorer(tape, reader, destination, offset or 0, force, threads, unchecked=no_digests)
             counts: Counter[str] = Counter()
             try:
                 with progress(f"extracting {names[0]}", size, True) as update, restorer:
@@ -124,7 +158,8 @@ def extract(
             except BaseException:
                 say(f"{counts['extracted'] + counts['there']:,} members are extracted; {_GO_ON}")
                 raise
+            cost = f"; {reader.cost()}" if reader.cost() else ""
     there = f"; {counts['there']:,} were there already" if counts["there"] else ""
-    say(f"extracted {counts['extracted']:,} members, {size_text(counts['bytes'])}{there}")
+    say(f"extracted {counts['extracted']:,} members, {size_text(counts['bytes'])}{there}{cost}")
     if counts["failed"]:
         fail(f"{counts['failed']:,} members are not extracted", DRIFT)

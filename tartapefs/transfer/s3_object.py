@@ -12,11 +12,9 @@ whole object as its ETag: then the tape is read once more at the end.
 
 import hashlib
 import logging
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 from tartapefs.api.archive_file import Parts, Window
@@ -25,13 +23,13 @@ from tartapefs.base.crc import NOT_INSTALLED, from_s3_checksum, is_installed
 from tartapefs.base.errors import UploadError
 from tartapefs.play.playback import CHUNK
 from tartapefs.transfer.range_digests import etag
+from tartapefs.transfer.s3_client import advice, client_of, status_of
 from tartapefs.transfer.s3_limits import SMALLEST_PART
 from tartapefs.transfer.upload_targets import HashedPart, Held, Label, StoredPart, crc64nvme_of, import_needed
 
 log = logging.getLogger("tartapefs")
 
 _CHECKSUM = {"ChecksumAlgorithm": "CRC64NVME", "ChecksumType": "FULL_OBJECT"}
-_session_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +68,13 @@ class S3Object:
         errors = import_needed("botocore.exceptions")
         try:
             options = {name: value for name, value in self.options.items() if not name[:1].isupper()}
-            client = _client(options, signs_bodies)
+            client = client_of(options, signs_bodies)
         except (errors.BotoCoreError, TypeError, ValueError) as error:
-            raise UploadError(self.url, _advice(error)) from None
+            raise UploadError(self.url, advice(error)) from None
         try:
             yield client
         except (errors.BotoCoreError, errors.ClientError) as error:
-            raise UploadError(self.url, _advice(error)) from error
+            raise UploadError(self.url, advice(error)) from error
         finally:
             client.close()
 
@@ -95,7 +93,7 @@ class S3Object:
         try:
             found: dict[str, Any] = s3.head_object(**self._object, ChecksumMode="ENABLED")
         except s3.exceptions.ClientError as error:
-            if _status(error) not in (403, 404):
+            if status_of(error) not in (403, 404):
                 raise
             return {}
         return found
@@ -119,7 +117,7 @@ class S3Object:
                 begun = s3.create_multipart_upload(**arguments, **_CHECKSUM)
                 return begun
             except s3.exceptions.ClientError as error:
-                if _status(error) not in (400, 501):
+                if status_of(error) not in (400, 501):
                     raise
         begun = s3.create_multipart_upload(**arguments)
         return begun
@@ -247,48 +245,11 @@ def _md5(parts: Parts) -> str:
     return digest.hexdigest()
 
 
-def _status(error: Any) -> int:
-    status: int = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return status
-
-
 @contextmanager
 def _unlisted(s3: Any) -> Iterator[None]:
     """Passes over the answers of servers that do not know the call: s3rver, and rclone if there is nothing to list."""
     try:
         yield
     except s3.exceptions.ClientError as error:
-        if _status(error) not in (405, 501) and error.response["Error"]["Code"] != "NoSuchUpload":
+        if status_of(error) not in (405, 501) and error.response["Error"]["Code"] != "NoSuchUpload":
             raise
-
-
-def _advice(error: Exception) -> str:
-    """What went wrong, in one line, with what to do about it."""
-    match type(error).__name__:
-        case "NoCredentialsError":
-            return "there are no credentials; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        case "NoRegionError":
-            return 'no region is given; set AWS_REGION, or "--option region_name=…"'
-    if response := getattr(error, "response", None):
-        found = response["Error"]
-        return f"{found.get('Code', '')}: {found.get('Message', '')}"
-    return " ".join(str(error).split())
-
-
-@cache
-def _session() -> Any:
-    return import_needed("boto3.session").Session()
-
-
-def _client(options: dict[str, Any], signs_bodies: bool) -> Any:
-    """Makes a client of boto3: in 5 ms from one session, else in 70, but only one thread at a time may do so.
-
-    It computes no checksums, for which it would read every part once more: a part's MD5 is compared anyway. For the
-    same reason the body of a part is not signed: the request that completes the upload is, and it names the MD5s.
-    """
-    config = import_needed("botocore.config").Config(request_checksum_calculation="when_required")
-    with _session_lock:
-        client = _session().client("s3", **{"config": config} | options)
-    if not signs_bodies:
-        client.meta.config.s3 = {"payload_signing_enabled": False} | (client.meta.config.s3 or {})
-    return client

@@ -30,6 +30,10 @@ class CopyReader(Protocol):
         """Fills `view` from `position` of the copy on, in bytes. Raises CopyError, and OSError."""
         ...
 
+    def cost(self) -> str:
+        """What reading took, as text for people; empty if that costs nothing."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -48,6 +52,9 @@ class LocalCopy:
 
     def readinto(self, view: memoryview, position: int) -> None:
         read_all(self._fd, view, position)
+
+    def cost(self) -> str:
+        return ""
 
     def close(self) -> None:
         os.close(self._fd)

@@ -29,7 +29,7 @@ from support.s3 import S3, environment, s3_server
 
 from tartapefs import OutputError, TapeError, TapeIntegrityError, TapeRecorder
 from tartapefs.distributed import upload
-from tartapefs.transfer import parts_folder, s3_object, workers
+from tartapefs.transfer import parts_folder, s3_client, workers
 from tartapefs.transfer.s3_object import S3Object
 from tartapefs.transfer.upload_targets import StoredPart
 from tartapefs.transfer.url import TapeFileSystem
@@ -408,7 +408,7 @@ def test_the_pages(page: str, s3: S3, address: str, scratch: Scratch, monkeypatc
     for name, value in environment(s3).items():
         monkeypatch.setenv(name, value)
     scratch.environment |= environment(s3) | {"PATH": scratch.environment["PATH"]}
-    s3_object._session.cache_clear()
+    s3_client.session.cache_clear()
     text = (Path(__file__).parents[2] / "docs" / page).read_text()
     text = text.replace("tcp://scheduler:8786", address)
     text = text.replace('spread.tar", client)', f'spread.tar", client, storage_options={s3.options!r})')

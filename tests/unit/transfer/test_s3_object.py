@@ -18,7 +18,7 @@ from support.uploads import PART, make
 
 from tartapefs import TapeRecorder, UploadError
 from tartapefs.api.archive_file import Parts
-from tartapefs.transfer import s3_object
+from tartapefs.transfer import s3_client, s3_object
 from tartapefs.transfer.s3_object import S3Object
 from tartapefs.transfer.upload_targets import HashedPart, Held, Label, StoredPart
 
@@ -103,7 +103,7 @@ def test_a_copy_is_of_the_object_that_was_held(data: Path, s3: S3) -> None:
 def test_a_copy_that_has_no_md5(s3: S3, monkeypatch: pytest.MonkeyPatch, answer: dict[str, str]) -> None:
     """As rclone's server answers, which takes it for an empty part, and SeaweedFS."""
     client = SimpleNamespace(upload_part_copy=lambda **_: {"CopyPartResult": answer}, close=lambda: None)
-    monkeypatch.setattr(s3_object, "_client", lambda options, signs: client)
+    monkeypatch.setattr(s3_object, "client_of", lambda options, signs: client)
     label = Label("f", "r", 2 * PART, PART)
     part: Any = SimpleNamespace(start=0, stop=PART)
     with pytest.raises(UploadError, match="no MD5"):
@@ -123,7 +123,7 @@ def test_a_server_whose_etag_is_of_the_whole(data: Path, s3: S3, monkeypatch: py
             close=lambda: None,
         )
         with monkeypatch.context() as patched, player_of(data) as player:
-            patched.setattr(s3_object, "_client", lambda options, signs, client=client: client)
+            patched.setattr(s3_object, "client_of", lambda options, signs, client=client: client)
             finish = partial(S3Object("tapes", "a.tar", s3.options, "id").finish, [], Parts(player, PART))
             if is_right:
                 finish(Label("f", "r", 1, PART))
@@ -207,12 +207,12 @@ def test_without_credentials(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyP
             monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("HOME", str(tmp_path))
-    s3_object._session.cache_clear()
+    s3_client.session.cache_clear()
     try:
         with pytest.raises(UploadError, match="there are no credentials; set AWS_PROFILE"):
             S3Object("tapes", "a.tar", {"endpoint_url": s3.url, "region_name": "us-east-1"}).held()
     finally:
-        s3_object._session.cache_clear()
+        s3_client.session.cache_clear()
 
 
 def test_access_is_denied(data: Path, s3: S3) -> None:

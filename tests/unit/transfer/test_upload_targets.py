@@ -13,7 +13,7 @@ from support.uploads import PART
 
 from tartapefs import Tape, TapeError, TapeNotFoundError, TapeRecorder
 from tartapefs.distributed import upload
-from tartapefs.transfer import s3_object
+from tartapefs.transfer import s3_client
 from tartapefs.transfer.upload_targets import HashedPart, Label, StoredPart, crc64nvme_of
 
 
@@ -54,7 +54,7 @@ def test_without_a_package_that_the_url_needs(data: Path) -> None:
 @pytest.mark.long
 def test_without_the_extra(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line says what is missing, and the module can be imported without any of it."""
-    s3_object._session.cache_clear()
+    s3_client.session.cache_clear()
     for module, url in (("botocore", "s3://tapes/a.tar"), ("fsspec", "file:///tmp/a/")):
         for name in [name for name in sys.modules if name.partition(".")[0] == module] or [module]:
             monkeypatch.setitem(sys.modules, name, None)

@@ -45,35 +45,57 @@ def _is_safe_and_faster() -> bool:
 
 
 def run(
-    work: Callable[[Iterator[_Item]], _Result], items: Iterator[_Item], processes: int, min_items: int = _MIN_ITEMS
+    work: Callable[[Iterator[_Item]], _Result],
+    items: Iterator[_Item],
+    processes: int,
+    min_items: int = _MIN_ITEMS,
+    check: Callable[[list[_Item]], object] | None = None,
 ) -> _Result:
     """Calls `work(items)`, in a forked process if that pays; returns or raises what that does.
 
     `min_items`: how many of them are worth a process; 0 if other work is. 256 items must be at most 200 KiB when
-    pickled. If no process can be forked, this one calls `work`. Raises what `items` raises, and OSError if the child
-    was killed.
+    pickled. If no process can be forked, this one calls `work`. `check` is called with all items, some at a time, in
+    both processes in turn, before `work` gets them. Raises what `items` or `check` raises, and OSError if the child was
+    killed.
     """
+    check = check or _no_check
     if processes > 1:
         first = list(islice(items, min_items))
         items = chain(first, items)
         if len(first) == min_items and _is_safe_and_faster():
-            return _run_forked(work, items)
-    return work(items)
+            return _run_forked(work, items, check)
+    return work(_checked(items, check))
 
 
-def _run_forked(work: Callable[[Iterator[_Item]], _Result], items: Iterator[_Item]) -> _Result:
+def _no_check(items: list[Any]) -> None:
+    pass
+
+
+def _checked(items: Iterator[_Item], check: Callable[[list[_Item]], object]) -> Iterator[_Item]:
+    while batch := list(islice(items, _BATCH)):
+        check(batch)
+        yield from batch
+
+
+def _run_forked(
+    work: Callable[[Iterator[_Item]], _Result], items: Iterator[_Item], check: Callable[[list[_Item]], object]
+) -> _Result:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
         with theirs:
             try:
                 pid = fork()
             except OSError:
-                return work(items)
+                return work(_checked(items, check))
             if pid == 0:
                 ours.close()
-                _serve(work, theirs)
+                _serve(work, theirs, check)
         try:
+            is_ours = False  # to check; every other batch is
             while batch := list(islice(items, _BATCH)):
+                if is_ours:
+                    check(batch)
+                is_ours = not is_ours
                 if not _send(ours, batch):  # the child failed; its answer says why
                     break
             else:
@@ -100,21 +122,27 @@ def _send(channel: socket.socket, message: Any) -> bool:
     return True
 
 
-def _received(channel: socket.socket) -> Iterator[Any]:
+def _received(channel: socket.socket, check: Callable[[list[Any]], object]) -> Iterator[Any]:
+    is_ours = True
     while message := channel.recv(_MAX_MESSAGE):
         batch = pickle.loads(message)
         if not batch:
             return
+        if is_ours:
+            check(batch)
+        is_ours = not is_ours
         yield from batch
     raise EOFError("the process that has the items ended")
 
 
-def _serve(work: Callable[[Iterator[Any]], Any], channel: socket.socket) -> NoReturn:
+def _serve(
+    work: Callable[[Iterator[Any]], Any], channel: socket.socket, check: Callable[[list[Any]], object]
+) -> NoReturn:
     try:
         signals.ignore()
         answer: tuple[Any, Exception | None]
         try:
-            answer = work(_received(channel)), None
+            answer = work(_received(channel, check)), None
         except Exception as error:
             answer = None, error
         _send(channel, answer)

@@ -15,7 +15,14 @@ from tartapefs.base import forked_work
 from tartapefs.base.errors import TapeBusyError, TapeFormatError
 from tartapefs.index import name_filter, row_codec, schema
 from tartapefs.index.reader import Index
-from tartapefs.index.writer import INSERT_GENERATION, INSERT_PACK, IndexWriter, insert_digests, insert_name_filters
+from tartapefs.index.writer import (
+    INSERT_GENERATION,
+    INSERT_PACK,
+    Check,
+    IndexWriter,
+    insert_digests,
+    insert_name_filters,
+)
 
 _ADDED = "SELECT * FROM pack WHERE start >= ? ORDER BY start"
 
@@ -51,12 +58,13 @@ class IndexExtender(IndexWriter):
             db.executemany(INSERT_PACK, self._rows(members, digest.update, fingerprint.update, facts.end))
         return digest.hexdigest(), fingerprint.hexdigest()
 
-    def add(self, members: Iterable[ustar.Facts]) -> str:
+    def add(self, members: Iterable[ustar.Facts], check: Check | None = None) -> str:
         """Writes the members of the new generation, in order. Returns the fingerprint of the whole archive.
 
-        With two `processes` a forked one checks what is there, and writes what this one takes from `members`.
+        With two `processes` a forked one checks what is there, and writes what this one takes from `members`. `check`:
+        as of `IndexWriter`.
         """
-        self.rows_digest, fingerprint = forked_work.run(self._add, iter(members), self._processes, min_items=0)
+        self.rows_digest, fingerprint = forked_work.run(self._add, iter(members), self._processes, 0, check)
         before = self._before
         with self._transaction() as db:
             for name, statement in schema.TABLES[self._version]:

@@ -29,6 +29,7 @@ _LOCK = ".lock"  # is added to the name of an index that is being written
 INSERT_PACK = "INSERT INTO pack VALUES (?, ?, ?, ?, ?)"
 INSERT_GENERATION = "INSERT INTO generation VALUES (?, ?, ?, ?, ?)"
 _PAGE_SIZE = 1 << 14  # bytes of SQLite's pages: of smaller ones, packs would leave a large part unused
+Check = Callable[[list[ustar.Facts]], object]
 
 
 class IndexWriter:
@@ -111,14 +112,15 @@ class IndexWriter:
             yield db
             db.execute("COMMIT")
 
-    def add(self, members: Iterable[ustar.Facts]) -> str:
+    def add(self, members: Iterable[ustar.Facts], check: Check | None = None) -> str:
         """Writes all members, in the order of the archive, from its first on.
 
         Returns their fingerprint: SHA-256 over all headers, 64 hex digits. Names and targets must fit into headers, of
         several blocks if the facts of the tape are to say so. If there are many, and two `processes` are allowed, a
-        forked process writes what this one takes from `members`.
+        forked process writes what this one takes from `members`. `check` is called with some of them at a time, in both
+        processes in turn; what it raises ends this.
         """
-        self.rows_digest, fingerprint = forked_work.run(self._add, iter(members), self._processes)
+        self.rows_digest, fingerprint = forked_work.run(self._add, iter(members), self._processes, check=check)
         return fingerprint
 
     def _add(self, members: Iterator[ustar.Facts]) -> tuple[str, str]:

@@ -35,7 +35,7 @@ from tartapefs.record.comparison import Comparison
 from tartapefs.record.digesting import extended_tree
 from tartapefs.record.options import Asked, Options, replaced_facts, why_foreign
 from tartapefs.record.owners import owner_of
-from tartapefs.record.settling import Settling
+from tartapefs.record.settling import Settling, Unsettled
 from tartapefs.record.summary import Summary
 from tartapefs.record.walk import Walk
 from tartapefs.source.exclusion import Exclude
@@ -191,9 +191,18 @@ class TapeRecorder:
             raise TapeConstraintError([Problem(self.index_path, error.reason)]) from None
 
     def _record(self, source: Source) -> str:
+        if not self._skip_busy:  # or files that a program writes are to be expected
+            try:
+                return self._record_once(source, at_once=True)
+            except Unsettled:
+                self._begin()
+        return self._record_once(source, at_once=False)
+
+    def _record_once(self, source: Source, at_once: bool) -> str:
+        """Records; `at_once`: files that changed lately are settled many at a time, which may raise Unsettled."""
         if self._append:
             with closing(Index(self.index_path)) as tape:
-                return self._record_generation(source, tape)
+                return self._record_generation(source, tape, at_once)
         with IndexWriter(self.index_path, processes=self._processes) as writer:
             if os.path.lexists(self.index_path) and not self._overwrite:  # now that no other recorder runs
                 raise TapeExistsError(self.index_path)
@@ -201,9 +210,9 @@ class TapeRecorder:
             self._set_options(self._asked.completed(self.replaced, self.index_path))
             recorded_ns = time.time_ns()
             root_name = os.fsencode(os.path.basename(self.root))
-            settling = Settling(source, recorded_ns)
+            settling = Settling(source, recorded_ns, at_once)
             walk = self._walk(source, root_name, settling)
-            fingerprint = writer.add(self._members(walk, settling))
+            fingerprint = writer.add(self._members(walk, settling), settling.check)
             settling.finish()
             self._raise_problems(walk, settling)
             self._on_progress(self.member_count, self.total_size)
@@ -226,12 +235,13 @@ class TapeRecorder:
 
     def _walk(self, source: Source, root_name: bytes, settling: Settling) -> Walk:
         owner = owner_of if self.owners_kept else None
-        root, settled, since = root_name + b"/", settling.settled, settling.since
+        root, since = root_name + b"/", settling.since
+        settled = None if settling.at_once else settling.settled
         walk = Walk(source, root, self._is_left_out, owner, settled, since, self.one_file_system)
         self.summary, self._closed = walk.summary, walk.closed
         return walk
 
-    def _record_generation(self, source: Source, tape: Index) -> str:
+    def _record_generation(self, source: Source, tape: Index, at_once: bool) -> str:
         """Adds to the tape what is new. Without anything new the index stays as it is."""
         before = tape.facts
         if reason := why_foreign(before, source, self._own_folder):
@@ -240,10 +250,11 @@ class TapeRecorder:
         self._set_options(self._asked.completed(before, self.index_path))
         with IndexExtender(tape, self._processes) as writer:
             recorded_ns = time.time_ns()
-            settling = Settling(source, recorded_ns)
+            settling = Settling(source, recorded_ns, at_once)
             walk = self._walk(source, before.root_name, settling)
             comparison = Comparison(tape, source, walk, self._problems)
-            fingerprint = writer.add(self._members(comparison, settling, before.end, before.member_count))
+            members = self._members(comparison, settling, before.end, before.member_count)
+            fingerprint = writer.add(members, settling.check)
             self.valid_prefix = comparison.valid
             settling.finish()
             self._raise_problems(walk, settling)
@@ -306,7 +317,7 @@ class TapeRecorder:
 
         `position`, `count`: where the first one starts, and how many members the tape has before it.
         """
-        since, problems, closed = settling.since, self._problems, self._closed
+        since, problems, closed = settling.fresh_since, self._problems, self._closed
         for facts in walk:
             name, _, size, mtime_ns, _, ctime_ns, target, _ = facts
             head = BLOCK
@@ -320,6 +331,8 @@ class TapeRecorder:
             count += 1
             if not problems and position <= MAX_OFFSET:
                 yield facts
+            elif settling.leaves_open(facts):  # whether a program writes it is to be told with the problems
+                raise Unsettled
             if count % _PROGRESS_EVERY == 0:
                 self.latest = path_of(name)
                 self._on_progress(count, position)

@@ -25,6 +25,7 @@ from tartapefs.source.folder import Folder, Source
 _KIND = 0o170000  # of the mode: what `stat.S_IFMT` gives, without a call
 _READABLE_FILE = stat.S_IFREG | stat.S_IRUSR
 _KIND_AND_READABLE = _KIND | stat.S_IRUSR
+_NEVER = 1 << 64  # ns, beyond every time
 OwnerOf = Callable[[int, int], ustar.Owner]  # (user, group)
 
 Seen = tuple[int, int, int, int, int, int, int]  # the fields of a `stat` that `seen_of` gives
@@ -47,8 +48,9 @@ class Walk:
 
     `root`: what all names in the archive begin with, a slash included. `owner_of` gives the owner to write for a user
     and a group; without it headers name no owners. `on_file` is called for every regular file that changed after
-    `since` (ns), and returns the `stat` to record, or None to leave the file out. `one_file_system`: a folder on
-    another file system than the root is a member without what lies in it, and its times may change.
+    `since` (ns), and returns the `stat` to record, or None to leave the file out; without it all are recorded as seen.
+    `one_file_system`: a folder on another file system than the root is a member without what lies in it, and its times
+    may change.
 
     Attributes, complete after the iteration: `unreadable`, the paths that this user cannot read; `unstable`, the
     folders of which each look shows another state; `left_out`, the number of sockets, pipes and devices; `closed`, the
@@ -61,7 +63,7 @@ class Walk:
         root: bytes,
         exclude: IsExcluded | None,
         owner_of: OwnerOf | None,
-        on_file: OnFile,
+        on_file: OnFile | None,
         since: int,
         one_file_system: bool,
     ) -> None:
@@ -70,7 +72,7 @@ class Walk:
         self._exclude = exclude
         self._owner_of = owner_of
         self._on_file = on_file
-        self._since = since
+        self._since = since if on_file else _NEVER
         self._euid = os.geteuid()
         self._one_file_system = one_file_system
         self._device = -1  # of the folder that was entered last
@@ -179,6 +181,7 @@ class Walk:
                     raise PermissionError(errno.EACCES, "")
                 if ctime_ns <= self._since and mtime_ns <= self._since:
                     return seen, b""
+                assert self._on_file is not None
                 settled = self._on_file(folder, name, path, seen)
                 if settled is None:
                     return None

@@ -1,7 +1,10 @@
 """Mounting and unmounting by a user who is not root, through fusermount3."""
 
+import json
 import os
 import stat
+import subprocess
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +18,15 @@ from support.reference import Reference
 from support.users import NOBODY, User, unprivileged
 
 Mount = Callable[..., Path]
+MOUNTING = Path(__file__).parents[2] / "docs" / "mounting.md"
 pytestmark = pytest.mark.fuse
+
+
+def read_ahead(user: User, mountpoint: Path) -> int | None:
+    """In bytes, as the owner is told."""
+    result = user.tartapefs("status", mountpoint, "--json")
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)["read_ahead"]  # type: ignore[no-any-return]
 
 
 class TestUnprivileged:
@@ -42,6 +53,41 @@ class TestUnprivileged:
         assert (result.returncode, result.stderr) == (0, "")
         assert user("ls", "-A", mountpoint).stdout == ""
         wait_until(lambda: not daemons_of(mountpoint))
+
+    def test_root_enlarges_the_read_ahead(self, user: User) -> None:
+        """As the documentation says, of an archive that root cannot look at."""
+        data, mountpoint = user.folder / "data", user.folder / "mnt"
+        assert user.tartapefs("mount", data, mountpoint, "--record").returncode == 0
+        (line,) = [line.strip() for line in MOUNTING.read_text().splitlines() if line.startswith("    echo 4096")]
+        assert read_ahead(user, mountpoint) == 128 << 10
+        assert user.as_root("sh", "-c", line.replace("MNT", str(mountpoint))).stderr == ""
+        assert read_ahead(user, mountpoint) == 4 << 20
+        assert user.tartapefs("unmount", mountpoint).returncode == 0
+
+    @pytest.mark.wild
+    @pytest.mark.needs("udevadm")
+    def test_udev_enlarges_the_read_ahead(self, user: User) -> None:
+        """The rule of the documentation, by a real udevd that has no other."""
+        (rule,) = [line.strip() for line in MOUNTING.read_text().splitlines() if line.startswith("    SUBSYSTEM==")]
+        data, mountpoint = user.folder / "data", user.folder / "mnt"
+        script = """
+            mount -t tmpfs udev /run/udev && mkdir /run/udev/rules.d || exit
+            mount -t tmpfs rules /lib/udev/rules.d || exit
+            echo "$1" > /run/udev/rules.d/99-read-ahead.rules
+            exec /lib/systemd/systemd-udevd
+        """
+        enter = ["nsenter", f"--mount=/proc/{user.holder.pid}/ns/mnt"]
+        udevd = subprocess.Popen([*enter, "sh", "-c", textwrap.dedent(script), "sh", rule], stderr=subprocess.DEVNULL)
+        try:
+            wait_until(lambda: user.as_root("udevadm", "control", "--ping").returncode == 0)
+            assert user.tartapefs("mount", data, mountpoint, "--record").returncode == 0
+            wait_until(lambda: read_ahead(user, mountpoint) == 4 << 20)
+            assert user("cat", mountpoint / "archive.tar").returncode == 0
+            assert read_ahead(user, mountpoint) == 4 << 20
+            assert user.tartapefs("unmount", mountpoint).returncode == 0
+        finally:
+            udevd.terminate()
+            udevd.wait(30)
 
     def test_names_that_are_hard_for_fusermount(self, user: User) -> None:
         """Commas, backslashes, spaces and newlines in the source's and the mount point's name."""

@@ -42,9 +42,9 @@ def program(text: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         from tartapefs import TapeRecorder
         from tartapefs.base import forked_work
         parts, forked = [], forked_work._run_forked
-        def counted(work, items):
+        def counted(*arguments):
             parts.append(1)
-            return forked(work, items)
+            return forked(*arguments)
         forked_work._run_forked = counted
         def children():
             with open(f"/proc/self/task/{os.getpid()}/children") as file:

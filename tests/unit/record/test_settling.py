@@ -30,8 +30,9 @@ from support.recordings import assert_recorded, played
 from support.reference import Reference
 from support.users import as_nobody
 
-from tartapefs import SourceBusyError, TapeIntegrityError, TapeRecorder
-from tartapefs.record import settling
+from tartapefs import SourceBusyError, TapeConstraintError, TapeIntegrityError, TapeRecorder
+from tartapefs.archive import ustar
+from tartapefs.record import recorder, settling
 from tartapefs.source import file_systems
 
 PAGE = mmap.PAGESIZE
@@ -329,6 +330,58 @@ def test_opened_for_writing_after_the_first_look(
     finally:
         for file in opened:
             file.close()
+
+
+def test_written_after_the_walk_has_seen_it(tmp_path: Path) -> None:
+    """The look at it that nobody disturbs finds that, and all is recorded anew, as it is by then."""
+    root = make_root(tmp_path / "data")
+    reached = []
+
+    class Walk(recorder.Walk):
+        def __iter__(self) -> Iterator[ustar.Facts]:
+            for facts in super().__iter__():
+                yield facts
+                if facts[0].endswith(b"app.log") and not reached:
+                    reached.append((root / "logs" / "app.log").write_bytes(b"c" * SIZE))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recorder, "Walk", Walk)
+        TapeRecorder(root).commit()
+    assert reached
+    assert_recorded(root)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core is no place for a second process")
+@pytest.mark.parametrize("busy", [100, 300], ids=["second process", "first process"])
+def test_one_of_many(tmp_path: Path, busy: int) -> None:
+    """Two processes look at 256 files in turn."""
+    (root := tmp_path / "data").mkdir()
+    for number in range(2200):
+        (root / f"{number:04}").write_bytes(b"x")
+    script = """
+        import os, sys
+        from tartapefs import TapeRecorder
+        from tartapefs.record import settling
+        settling._PATIENCE = 0
+        TapeRecorder(sys.argv[1], processes=2).commit()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), root]
+    with (root / f"{busy:04}").open("ab"):
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert result.stderr.endswith(
+            f"{busy:04}: changed less than a minute ago, and a program has it open for writing\n"
+        )
+    assert subprocess.run(command, timeout=60).returncode == 0
+    assert_recorded(root)
+
+
+def test_named_with_other_problems(tmp_path: Path, impatient: None) -> None:
+    """A file that is written after another is refused is told of, too."""
+    root = make_root(tmp_path / "data")
+    (root / ("a" * 101)).touch()
+    with (root / "logs" / "app.log").open("ab"), pytest.raises(TapeConstraintError) as caught:
+        TapeRecorder(root).commit()
+    assert [problem.path for problem in caught.value.problems] == ["a" * 101, "logs/app.log"]
 
 
 def test_where_a_lease_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -398,14 +398,16 @@ def test_change_of_what_was_scanned_just_now(
     """A fresh file is looked at again at the end, so a change after the scan passed it is drift as well."""
     # On a busy machine it is fresh no more after a clock's own tick.
     monkeypatch.setattr("tartapefs.record.settling._TICK_NS", 10**9)
+    monkeypatch.setattr("tartapefs.record.settling.Settling.check", lambda self, members: None)  # it was before
     inside = at_rest / "m" / "a"
     inside.write_bytes(b"written a moment ago")
     error = changed_while_recorded(at_rest, trigger, lambda: change(at_rest / victim))
     assert "record again" in str(error)
 
 
-def test_change_of_what_was_scanned_long_ago(at_rest: Path) -> None:
+def test_change_of_what_was_scanned_long_ago(at_rest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not seen by the recorder, which looks once at what is at rest; seen by the first read."""
+    monkeypatch.setattr("tartapefs.record.settling._RECENT_NS", 0)
     called = []
 
     def meanwhile(path: str) -> bool:

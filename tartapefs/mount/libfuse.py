@@ -333,6 +333,7 @@ def _fuse_options(source: str, options: MountOptions) -> Iterator[str]:
     yield "subtype=tartapefs"
     yield "ro"
     yield "noexec"  # nosuid and nodev are implied
+    yield "noforget"  # file handles, as NFS servers keep them, outlive the kernel's cache
     yield "default_permissions"  # always: without it `allow_other` shows a 0400 file to everyone
     yield "attr_timeout=0"  # so that `stat` and `open` see at once that the tape became invalid
     yield "entry_timeout=0"

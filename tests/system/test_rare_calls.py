@@ -1,4 +1,4 @@
-"""System calls that would write to an archive, and those that read it in rarer ways: sendfile, splice, direct I/O."""
+"""System calls that would write to an archive, and rarer ways to read: sendfile, splice, direct I/O, file handles."""
 
 import ctypes
 import errno
@@ -234,3 +234,32 @@ def test_other_ways_to_wait_and_to_lock(archive: Path, fd: int, expected: bytes)
     assert errno_of(lambda: os.lseek(fd, len(expected), os.SEEK_HOLE)) == "ENXIO"
     assert os.lseek(fd, 0, os.SEEK_SET) == 0
     assert os.read(fd, 1000) == expected[:1000]
+
+
+class Handle(ctypes.Structure):
+    """`struct file_handle`."""
+
+    _fields_ = (("size", ctypes.c_uint), ("kind", ctypes.c_int), ("bytes", ctypes.c_ubyte * 128))
+
+
+@pytest.mark.fuse
+@pytest.mark.root
+@pytest.mark.parametrize("binding", ["fusepy", "mfusepy"])
+def test_a_file_handle_outlives_the_cache_of_the_kernel(
+    tree: Path, expected: bytes, mount: Mount, binding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NFS servers keep it: they open the archive by it, whatever the kernel has forgotten meanwhile."""
+    monkeypatch.setenv("TARTAPEFS_BINDING", binding)
+    assert run("record", tree).returncode == 0
+    archive = mount(tree)
+    libc, handle, volume = ctypes.CDLL(None), Handle(128), ctypes.c_int()
+    assert libc.name_to_handle_at(-100, os.fsencode(archive), ctypes.byref(handle), ctypes.byref(volume), 0) == 0
+    Path("/proc/sys/vm/drop_caches").write_text("2")
+    place = os.open(archive.parent, os.O_RDONLY)
+    try:
+        fd = libc.open_by_handle_at(place, ctypes.byref(handle), os.O_RDONLY)
+        assert fd >= 0, "stale"
+        with open(fd, "rb") as file:
+            assert file.read() == expected
+    finally:
+        os.close(place)

@@ -71,6 +71,7 @@ _GROUPS = {
         "resume": ("copies", "Complete COPY, a local file."),
         "resume-hint": ("resume_hint", "Print commands that continue a transfer."),
         "extract": ("extract", "Extract members from COPY, and check their digests."),
+        "export-index": ("export_index", "Write an index of the archive for ratarmount."),
     },
     "Verify": {
         "verify": ("verify", "Compare DIR with its recording, and list all drift."),

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -248,9 +248,19 @@ def recording_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def refuse_part(output: str, tape: "Tape", player: "TapePlayer | None", directory: str) -> None:
     """Refuses an output that would overwrite or change the folder that is being played, or a tape."""
     from tartapefs.play.audit import files_of
+    from tartapefs.source.folder import Source
 
-    files = tape_files.TapeFiles(directory, tape.index_path)
-    tape_files.refuse_part(output, files_of(tape, player.source, player.at_home) if player is not None else files)
+    with ExitStack() as opened:
+        if player is not None:
+            files = files_of(tape, player.source, player.at_home)
+        else:
+            try:
+                source = opened.enter_context(Source(directory))
+            except OSError:  # only the index is here
+                files = tape_files.TapeFiles(directory, tape.index_path)
+            else:
+                files = files_of(tape, source, tape.is_at_home(source.ino))
+        tape_files.refuse_part(output, files)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ _EXAMPLES = {
         "tartapefs extract ./data backup.tar data/photos -C restored",
         "tartapefs extract ./data backup.tar 'data/photos/*' -C restored --threads 4",
     ),
+    "export-index": ("tartapefs export-index ./data --ratarmount backup.tar.index.sqlite",),
     "verify": ("tartapefs verify ./data", "tartapefs verify ./data --deep --state verify.state"),
     "check": ("tartapefs check ./data backup.tar --full", "tartapefs play ./data | tartapefs check ./data -"),
     "digest": (

@@ -105,7 +105,7 @@ class IndexWriter:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """A connection to the unfinished file for one transaction: two processes write it, one after the other."""
-        with _disk_errors(self._path), closing(connect(self._unfinished_path, "mode=rw&nolock=1")) as db:
+        with disk_errors(self._path), closing(connect(self._unfinished_path, "mode=rw&nolock=1")) as db:
             for pragma in (f"page_size={_PAGE_SIZE}", "journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE"):
                 db.execute(f"PRAGMA {pragma}")
             db.execute("BEGIN")
@@ -242,7 +242,7 @@ def insert_name_filters(db: sqlite3.Connection, rows: Iterable[tuple[int, bytes]
 
 
 @contextmanager
-def _disk_errors(path: str) -> Iterator[None]:
+def disk_errors(path: str) -> Iterator[None]:
     """Turns what SQLite says of a failing disk into OSError."""
     try:
         yield

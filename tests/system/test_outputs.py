@@ -126,6 +126,7 @@ COMMANDS = {
     "sums": ["digest", "DATA", "--sums", "FILE", "--force"],
     "state": ["digest", "DATA", "--state", "FILE"],
     "verify": ["verify", "DATA", "--deep", "--state", "FILE"],
+    "export": ["export-index", "DATA", "--ratarmount", "FILE", "--force"],
     "log": ["mount", "DATA", "MNT", "--log", "FILE"],
 }
 
@@ -234,6 +235,7 @@ def test_a_link_is_not_written_through(data: Path, tmp_path: Path, target: str) 
     before = contents(tmp_path)
     for command in (["play", data, "-o", tmp_path / "link"], ["play", data, "-o", tmp_path / "link", "--force"],
                     ["digest", data, "--sums", tmp_path / "link", "--force"],
+                    ["export-index", data, "--ratarmount", tmp_path / "link", "--force"],
                     ["digest", data, "--state", tmp_path / "link"],
                     ["verify", data, "--deep", "--state", tmp_path / "link"]):  # fmt: skip
         result = run(*command)

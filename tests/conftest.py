@@ -1,5 +1,6 @@
 """Fixtures for tests on real mounts, and the rule that no test leaves a mount, process or descriptor behind."""
 
+import gc
 import os
 import re
 import shutil
@@ -132,7 +133,9 @@ def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
         subprocess.run(["umount", "-l", mountpoint], check=False)
     assert not left, "the test left mounts behind"
     wait_until(lambda: not [p for p in our_processes() if p not in processes])
-    assert len(os.listdir("/proc/self/fd")) <= descriptors, "the test left descriptors open"
+    if len(os.listdir("/proc/self/fd")) > descriptors:  # connections are closed by other threads, or as garbage
+        gc.collect()
+        wait_until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
 
 
 @pytest.fixture

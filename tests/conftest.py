@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from support import programs
 from support.copies import ROOT
 from support.forking import Server
@@ -36,11 +37,8 @@ MARK = f"TARTAPEFS_TESTS={os.getpid()}".encode()  # in the environment of all th
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ["TARTAPEFS_TESTS"] = str(os.getpid())
-    if find_spec("hypothesis"):  # the tests of other Pythons and Debians do without
-        from hypothesis import settings
-
-        settings.register_profile("any machine", deadline=None)
-        settings.load_profile("any machine")
+    settings.register_profile("any machine", deadline=None)
+    settings.load_profile("any machine")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has what it starts ignore it
     config.addinivalue_line(

@@ -36,7 +36,7 @@ try() { # SUITE ROOT
         { tail "$2.log"; return 1; }
     with_settings_of_this_machine "$2"
     mkdir "$2/project"
-    tar -C "$(dirname "$0")/.." -c --exclude='./.git' --exclude='./.venv*' --exclude='./dist' --exclude='./build' . |
+    tar -C "$(dirname "$0")/../.." -c --exclude='./.git' --exclude='./.venv*' --exclude='./dist' --exclude='./build' . |
         tar -C "$2/project" -x --no-same-owner
     ln -sf ../proc/self/mounts "$2/etc/mtab"  # as an installed system has it, for fusermount
     in_root "$2" '

@@ -29,6 +29,7 @@ class Tape(Recording):
     left_out: the number of sockets, pipes, devices and unreadable files that were left out.
     owners_kept: whether headers name the owners of files.
     long_names: whether headers may have more than one block, for names and targets that do not fit into one.
+    hard_links: whether further names of a file are links to the first; else they are full copies.
     one_file_system: whether of what is mounted below the folder the archive has the mount points alone.
     seal: the second fingerprint, over contents too, 64 hex digits; empty without digests.
     algorithm: of the digests, "blake3" or "sha256"; empty without digests.

@@ -31,12 +31,12 @@ class Member(NamedTuple):
     size: bytes of the body; 0 for directories and links.
     mtime_ns, ctime_ns: nanoseconds since 1970.
     ino: the inode number.
-    target: of a symbolic link; else empty.
+    target: of a symbolic link; of a hard link, the whole name of the member that it is another name of; else empty.
     owner: as written in the header; None if owners are not recorded.
     arc_path: the name without a directory's slash, as `os.fsdecode` gives it.
     path: below the source folder; empty for the folder itself.
     sort_key: what members of an archive are sorted by.
-    is_file, is_directory, is_link: its type.
+    is_file, is_directory, is_link, is_hard_link: its type. A link is a symbolic one; a hard link is no file.
 
     A plain tuple since one is made for every member that is read: a frozen dataclass takes four times as long.
     """
@@ -84,7 +84,11 @@ class Member(NamedTuple):
 
     @property
     def is_file(self) -> bool:
-        return stat.S_ISREG(self.mode)
+        return stat.S_ISREG(self.mode) and not self.target
+
+    @property
+    def is_hard_link(self) -> bool:
+        return bool(self.target) and stat.S_ISREG(self.mode)
 
     @property
     def is_directory(self) -> bool:

@@ -310,6 +310,19 @@ class CopyError(TapeError):
         self.reason = reason
 
 
+class OtherNameError(TapeError):
+    """A hard link cannot be restored without the member that it is another name of.
+
+    member, target: the names of both in the archive.
+    """
+
+    def __init__(self, member: str, target: str) -> None:
+        what = f"{printable(member)}: is another name of {printable(target)}"
+        super().__init__(f"{what}, which has the contents: extract that one, too, or a folder with both")
+        self.member = member
+        self.target = target
+
+
 class MountError(TapeError):
     """A folder could not be mounted or unmounted.
 

@@ -231,6 +231,11 @@ def recording_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Record names and link targets that do not fit into ustar, as GNU tar does.",
         ),
         click.option(
+            "--hard-links/--no-hard-links",
+            default=None,
+            help="Record further names of a file as hard links, not as full copies.",
+        ),
+        click.option(
             "-x",
             "--one-file-system/--no-one-file-system",
             default=None,

@@ -146,6 +146,7 @@ def mount(
     exclude: tuple[str, ...],
     keep_owners: bool | None,
     long_names: bool | None,
+    hard_links: bool | None,
     one_file_system: bool | None,
     skip_unreadable: bool,
     skip_busy: bool,
@@ -173,6 +174,7 @@ def mount(
             skip_busy,
             force=False,
             long_names=long_names,
+            hard_links=hard_links,
             one_file_system=one_file_system,
         )
         tape = Tape.discover(directory, index)

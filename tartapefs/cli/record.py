@@ -26,6 +26,7 @@ from tartapefs.cli.common import (
 )
 from tartapefs.cli.progress import progress, size_text
 from tartapefs.cli.seals import seal_folder
+from tartapefs.index.schema import YES_OR_NO
 from tartapefs.record.recorder import TapeRecorder
 from tartapefs.source.folder import Source
 from tartapefs.transfer.index_diff import Comparison
@@ -43,6 +44,7 @@ def record_folder(
     no_exclude: bool = False,
     digest: hash_tree.SealAlgorithm | Literal[""] | None = None,
     long_names: bool | None = None,
+    hard_links: bool | None = None,
     one_file_system: bool | None = None,
 ) -> tuple[TapeRecorder, str]:
     if not os.path.isdir(directory):
@@ -58,6 +60,7 @@ def record_folder(
         skip_busy=skip_busy,
         digest=digest,
         long_names=long_names,
+        hard_links=hard_links,
         one_file_system=one_file_system,
     ) as recorder:
         fingerprint = _commit(recorder)
@@ -77,8 +80,10 @@ def _what_differs(recorder: TapeRecorder) -> Iterator[str]:
     found = recorder.summary
     if found.further_names:
         least = "" if found.counts_all_names else "at least "
-        copies = f"{least}{found.further_bytes:,} bytes more ({size_text(found.further_bytes)})"
-        yield f"hard links: {least}{found.further_names:,} further names of files are full copies, {copies}"
+        size = f"{least}{found.further_bytes:,} bytes"
+        what = f"links instead of {size}" if recorder.hard_links else f"full copies, {size} more"
+        named = f"{least}{found.further_names:,} further names of files"
+        yield f"hard links: {named} are {what} ({size_text(found.further_bytes)})"
     if found.sparse_files:
         room = f"{found.sparse_bytes:,} bytes ({size_text(found.sparse_bytes)}) that take no room in the folder"
         yield f"sparse or compressed files: {found.sparse_files:,} are written out, with {room}"
@@ -151,10 +156,10 @@ def _report_options(
         (retained if recorder.excluded else dropped).append((patterns, "--no-exclude"))
     if previous.owners_kept:
         (retained if recorder.owners_kept else dropped).append(("--keep-owners", "--no-keep-owners"))
-    if previous.long_names:
-        (retained if recorder.long_names else dropped).append(("--long-names", "--no-long-names"))
-    if previous.one_file_system:
-        (retained if recorder.one_file_system else dropped).append(("--one-file-system", "--no-one-file-system"))
+    for option in YES_OR_NO:
+        if getattr(previous, option):
+            name = option.replace("_", "-")
+            (retained if getattr(recorder, option) else dropped).append((f"--{name}", f"--no-{name}"))
     if (algorithm := previous.algorithm or previous.due_algorithm) and not digest:
         (retained if recorder.due_algorithm else dropped).append((f"--digest {algorithm}", "--no-digest"))
     if retained:
@@ -200,6 +205,7 @@ def record(
     no_exclude: bool,
     keep_owners: bool | None,
     long_names: bool | None,
+    hard_links: bool | None,
     one_file_system: bool | None,
     skip_unreadable: bool,
     skip_busy: bool,
@@ -223,8 +229,8 @@ def record(
     if algorithm and no_digest:
         raise click.UsageError('give "--digest" or "--no-digest", not both')
     if append:
-        kept = keep_owners, long_names, one_file_system
-        if force or exclude or no_exclude or kept != (None, None, None) or algorithm or no_digest:
+        kept = keep_owners, long_names, hard_links, one_file_system
+        if force or exclude or no_exclude or kept != (None,) * 4 or algorithm or no_digest:
             raise click.UsageError('"--append" keeps the options of the recording: give no others, and no "--force"')
         _append(directory, index, skip_unreadable, skip_busy, as_json)
         return
@@ -244,6 +250,7 @@ def record(
         no_exclude,
         "" if no_digest else algorithm,
         long_names,
+        hard_links,
         one_file_system,
     )
     prefix, seal = None, ""

@@ -22,7 +22,7 @@ from tartapefs.cli.common import (
     print_json,
 )
 from tartapefs.cli.progress import size_text
-from tartapefs.index.schema import Generation
+from tartapefs.index.schema import YES_OR_NO, Generation
 from tartapefs.source.folder import Source
 
 
@@ -62,6 +62,7 @@ def info(directory: str, index: str | None, as_json: bool) -> None:
             "left_out": tape.left_out,
             "owners": "kept" if tape.owners_kept else "scrubbed",
             "long_names": tape.long_names,
+            "hard_links": tape.hard_links,
             "one_file_system": tape.one_file_system,
             "at_home": at_home,
             "checks": checks,
@@ -76,9 +77,9 @@ def info(directory: str, index: str | None, as_json: bool) -> None:
     due = f", which are to be of {tape.due_algorithm}" if tape.due_algorithm else ""
     facts["digests"] = facts["digests"] or f'none; "tartapefs seal" adds them{due}'
     del facts["late_on"]
-    for option in ("long_names", "one_file_system"):
+    for option in YES_OR_NO:
         if facts.pop(option):
-            facts[option] = "recorded" if option == "long_names" else "-x: without what is mounted below"
+            facts[option] = "-x: without what is mounted below" if option == "one_file_system" else "recorded"
     if late_on:
         facts["file_system"] = late_note(late_on)
     facts["at_home"] = {True: "yes", False: "no", None: "unknown"}[at_home]
@@ -109,11 +110,17 @@ def member_facts(member: Member) -> dict[str, Any]:
         "start": member.start,
         "stop": member.stop,
         "mode": f"{stat.S_IMODE(member.mode):04o}",
-        "type": "file" if member.is_file else "directory" if member.is_directory else "link",
+        "type": _type_of(member),
         "size": member.size,
         "mtime": moment(member.mtime_ns),
     }
-    return facts | ({"target": os.fsdecode(member.target)} if member.is_link else {})
+    return facts | ({"target": os.fsdecode(member.target)} if member.target else {})
+
+
+def _type_of(member: Member) -> str:
+    if member.is_file or member.is_directory:
+        return "file" if member.is_file else "directory"
+    return "hard link" if member.is_hard_link else "link"
 
 
 def _with_generation(tape: Tape, member: Member) -> dict[str, Any]:
@@ -132,7 +139,8 @@ def _with_generation(tape: Tape, member: Member) -> dict[str, Any]:
 def ls(directory: str, index: str | None, as_json: bool) -> None:
     """List the members of the archive of DIR.
 
-    A line has mode, size, mtime, offset in the archive, and name. A folder that "record --append" found changed is
+    A line has mode, size, mtime, offset in the archive, and name. The mode of a hard link begins with "h", and its name
+    is followed by that of the member with the contents, as in tar. A folder that "record --append" found changed is
     listed again where its new header lies; with --json each has its generation, and whether it is superseded.
     """
     with Tape.discover(directory, index) as tape:
@@ -141,9 +149,12 @@ def ls(directory: str, index: str | None, as_json: bool) -> None:
             if as_json:
                 print(json.dumps(_with_generation(tape, member)))
                 continue
-            arrow = f" -> {printable(member.target)}" if member.is_link else ""
+            sign = "->" if member.is_link else "link to"
+            arrow = f" {sign} {printable(member.target)}" if member.target else ""
+            mode = stat.filemode(member.mode)
+            mode = f"h{mode[1:]}" if member.is_hard_link else mode
             print(
-                f"{stat.filemode(member.mode)} {member.size:>{wide}} {moment(member.mtime_ns).partition('.')[0]}"
+                f"{mode} {member.size:>{wide}} {moment(member.mtime_ns).partition('.')[0]}"
                 f" {member.start:>{wide}} {printable(member.name)}{arrow}"
             )
 

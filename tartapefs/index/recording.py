@@ -39,6 +39,7 @@ class Recording(Index):
         self.left_out = facts.left_out
         self.owners_kept = facts.owners_kept
         self.long_names = facts.long_names
+        self.hard_links = facts.hard_links
         self.one_file_system = facts.one_file_system
         self.seal = facts.seal
         self.algorithm = facts.algorithm

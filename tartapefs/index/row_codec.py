@@ -121,6 +121,7 @@ def unpack(
     longest_name = max(map(len, names))  # without a folder's slash
     if folder_count or any(targets) or any(mode & 0o170000 != _FILE for mode in set(modes)):
         _check_kinds(modes, sizes, targets, folder_count, LONGEST_PATH if has_long else LONGEST_TARGET)
+        _check_hard_links(root, names, modes, sizes, targets)
         names = [name + b"/" if mode & _FOLDER else name for name, mode in zip(names, modes, strict=True)]
     if has_long or longest_name >= LONGEST_UNSPLIT:
         heads = list(map(head_size, names, targets))
@@ -199,13 +200,23 @@ def _check_kinds(
     if (
         not RECORDABLE.issuperset(kinds)
         or any(size for kind, size in zip(kinds, sizes, strict=True) if kind != _FILE)
-        or [kind == _LINK for kind in kinds] != list(map(bool, targets))
+        or any(bool(target) != (kind == _LINK) for kind, target in zip(kinds, targets, strict=True) if kind != _FILE)
     ):
         raise ValueError("a member is of no kind, or has what its kind does not")
     if kinds.count(_FOLDER) != folder_count:
         raise ValueError("there are not as many folders as it says")
     if max(map(len, targets)) > longest_target:
         raise ValueError("a link's target is too long")
+
+
+def _check_hard_links(
+    root: bytes, names: list[bytes], modes: tuple[int, ...], sizes: tuple[int, ...], targets: list[bytes]
+) -> None:
+    for name, mode, size, target in zip(names, modes, sizes, targets, strict=True):
+        if target and mode & 0o170000 == _FILE:
+            is_below = target.startswith(root) and _NO_NAMES.isdisjoint(target.split(b"/"))
+            if size or not is_below or target == name:
+                raise ValueError("a hard link has a body, or does not lead to another name below the root")
 
 
 def _owners(owned_by: tuple[int, ...], fields: list[bytes]) -> list[ustar.Owner | None]:

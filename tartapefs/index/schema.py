@@ -18,7 +18,7 @@ from tartapefs.index import row_codec
 
 # A format is the first one and, for each of what a tape may have, a number added.
 FORMAT = 3
-_SEALED, _GENERATIONS, LONG_NAMES, _NAME_FILTERS = 1, 2, 4, 8
+_SEALED, _GENERATIONS, LONG_NAMES, _NAME_FILTERS, HARD_LINKS = 1, 2, 4, 8, 16
 _TABLES = [
     (
         "pack",
@@ -53,9 +53,10 @@ TABLES = {  # of each format, the name and the SQL of each table
             *_FILTER_TABLES * bool(has & _NAME_FILTERS),
         ]
     )
-    for has in range(16)
+    for has in range(32)
     if has & _GENERATIONS or not has & _NAME_FILTERS
 }
+YES_OR_NO = ("long_names", "hard_links", "one_file_system")  # options of the recording; facts where they hold
 LONGEST_VALUE = 1 << 20  # bytes
 _LEVEL_SHIFT = 54  # in a node's key, the bits below the level
 _pack_numbers = struct.Struct("<qHH").pack
@@ -84,6 +85,11 @@ def has_name_filters(version: int) -> bool:
 def has_long_names(version: int) -> bool:
     """Whether headers may have more than one block, by an index of this format."""
     return bool((version - FORMAT) & LONG_NAMES)
+
+
+def has_hard_links(version: int) -> bool:
+    """Whether members may be hard links, by an index of this format."""
+    return bool((version - FORMAT) & HARD_LINKS)
 
 
 def longest_row(long_names: bool) -> int:
@@ -138,6 +144,7 @@ class TapeFacts:
     Only of a tape that was recorded so:
 
     long_names: whether headers may have more than one block.
+    hard_links: whether further names of a file are links to the first.
     one_file_system: whether what lies on other file systems than the root was left out.
 
     Only of a tape of several generations; empty otherwise:
@@ -166,6 +173,7 @@ class TapeFacts:
     due_algorithm: str = ""
     due_block_size: int = 0
     long_names: bool = False
+    hard_links: bool = False
     one_file_system: bool = False
     generations_digest: str = ""
 
@@ -186,7 +194,7 @@ class TapeFacts:
             "left_out": self.left_out,
             "owners_kept": int(self.owners_kept),
             "root_ino": self.root_ino,
-        } | {option: 1 for option in ("long_names", "one_file_system") if getattr(self, option)}
+        } | {option: 1 for option in YES_OR_NO if getattr(self, option)}
 
 
 def signed(ino: int) -> int:
@@ -296,14 +304,15 @@ def _tape_facts(facts: dict[str, Any], version: int) -> TapeFacts:
         | {
             "excluded": _strings(json.loads(facts["excluded"])),
             "owners_kept": bool(facts["owners_kept"]),
-            "long_names": bool(facts.get("long_names")),
-            "one_file_system": bool(facts.get("one_file_system")),
             "root_ino": facts["root_ino"] % (1 << 64),
             "index_ino": facts["index_ino"] % (1 << 64),
         }
+        | {option: bool(facts.get(option)) for option in YES_OR_NO}
     )
     if tape.long_names != has_long_names(version):
         raise ValueError("long names, in a format that has none, or the other way round")
+    if tape.hard_links != has_hard_links(version):
+        raise ValueError("hard links, in a format that has none, or the other way round")
     digests = [tape.fingerprint, tape.rows_digest]
     if sealed:
         digests += tape.seal, tape.unsealed_rows

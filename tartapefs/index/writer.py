@@ -204,7 +204,9 @@ class IndexWriter:
                 complete["generations_digest"] = schema.generations_digest(
                     self._version, lambda table: db.execute(f"SELECT * FROM {table} ORDER BY 1")
                 )
-            db.execute(f"PRAGMA user_version={self._version + schema.LONG_NAMES * bool(facts.get('long_names'))}")
+            version = self._version + schema.LONG_NAMES * bool(facts.get("long_names"))
+            version += schema.HARD_LINKS * bool(facts.get("hard_links"))
+            db.execute(f"PRAGMA user_version={version}")
             complete["facts_digest"] = schema.facts_digest(complete)
             db.execute("DELETE FROM tape")
             db.executemany("INSERT INTO tape VALUES (?, ?)", complete.items())

@@ -98,7 +98,7 @@ def _play_group(
         resumed, md5sum = position > first, None
         yield events.file_start(member, resumed)
         data = bytes(chunk[position - start : stop - start])
-        if S_ISREG(mode) and position <= body:
+        if S_ISREG(mode) and not target and position <= body:
             if first >= first_summed and not resumed:
                 at = sum_offset(member, start)
                 md5sum = sums[at : at + MD5_SIZE].hex()

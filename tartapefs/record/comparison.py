@@ -72,7 +72,8 @@ class Comparison:
                     yield facts
                 else:
                     found_now = inspect(old, self._source, at_home)
-                    self._note(old, "; ".join(map(str, found_now)) if found_now else "changes again and again")
+                    otherwise = "changes again and again" if old.target == facts[6] else "has a name before it by now"
+                    self._note(old, "; ".join(map(str, found_now)) or otherwise)
             member = next(following, None)
             if member is not None and member[1] not in awaited:
                 awaited[member[1]] = member, following

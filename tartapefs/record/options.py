@@ -20,15 +20,16 @@ class Options:
     """The options that hold for a recording; all but `is_left_out` are written to its index.
 
     Attributes: `is_left_out`, the test whether to leave out a path; `excluded`, its patterns; `owners_kept`, whether
-    headers name the real owners; `long_names`, whether they may have more than one block; `one_file_system`, whether
-    what lies on other file systems than the root is left out; `due_algorithm` and `due_block_size` (bytes), of the
-    digests that the tape is to have.
+    headers name the real owners; `long_names`, whether they may have more than one block; `hard_links`, whether further
+    names of a file are links; `one_file_system`, whether what lies on other file systems than the root is left out;
+    `due_algorithm` and `due_block_size` (bytes), of the digests that the tape is to have.
     """
 
     is_left_out: IsExcluded | None = None
     excluded: Sequence[str] = ()
     owners_kept: bool = False
     long_names: bool = False
+    hard_links: bool = False
     one_file_system: bool = False
     due_algorithm: str = ""
     due_block_size: int = 0
@@ -46,6 +47,7 @@ class Asked:
         anonymize: bool | None,
         digest: hash_tree.SealAlgorithm | Literal[""] | None,
         long_names: bool | None,
+        hard_links: bool | None,
         one_file_system: bool | None,
     ) -> None:
         if digest not in (None, "", *hash_tree.ALGORITHMS):
@@ -53,8 +55,11 @@ class Asked:
         self._exclusion = exclusion(exclude) if exclude is not None else None
         self._anonymize = anonymize
         self._digest = digest
-        self._long_names = long_names
-        self._one_file_system = one_file_system
+        self._yes_or_no = {
+            "long_names": long_names,
+            "hard_links": hard_links,
+            "one_file_system": one_file_system,
+        }
 
     def completed(self, before: TapeFacts | None, index_path: str) -> Options:
         """These options, completed by those of the recording that is replaced.
@@ -63,17 +68,17 @@ class Asked:
         """
         is_left_out, excluded = self._exclusion or _exclusion_of(before.excluded if before else (), index_path)
         owners_kept = bool(before and before.owners_kept) if self._anonymize is None else not self._anonymize
-        long_names = bool(before and before.long_names) if self._long_names is None else self._long_names
-        one_file_system = (
-            bool(before and before.one_file_system) if self._one_file_system is None else self._one_file_system
-        )
+        hold = {
+            option: bool(getattr(before, option, False)) if asked is None else asked
+            for option, asked in self._yes_or_no.items()
+        }
         algorithm, block_size = "", 0
         if self._digest is not None:
             algorithm, block_size = self._digest, bool(self._digest) * hash_tree.BLOCK_SIZE
         elif before:
             algorithm = before.algorithm or before.due_algorithm
             block_size = before.block_size or before.due_block_size
-        return Options(is_left_out, excluded, owners_kept, long_names, one_file_system, algorithm, block_size)
+        return Options(is_left_out, excluded, owners_kept, due_algorithm=algorithm, due_block_size=block_size, **hold)
 
 
 def _exclusion_of(excluded: tuple[str, ...], index_path: str) -> tuple[IsExcluded | None, Sequence[str]]:

@@ -28,7 +28,7 @@ from tartapefs.base.errors import (
 from tartapefs.base.tape_files import default_index
 from tartapefs.index.extender import IndexExtender
 from tartapefs.index.reader import Index
-from tartapefs.index.schema import TapeFacts
+from tartapefs.index.schema import YES_OR_NO, TapeFacts
 from tartapefs.index.writer import IndexWriter
 from tartapefs.record import tape_folder
 from tartapefs.record.comparison import Comparison
@@ -54,12 +54,13 @@ class TapeRecorder:
     tells whether to leave it out; a directory that is left out takes its content along. `anonymize`: owners are
     written as root, which is the default. `digest`: the algorithm of the digests of contents that the tape is to have,
     "" for none, the default; the index says so, and `seal` makes them. `overwrite`: an existing index is replaced;
-    those of `exclude`, `anonymize`, `digest`, `long_names` and `one_file_system` that are None are then as in the
-    recording that is replaced, so that `exclude=()` is needed to leave nothing out.
+    those of `exclude`, `anonymize`, `digest`, `long_names`, `hard_links` and `one_file_system` that are None are then
+    as in the recording that is replaced, so that `exclude=()` is needed to leave nothing out.
 
     `long_names`: a name or a link's target that does not fit into a header of ustar goes into blocks of GNU tar before
-    it, up to a path of 4,095 bytes; without, the default, it is a problem, in TapeConstraintError. `one_file_system`:
-    of a folder in which another file system is mounted the archive has the folder alone; without, the default, all.
+    it, up to a path of 4,095 bytes; without, the default, it is a problem, in TapeConstraintError. `hard_links`:
+    further names of a file are links to the first; without, the default, full copies. `one_file_system`: of a folder in
+    which another file system is mounted the archive has the folder alone; without, the default, all.
 
     `skip_unreadable`: what this user cannot read is left out, and listed in `skipped`. `skip_busy`: so are files that
     changed within the last minute and that a program has open, or mapped, for writing. `on_progress` is called now and
@@ -80,8 +81,9 @@ class TapeRecorder:
     `member_count`; `total_size`, of the archive, in bytes; `summary`, a `summary.Summary` of what the archive holds
     otherwise than the folder, after `append` of the whole folder, too; `skipped`, the Problems of what was left out for
     `skip_unreadable` and `skip_busy`; `left_out`, how many these are, with sockets, pipes and devices; `excluded`,
-    `owners_kept`, `long_names`, `one_file_system`, `due_algorithm` and `due_block_size` (bytes), as the index says;
-    `replaced`, what the index before said, or None; `not_taken_over`, why it said nothing although it existed.
+    `owners_kept`, `long_names`, `hard_links`, `one_file_system`, `due_algorithm` and `due_block_size` (bytes), as the
+    index says; `replaced`, what the index before said, or None; `not_taken_over`, why it said nothing although it
+    existed.
     """
 
     def __init__(
@@ -99,15 +101,17 @@ class TapeRecorder:
         processes: int = 1,
         append: bool = False,
         long_names: bool | None = None,
+        hard_links: bool | None = None,
         one_file_system: bool | None = None,
     ) -> None:
         forked_work.check_processes(processes)
-        if append and (overwrite or (exclude, anonymize, digest, long_names, one_file_system) != (None,) * 5):
+        kept = exclude, anonymize, digest, long_names, hard_links, one_file_system
+        if append and (overwrite or kept != (None,) * 6):
             raise ValueError("a recording that is appended to keeps its options, and is not replaced")
         self.root = os.path.realpath(root)
         self.index_path = os.path.abspath(index_path) if index_path else default_index(self.root)
         self._own_folder = index_path is None
-        self._asked = Asked(exclude, anonymize, digest, long_names, one_file_system)
+        self._asked = Asked(exclude, anonymize, digest, long_names, hard_links, one_file_system)
         self._set_options(Options())
         self.replaced: TapeFacts | None = None
         self.not_taken_over = ""
@@ -124,6 +128,7 @@ class TapeRecorder:
         self.excluded: Sequence[str] = options.excluded
         self.owners_kept = options.owners_kept
         self.long_names = options.long_names
+        self.hard_links = options.hard_links
         self.one_file_system = options.one_file_system
         self.due_algorithm, self.due_block_size = options.due_algorithm, options.due_block_size
 
@@ -228,7 +233,7 @@ class TapeRecorder:
                     "owners_kept": int(self.owners_kept),
                     "root_ino": source.ino,
                 }
-                | {option: 1 for option in ("long_names", "one_file_system") if getattr(self, option)}
+                | {option: 1 for option in YES_OR_NO if getattr(self, option)}
                 | self._due_facts()
             )
         return fingerprint
@@ -237,7 +242,7 @@ class TapeRecorder:
         owner = owner_of if self.owners_kept else None
         root, since = root_name + b"/", settling.since
         settled = None if settling.at_once else settling.settled
-        walk = Walk(source, root, self._is_left_out, owner, settled, since, self.one_file_system)
+        walk = Walk(source, root, self._is_left_out, owner, settled, since, self.one_file_system, self.hard_links)
         self.summary, self._closed = walk.summary, walk.closed
         return walk
 

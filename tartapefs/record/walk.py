@@ -50,7 +50,7 @@ class Walk:
     and a group; without it headers name no owners. `on_file` is called for every regular file that changed after
     `since` (ns), and returns the `stat` to record, or None to leave the file out; without it all are recorded as seen.
     `one_file_system`: a folder on another file system than the root is a member without what lies in it, and its times
-    may change.
+    may change. `hard_links`: further names of a file are links to the first, for which each such file is remembered.
 
     Attributes, complete after the iteration: `unreadable`, the paths that this user cannot read; `unstable`, the
     folders of which each look shows another state; `left_out`, the number of sockets, pipes and devices; `closed`, the
@@ -66,6 +66,7 @@ class Walk:
         on_file: OnFile | None,
         since: int,
         one_file_system: bool,
+        hard_links: bool,
     ) -> None:
         self._source = source
         self._root = root
@@ -81,6 +82,7 @@ class Walk:
         self.left_out = 0
         self.closed: set[bytes] = set()
         self.summary = Summary()
+        self._first_names: dict[tuple[int, int], bytes] | None = {} if hard_links else None  # by device and inode
 
     def __iter__(self) -> Iterator[ustar.Facts]:
         """One long function, fast for the common case: a file of this user that did not change lately."""
@@ -129,6 +131,9 @@ class Walk:
                         size = 0 if target else size
                     if at_first.st_nlink > 1 or at_first.st_blocks << 9 < size:
                         summary.add_odd_file(at_first, size)
+                        if at_first.st_nlink > 1 and not target and self._first_names is not None:
+                            target = self._first_name(name, at_first.st_dev, ino)
+                            size = 0 if target else size
                     if uid or gid:
                         other_owners += 1
                     yield name, mode, size, mtime_ns, ino, ctime_ns, target, owner_of and owner_of(uid, gid)
@@ -138,6 +143,12 @@ class Walk:
             summary.other_owners += 0 if owner_of else other_owners
             for level in levels:
                 level.folder.close()
+
+    def _first_name(self, name: bytes, device: int, ino: int) -> bytes:
+        """The first name of the file with this further `name`; empty if this is the first."""
+        assert self._first_names is not None
+        first = self._first_names.setdefault((device, ino), name)
+        return b"" if first is name else first
 
     def _enter(self, levels: list[_Level], folder: Folder, name: bytes) -> ustar.Facts | None:
         """Adds the level of a folder, and returns its own facts; None if it is unstable."""

@@ -1,17 +1,20 @@
 """Drift: the one comparison that decides whether a member is still as recorded.
 
 Rule: type, permission bits, modification time, a file's size and a link's target always count. Inode and change time
-count only at home, that is, in the folder that was recorded: a copy has new ones.
+count only at home, that is, in the folder that was recorded: a copy has new ones. A hard link must lead to the same
+file as the name of which it is another one; that file's size and contents are those of that member.
 """
 
 import errno
 import os
 import stat
 
-from tartapefs.archive.member import Member
+from tartapefs.archive.member import Member, path_of
 from tartapefs.base.errors import NOTHING, RECORD_AGAIN, Difference, Fact, TapeIntegrityError
 from tartapefs.base.text import file_type, moment, printable
 from tartapefs.source.folder import Source
+
+_ANOTHER = b"another file"  # no name of a member, which has a slash
 
 
 def agrees(member: Member, found: os.stat_result, at_home: bool) -> bool:
@@ -19,7 +22,7 @@ def agrees(member: Member, found: os.stat_result, at_home: bool) -> bool:
     return (
         found.st_mode == member.mode
         and found.st_mtime_ns == member.mtime_ns
-        and (found.st_size == member.size or not stat.S_ISREG(member.mode))
+        and (found.st_size == member.size or not member.is_file)
         and (not at_home or (found.st_ino == member.ino and found.st_ctime_ns == member.ctime_ns))
     )
 
@@ -27,7 +30,7 @@ def agrees(member: Member, found: os.stat_result, at_home: bool) -> bool:
 def differences(member: Member, found: os.stat_result | None, target: bytes, at_home: bool) -> tuple[Difference, ...]:
     """Returns what differs from the recording of `member`, the most important first; empty if it agrees.
 
-    `found`: its `lstat` now, None if nothing is there. `target`: that of a link now.
+    `found`: its `lstat` now, None if nothing is there. `target`: that of a link now, as `target_of` gives it.
     """
     recorded_type = file_type(member.mode)
     if found is None:
@@ -36,7 +39,7 @@ def differences(member: Member, found: os.stat_result | None, target: bytes, at_
         return (Difference(Fact.TYPE, recorded_type, file_type(found.st_mode)),)
     pairs = [
         (Fact.SIZE, member.size, found.st_size, str) if member.is_file else None,
-        (Fact.TARGET, member.target, target, printable) if member.is_link else None,
+        (Fact.TARGET, member.target, target, printable) if member.target else None,
         (Fact.MTIME, member.mtime_ns, found.st_mtime_ns, moment),
         (Fact.MODE, member.mode & 0o7777, found.st_mode & 0o7777, "{:04o}".format),
         (Fact.INODE, member.ino, found.st_ino, str) if at_home else None,
@@ -51,12 +54,28 @@ def differences(member: Member, found: os.stat_result | None, target: bytes, at_
     return result
 
 
+def target_of(member: Member, found: os.stat_result, source: Source) -> bytes:
+    """The target of a link, with the `lstat` that was `found`, now; of a hard link the recorded one, or another.
+
+    Raises OSError as the system does.
+    """
+    if stat.S_ISLNK(found.st_mode):
+        return source.readlink(member.path)
+    if not member.is_hard_link:
+        return b""
+    try:
+        is_same = os.path.samestat(found, source.lstat(path_of(member.target)))
+    except (FileNotFoundError, NotADirectoryError):
+        is_same = False
+    return member.target if is_same else _ANOTHER
+
+
 def inspect(member: Member, source: Source, at_home: bool) -> tuple[Difference, ...]:
     """Returns the differences of `member` now, as `differences` does. Raises OSError if the source cannot be read."""
     path = member.path
     try:
         found = source.lstat(path)
-        target = source.readlink(path) if stat.S_ISLNK(found.st_mode) else b""
+        target = target_of(member, found, source)
     except (FileNotFoundError, NotADirectoryError):
         return differences(member, None, b"", at_home)
     except OSError as error:

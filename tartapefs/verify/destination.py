@@ -2,7 +2,8 @@
 
 Rule: no user can read a file here who could not read it where it was recorded. A file is written under a temporary
 name, gets its mode and time, and is renamed once it is complete. A new folder is accessible to its owner alone until
-all is in it, or has failed; then it gets its mode and times. Paths are opened without following any link.
+all is in it, or has failed; then it gets its mode and times. Paths are opened without following any link. A hard link
+is made to a file that was written here, or found to be right, and to no other.
 
 One thread at a time writes here, and none once it is closed.
 """
@@ -16,6 +17,7 @@ from contextlib import suppress
 
 from tartapefs.api.tape import Tape
 from tartapefs.archive.member import Member
+from tartapefs.base.errors import OtherNameError
 from tartapefs.base.outputs import Unfinished
 
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -48,6 +50,8 @@ class Destination:
         self._lock = threading.Lock()  # held to write files
         self._files: dict[int, _File] = {}  # that are not complete, by their members' starts
         self._dropped: set[int] = set()  # likewise
+        # Of a tape with hard links, the files that are complete, by their names: device and inode.
+        self._complete: dict[bytes, tuple[int, int]] = {}
         self.is_closed = False
 
     def close(self) -> None:
@@ -74,15 +78,23 @@ class Destination:
         """Whether a file or link is there already; makes the folder that it lies in.
 
         It is if its contents are the recorded ones; to be spared from overwriting it needs the mode and time as well.
-        Without `has_contents` size and time decide. Raises FileExistsError if there is another that must stay.
+        Without `has_contents` size and time decide. A hard link is if it is one to what it is another name of. Raises
+        FileExistsError if there is another that must stay, and OtherNameError for a hard link to a file that is not
+        complete.
         """
+        if member.is_hard_link and member.target not in self._complete:
+            raise _needs_another(member)
         *folders, name = member.name.split(b"/")
         folder = self._open_folder(folders)
         try:
             found = os.stat(name, dir_fd=folder, follow_symlinks=False)
             if stat.S_IFMT(found.st_mode) == stat.S_IFMT(member.mode):
                 is_equal = (found.st_mode, found.st_mtime_ns) == (member.mode, member.mtime_ns)
-                if (is_equal or not self._overwrite) and _is_there(member, found, folder, name, has_contents):
+                if member.is_hard_link:
+                    if self._complete[member.target] == _identity(found):
+                        return True
+                elif (is_equal or not self._overwrite) and _is_there(member, found, folder, name, has_contents):
+                    self._note_complete(member, found)
                     return True
             if not self._overwrite:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
@@ -95,7 +107,8 @@ class Destination:
     def write(self, member: Member, offset: int, view: memoryview) -> bool:
         """Writes bytes of a file's body, or a link; returns whether it has its name now.
 
-        Raises FileExistsError if another file has taken that meanwhile, and OSError.
+        Raises FileExistsError if another file has taken that meanwhile, OtherNameError for a hard link to what is
+        another file by now, and OSError.
         """
         with self._lock:
             if self.is_closed or self.is_dropped(member):
@@ -115,16 +128,39 @@ class Destination:
         if member.is_link:
             os.unlink(unfinished.temporary)
             os.symlink(member.target, unfinished.temporary)
+        if member.is_hard_link:
+            os.unlink(unfinished.temporary)
+            self._link(member, unfinished.temporary)
         while view:
             count = os.pwrite(unfinished.fd, view, offset)
             view, offset, file.left = view[count:], offset + count, file.left - count
         if file.left:
             return False
-        if not member.is_link:
+        if member.is_file:
             os.fchmod(unfinished.fd, stat.S_IMODE(member.mode))
-        os.utime(unfinished.temporary, ns=(member.mtime_ns, member.mtime_ns), follow_symlinks=False)
+        if not member.is_hard_link:
+            os.utime(unfinished.temporary, ns=(member.mtime_ns, member.mtime_ns), follow_symlinks=False)
+        found = os.fstat(unfinished.fd)
         unfinished.commit(self._overwrite, sync=False)
+        self._note_complete(member, found)
         return True
+
+    def _note_complete(self, member: Member, found: os.stat_result) -> None:
+        if self._tape.hard_links and member.is_file:
+            self._complete[member.name] = _identity(found)
+
+    def _link(self, member: Member, path: str) -> None:
+        """Makes a link at `path` to the complete file that the member is another name of."""
+        *folders, name = member.target.split(b"/")
+        folder = self._open_folder(folders)
+        try:
+            os.link(name, path, src_dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            raise _needs_another(member) from None
+        finally:
+            os.close(folder)
+        if _identity(os.lstat(path)) != self._complete.get(member.target):
+            raise _needs_another(member)
 
     def drop(self, member: Member) -> bool:
         """Removes what was written of a member, and takes nothing more of it; False if that was so before."""
@@ -179,6 +215,14 @@ class Destination:
                 errors.append(error)
         if errors:
             raise errors[0]
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _needs_another(member: Member) -> OtherNameError:
+    return OtherNameError(member.arc_path, os.fsdecode(member.target))
 
 
 def _is_there(

@@ -1,7 +1,8 @@
 """Compares a folder that was extracted from a copy of the archive with a sealed tape, by its index alone.
 
 Rule: it compares what `tar` restores: type, permission bits, size, modification time in whole seconds, a link's target,
-and contents by their digests; and it looks for files that the archive does not have.
+and contents by their digests; and it looks for files that the archive does not have. A hard link must be one, as for
+`tar --compare`.
 """
 
 import os
@@ -15,7 +16,7 @@ from tartapefs.base.buffers import aligned, read_all
 from tartapefs.base.errors import NOTHING, Difference, Fact, TapeIntegrityError
 from tartapefs.base.text import file_type
 from tartapefs.play.verified_blocks import damage
-from tartapefs.source.drift import differences, unreadable
+from tartapefs.source.drift import differences, target_of, unreadable
 from tartapefs.source.folder import Source
 from tartapefs.verify.content_scan import BodyRange, Extent, extents, map_in_order
 
@@ -74,7 +75,7 @@ class _Comparison:
             return ()
         try:
             now = self._extracted.lstat(member.path)
-            target = self._extracted.readlink(member.path) if stat.S_ISLNK(now.st_mode) else b""
+            target = target_of(member, now, self._extracted)
         except (FileNotFoundError, NotADirectoryError):
             return differences(member, None, b"", at_home=False)
         same_second = now.st_mtime_ns // _NS == member.mtime_ns // _NS

@@ -17,7 +17,7 @@ from tartapefs.api.tape import Tape
 from tartapefs.archive import hash_tree
 from tartapefs.archive.member import Member
 from tartapefs.base.buffers import aligned, read_all
-from tartapefs.base.errors import Difference, Fact, TapeError, TapeIntegrityError
+from tartapefs.base.errors import Difference, Fact, OtherNameError, TapeError, TapeIntegrityError
 from tartapefs.play.thread_pool import map_in_threads
 from tartapefs.play.verified_blocks import damage
 from tartapefs.verify.destination import Destination
@@ -32,12 +32,13 @@ class Restored:
     """What became of a member.
 
     was_there: a file or link with these contents was there, and was not read from the copy.
-    error: why it was not restored: the copy differs, or another file has its name; else None.
+    error: why it was not restored: the copy differs, another file has its name, or it is a hard link and what has its
+    contents was not restored; else None.
     """
 
     member: Member
     was_there: bool = False
-    error: TapeIntegrityError | FileExistsError | None = None
+    error: TapeIntegrityError | FileExistsError | OtherNameError | None = None
 
 
 class _Request(NamedTuple):
@@ -86,12 +87,15 @@ class Restorer:
     def restore(self, members: Iterable[Member]) -> Iterator[list[Restored]]:
         """Restores members, a folder before what lies in it; yields what became of them, some at a time.
 
-        With several threads the order is another one. Goes on after a member that is wrong in the copy, or whose name
-        is taken. Raises CopyError and OSError, and ends: what was yielded until then is complete.
+        With several threads the order is another one; hard links come last, since they need the others. Goes on after a
+        member that is wrong in the copy, or whose name is taken. Raises CopyError and OSError, and ends: what was
+        yielded until then is complete.
         """
-        for count, restored in map_in_threads(self._serve, self._requests(members), self._threads):
-            self.done += count
-            yield restored
+        hard_links: list[Member] = []
+        for some in (_without_hard_links(members, hard_links), hard_links):
+            for count, restored in map_in_threads(self._serve, self._requests(some), self._threads):
+                self.done += count
+                yield restored
 
     def _requests(self, members: Iterable[Member]) -> Iterator[_Request]:
         members = iter(members)
@@ -122,6 +126,8 @@ class Restorer:
                 is_there = self._destination.look(member, self._has_contents if self._hash else None)
             except FileExistsError as error:
                 error.filename = member.arc_path
+                return Restored(member, error=error)
+            except OtherNameError as error:
                 return Restored(member, error=error)
         return Restored(member, was_there=True) if is_there else None
 
@@ -154,7 +160,7 @@ class Restorer:
                 with _named(each.member):
                     if self._take(each, memory[each.start - start : each.stop - start]):
                         restored.append(Restored(each.member))
-            except (TapeIntegrityError, FileExistsError) as error:
+            except (TapeIntegrityError, FileExistsError, OtherNameError) as error:
                 if self._destination.drop(each.member):
                     restored.append(Restored(each.member, error=error))
         return count, restored
@@ -185,6 +191,15 @@ class Restorer:
             if digest != digests[at * hash_tree.SIZE : (at + 1) * hash_tree.SIZE]:
                 return first + at
         return None
+
+
+def _without_hard_links(members: Iterable[Member], hard_links: list[Member]) -> Iterator[Member]:
+    """Yields the members but hard links, which it puts into the list."""
+    for member in members:
+        if member.is_hard_link:
+            hard_links.append(member)
+        else:
+            yield member
 
 
 @contextmanager

@@ -36,7 +36,7 @@ Fuzz = atheris.FuzzedDataProvider
 COLUMNS = ["start", "count", "folders", "members", "crc"]
 FACTS = ["root_name", "fingerprint", "total_size", "member_count", "recorded_ns", "excluded", "left_out", "owners_kept",
          "root_ino", "index_ino", "rows_digest", "generations_digest", "facts_digest",
-         "long_names"]  # fmt: skip
+         "long_names", "hard_links"]  # fmt: skip
 SEAL_FACTS = ["seal", "algorithm", "block_size", "levels", "unsealed_rows"]
 TABLES = {"leaf": ["start", "stop", "digests", "crc"], "piece": ["start", "digests", "crc"],
           "node": ["place", "digests", "crc"]}  # fmt: skip
@@ -100,6 +100,13 @@ class Target:
         fill(self.root, 120, 1)
         TapeRecorder(self.root, long_names=True).commit()
         self.all += self.seeds(Generations(self.root).append())
+        self.root = place / "linked"
+        self.root.mkdir()
+        grow(self.root)
+        for at in range(6):
+            os.link(self.root / f"folder {at}" / "deeper" / "000", self.root / f"name {at}")
+        TapeRecorder(self.root, hard_links=True).commit()
+        self.all += self.seeds(Generations(self.root, hard_links=True).append())
         self.use(0)
         self.outcomes = {"refused at opening": 0, "refused later": 0, "read": 0, "read, as recorded": 0}
 

@@ -68,6 +68,7 @@ OUTPUTS = "system/test_outputs.py"
 SAVED_STATE = "unit/base/test_saved_state.py"
 LONG_NAMES = "system/test_long_names.py"
 ONE_FILE_SYSTEM = "system/test_one_file_system.py"
+HARD_LINKS = "system/test_hard_links.py"
 BEHIND = "system/test_behind.py"
 HOLES = "system/test_holes.py"
 
@@ -335,6 +336,34 @@ MUTANTS = [
         "if tape.long_names != has_long_names(version):",
         "if False:",
         LONG_NAMES + " -k format",
+    ),
+    Mutant(
+        "a hard link is of the same file as the name that it is a link to",
+        "source/drift.py",
+        "is_same = os.path.samestat(found, source.lstat(path_of(member.target)))",
+        "is_same = True",
+        HARD_LINKS,
+    ),
+    Mutant(
+        "hard links are of a format of their own",
+        "index/schema.py",
+        "if tape.hard_links != has_hard_links(version):",
+        "if False:",
+        HARD_LINKS + " -k format",
+    ),
+    Mutant(
+        "a hard link has no body, and leads to another name below the root",
+        "index/row_codec.py",
+        "if size or not is_below or target == name:",
+        "if False:",
+        UNPACK,
+    ),
+    Mutant(
+        "one that is extracted is of the file that was extracted for it",
+        "verify/destination.py",
+        "if _identity(os.lstat(path)) != self._complete.get(member.target):",
+        "if False:",
+        "unit/verify/test_restore.py",
     ),
     Mutant(
         "what lies on another file system is no addition, if the recording left it out",

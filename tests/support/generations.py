@@ -10,10 +10,12 @@ from support.reference import BLOCK, header
 class Generations:
     """The expected archive of the folder at `root`: `record` makes the first generation, `append` the others.
 
-    `names`: of the members of each generation, in order. `ends`: where each ends, in bytes.
+    `hard_links`: whether further names of a file are links to the first, in the same generation or one before. `names`:
+    of the members of each generation, in order. `ends`: where each ends, in bytes.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, hard_links: bool = False) -> None:
+        self._first: dict[tuple[int, int], bytes] | None = {} if hard_links else None
         self._root = os.fsencode(root.resolve())
         self._latest: dict[bytes, tuple[int, int]] = {}  # of each path: mode, and mtime in whole seconds
         self._members = bytearray()
@@ -40,8 +42,11 @@ class Generations:
         if self._latest.get(name) not in ((facts,) if is_folder else (facts, self._latest.get(name, 0))):
             self._latest[name] = facts
             target = os.readlink(os.fsdecode(path)) if stat.S_ISLNK(found.st_mode) else ""
+            if stat.S_ISREG(found.st_mode) and self._first is not None:
+                first = self._first.setdefault((found.st_dev, found.st_ino), name)
+                target = os.fsdecode(first) if first != name else ""
             self._members += header(shown, found, target)
-            if stat.S_ISREG(found.st_mode):
+            if stat.S_ISREG(found.st_mode) and not target:
                 self._members += Path(os.fsdecode(path)).read_bytes() + bytes(-found.st_size % BLOCK)
             yield shown
         if is_folder:

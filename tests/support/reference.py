@@ -44,7 +44,10 @@ def long_blocks(kind: bytes, text: bytes) -> bytes:
 def header(
     name: bytes, found: os.stat_result, target: str = "", owner: tuple[int, int, str, str] | None = None
 ) -> bytes:
-    """The header of a member, with what is before it if its name or its target is too long for ustar."""
+    """The header of a member, with what is before it if its name or its target is too long for ustar.
+
+    A file with a target is a hard link.
+    """
     uid, gid, uname, gname = owner or (0, 0, "root", "root")
     raw_target, fitting = os.fsencode(target), split(name)
     before = long_blocks(b"K", raw_target) if len(raw_target) > 100 else b""
@@ -57,9 +60,9 @@ def header(
         "mode": stat.S_IMODE(found.st_mode),
         "uid": uid,
         "gid": gid,
-        "size": found.st_size if stat.S_ISREG(found.st_mode) else 0,
+        "size": found.st_size if stat.S_ISREG(found.st_mode) and not target else 0,
         "mtime": found.st_mtime_ns // 10**9,
-        "type": _TYPES[stat.S_IFMT(found.st_mode)],
+        "type": tarfile.LNKTYPE if stat.S_ISREG(found.st_mode) and target else _TYPES[stat.S_IFMT(found.st_mode)],
         "linkname": os.fsdecode(raw_target[:100]),
         "uname": uname,
         "gname": gname,
@@ -71,10 +74,12 @@ def header(
 class Reference:
     """The expected archive of the folder at `root`, readable at any offset however large it is.
 
-    `starts`: where each member starts, by its name in the archive, a directory's slash included.
+    `starts`: where each member starts, by its name in the archive, a directory's slash included. `hard_links`: whether
+    further names of a file are links to the first.
     """
 
-    def __init__(self, root: Path, left_out: tuple[bytes, ...] = ()) -> None:
+    def __init__(self, root: Path, left_out: tuple[bytes, ...] = (), hard_links: bool = False) -> None:
+        self._first: dict[tuple[int, int], bytes] | None = {} if hard_links else None
         self.starts: dict[bytes, int] = {}
         self._segments: list[tuple[int, bytes | None, bytes, int]] = []  # start, bytes or None, path of a body, length
         self._left_out = left_out
@@ -97,8 +102,11 @@ class Reference:
         shown = name + b"/" if kind == stat.S_IFDIR else name
         self.starts[shown] = self.size
         target = os.readlink(os.fsdecode(path)) if kind == stat.S_IFLNK else ""
+        if kind == stat.S_IFREG and self._first is not None:
+            first = self._first.setdefault((found.st_dev, found.st_ino), name)
+            target = os.fsdecode(first) if first != name else ""
         self._append(header(shown, found, target))
-        if kind == stat.S_IFREG:
+        if kind == stat.S_IFREG and not target:
             self._append(None, path, found.st_size)
             self._append(bytes(-found.st_size % BLOCK))
         elif kind == stat.S_IFDIR:
@@ -127,11 +135,12 @@ class Reference:
         return [*self._keys, self.size]
 
 
-def gnu_tar(root: Path) -> bytes:
+def gnu_tar(root: Path, hard_links: bool = False) -> bytes:
     """GNU tar's own archive of the folder, with the two fields that it fills and the format leaves empty emptied."""
+    dereference = [] if hard_links else ["--hard-dereference"]
     made = bytearray(
         subprocess.run(
-            ["tar", "--format=ustar", "--sort=name", "--owner=root:0", "--group=root:0", "--hard-dereference", "-b1",
+            ["tar", "--format=ustar", "--sort=name", "--owner=root:0", "--group=root:0", *dereference, "-b1",
              "--exclude=.tartape", "-cf", "-", root.name],
             cwd=root.parent, check=True, capture_output=True,
         ).stdout

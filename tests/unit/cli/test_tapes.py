@@ -67,6 +67,7 @@ def test_info_as_json(data: Path, reference: Reference) -> None:
         "left_out": 0,
         "owners": "scrubbed",
         "long_names": False,
+        "hard_links": False,
         "one_file_system": False,
         "at_home": True,
         "late_on": [],

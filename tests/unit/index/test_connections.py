@@ -302,7 +302,7 @@ def test_an_index_of_a_format_with_a_row_a_member_is_refused(tmp_path: Path) -> 
         root = recorded_tree(tmp_path / str(version) / "tree", few, is_sealed)
         with closing(sqlite3.connect(index_of(root))) as database, database:
             database.execute(f"PRAGMA user_version={version}")
-        with pytest.raises(TapeFormatError, match=f"its format is {version}, this tartapefs reads 3 to 18"):
+        with pytest.raises(TapeFormatError, match=f"its format is {version}, this tartapefs reads 3 to 34"):
             Tape.discover(root)
         TapeRecorder(root, overwrite=True).commit()  # which is the way out
         with Tape.discover(root) as tape:

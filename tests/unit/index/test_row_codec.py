@@ -23,6 +23,7 @@ from tartapefs.index import row_codec
 ROOT = b"data/"
 NS = 10**9
 FILE, FOLDER, LINK = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755, stat.S_IFLNK | 0o777
+HARD_LINK = 0  # no mode: a file with a target
 Row = tuple[Any, ...]  # as `packed.COLUMNS`
 
 parts = st.binary(min_size=1, max_size=12).map(lambda name: name.translate(None, b"/\0")).filter(
@@ -58,14 +59,18 @@ def members_of_a_pack(draw: st.DrawFn) -> list[Member]:
     start = draw(st.just(0) | st.integers(1, 1 << 40).map(lambda blocks: blocks * 512))
     made: list[Member] = []
     for number in range(draw(st.integers(1, row_codec.MOST))):
-        kind = FOLDER if number == start == 0 else draw(st.sampled_from((FILE, FILE, FOLDER, LINK)))
+        kind = FOLDER if number == start == 0 else draw(st.sampled_from((FILE, FILE, FOLDER, LINK, HARD_LINK)))
+        is_hard_link, kind = kind == HARD_LINK, FILE if kind == HARD_LINK else kind
         name = ROOT if number == start == 0 else draw(st.sampled_from(some_folders))
         name += b"" if name == ROOT and number == start == 0 else draw(parts | longer_parts if long_names else parts)
         name += b"/" * (kind == FOLDER and name != ROOT)
         if why_too_long(name, b"", long_names):
             name = ROOT + b"%d" % number + b"/" * (kind == FOLDER)
         mode = stat.S_IFMT(kind) | draw(st.integers(0, 0o7777))
-        size, target = draw(sizes) if kind == FILE else 0, b""
+        size, target = draw(sizes) if kind == FILE and not is_hard_link else 0, b""
+        if is_hard_link:
+            target = draw(st.sampled_from(some_folders)) + draw(parts)
+            target = ROOT + b"first" if why_too_long(b"", target, long_names) else target
         if kind == LINK:
             target = draw(long_targets if long_names else targets)
         ino, owner = draw(st.integers(0, 2**64 - 1)), draw(st.sampled_from(some_owners))
@@ -138,9 +143,12 @@ def check(start: int, count: int, folder_count: int, data: bytes) -> bool:
         assert b"\0" not in member.name + member.target
         assert len(member.header()) == member.body - member.start
         assert why_too_long(member.name, member.target, long_names=True) is None
-        assert member.is_link == bool(member.target)
+        assert (member.is_link or member.is_hard_link) == bool(member.target)
         assert member.is_file or not member.size
-        assert [member.is_file, member.is_directory, member.is_link].count(True) == 1
+        assert [member.is_file, member.is_directory, member.is_link, member.is_hard_link].count(True) == 1
+        if member.is_hard_link:
+            assert member.target.startswith(ROOT)
+            assert not {b"", b".", b".."} & set(member.target.split(b"/"))
     assert start == stop <= MAX_OFFSET
     assert row_codec.unpack(ROOT, starts[0], count, folder_count, pack(members))[2] == members
     return True
@@ -153,6 +161,7 @@ SOME: list[Member] = [
     Member(1536, b"data/a/b/file", FILE, 700, -1, 4, 1, b"", Owner(3, 4, b"", b"")),
     Member(3072, b"data/a/link", LINK, 0, 1, 5, 1, b"../x", None),
     Member(3584, b"data/c", FILE, 512, 1, 6, 1, b"", None),
+    Member(4608, b"data/d", FILE, 0, 1, 6, 1, b"data/c", None),
 ]
 changes = st.tuples(st.integers(0, 1000), st.integers(0, 1), st.binary(max_size=3))
 
@@ -207,6 +216,12 @@ LIMITS: dict[str, tuple[list[Row], list[Row]]] = {
     ),
     "one name of many": ([row()] * 31 + [row(name=b"n" * 100)], [row()] * 31 + [row(name=b"n" * 101)]),
     "target": ([row(mode=LINK, target=b"t" * 100)], [row(mode=LINK, target=b"t" * 101)]),
+    "target of a hard link": ([row(target=ROOT + b"t" * 95)], [row(target=ROOT + b"t" * 96)]),
+    "hard link to below the root": ([row(target=b"data/x")], [row(target=b"other/x")]),
+    "hard link downwards": ([row(target=b"data/x/y")], [row(target=b"data/../y")]),
+    "hard link to no folder": ([row(target=b"data/x")], [row(target=b"data/x/")]),
+    "hard link to another name": ([row(target=b"data/g")], [row(target=b"data/f")]),
+    "hard link without a body": ([row(target=b"data/x")], [row(target=b"data/x", size=1)]),
     "owner's name": ([row(owner=b"0:0:%b:g" % (b"u" * 31))], [row(owner=b"0:0:%b:g" % (b"u" * 32))]),
     "group's name": ([row(owner=b"0:0:u:%b" % (b"g" * 31))], [row(owner=b"0:0:u:%b" % (b"g" * 32))]),
     "owner's number": ([row(owner=b"9999999999:0:u:g")], [row(owner=b"10000000000:0:u:g")]),

@@ -7,15 +7,17 @@ import stat
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
 from support.filesystems import mounted
 from support.programs import run, under_strace
-from support.seals import BLOCK, flip, index_of, sealed, whole
+from support.reference import Reference
+from support.seals import BLOCK, flip, index_of, seal_again, sealed, whole
 from support.users import asking_nobody
 
-from tartapefs import Tape, TapeIntegrityError
+from tartapefs import Tape, TapeError, TapeIntegrityError, TapeRecorder
 from tartapefs.verify.ranged_requests import LocalCopy
 from tartapefs.verify.restore import Restorer
 from tartapefs.verify.selection import select
@@ -50,6 +52,30 @@ def test_members_and_folders_are_restored(kept: Path) -> None:
     assert extract(kept, "data", "--force").returncode == 0
     assert same(out / "folder 000", original / "folder 000")
     assert sorted(os.listdir(out)) == ["folder 000", "folder 001", "link"]
+
+
+def test_a_hard_link_is_made_to_no_other_file(tmp_path: Path) -> None:
+    """The first name is another program's file by now: a link to that would give its contents this name."""
+    root, out, copy = tmp_path / "data", tmp_path / "out", tmp_path / "copy.tar"
+    for folder in (root, out):
+        folder.mkdir()
+    (root / "first").write_bytes(b"content")
+    os.link(root / "first", root / "second")
+    TapeRecorder(root, hard_links=True).commit()
+    seal_again(root)
+    copy.write_bytes(Reference(root, hard_links=True).read(0, 10_000))
+    with (
+        Tape.discover(root) as tape,
+        contextlib.closing(LocalCopy(os.fspath(copy))) as reader,
+        Restorer(tape, reader, os.fspath(out)) as restorer,
+    ):
+        (first,) = chain.from_iterable(restorer.restore([tape.find("data/first")]))
+        assert first.error is None
+        (out / "other").write_bytes(b"another")
+        (out / "other").rename(out / "data" / "first")
+        (second,) = chain.from_iterable(restorer.restore([tape.find("data/second")]))
+        assert isinstance(second.error, TapeError) and "is another name of data/first" in str(second.error)
+        assert os.listdir(out / "data") == ["first"]
 
 
 @pytest.mark.long(but=1)

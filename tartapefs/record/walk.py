@@ -25,7 +25,7 @@ from tartapefs.source.folder import Folder, Source
 _KIND = 0o170000  # of the mode: what `stat.S_IFMT` gives, without a call
 _READABLE_FILE = stat.S_IFREG | stat.S_IRUSR
 _KIND_AND_READABLE = _KIND | stat.S_IRUSR
-_NEVER = 1 << 64  # ns, beyond every time
+_NEVER = 1 << 94  # ns, beyond every time: seconds have 64 bits
 OwnerOf = Callable[[int, int], ustar.Owner]  # (user, group)
 
 Seen = tuple[int, int, int, int, int, int, int]  # the fields of a `stat` that `seen_of` gives

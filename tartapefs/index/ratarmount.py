@@ -72,8 +72,8 @@ _CACHE = 16 << 10  # KiB of the file that SQLite keeps in memory
 
 def row_of(member: Member) -> tuple[Any, ...]:
     """The row of a member in the table `files`. Raises TapeError for a kind of member that it does not know."""
-    kind = _TYPES.get(stat.S_IFMT(member.mode))
-    if kind is None or (member.target and kind != b"2"):
+    kind = b"1" if member.is_hard_link else _TYPES.get(stat.S_IFMT(member.mode))
+    if kind is None:
         raise TapeError(f"{printable(member.name)}: members of its kind cannot be exported")
     above, _, name = member.name.rstrip(b"/").rpartition(b"/")
     owner = member.owner or ustar.SCRUBBED
@@ -84,7 +84,9 @@ def row_of(member: Member) -> tuple[Any, ...]:
         member.body,
         member.size,
         member.mtime_ns // 10**9,
-        member.mode,
+        stat.S_IMODE(member.mode)
+        if member.is_hard_link
+        else member.mode,  # as ratarmount has it: it looks up the target
         kind,
         _text(member.target),
         owner.uid,

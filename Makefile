@@ -22,8 +22,9 @@ TEST_PACKAGES := $(RUN_PACKAGES) libfuse2 attr bindfs bsdextrautils btrfs-progs 
 	rclone rsync strace systemd tar util-linux xfsprogs zsh
 BENCH_PACKAGES := $(RUN_PACKAGES) libfuse2 bindfs coreutils findutils mount tar
 # File systems and clients that nobody here wrote.
-WILD_PACKAGES := $(TEST_PACKAGES) apache2-bin aria2 debootstrap duplicity exfat-fuse exfatprogs fio gcc libc6-dev \
-	liburing-dev lftp netcat-openbsd nginx-light nodejs perl pv rdiff-backup sshfs udev wget
+WILD_PACKAGES := $(TEST_PACKAGES) age apache2-bin aria2 debootstrap duplicity exfat-fuse exfatprogs fio gcc gnupg \
+	gocryptfs libc6-dev liburing-dev lftp libnfs-utils netcat-openbsd nfs-ganesha nfs-ganesha-vfs nginx-light nodejs perl pv \
+	rdiff-backup samba smbclient sshfs udev wget
 PODMAN_PACKAGES := $(TEST_PACKAGES) crun podman uidmap
 
 .PHONY: help demo for-test test test-long test-all lint check package man bench fuzz soak mutants pythons podman clients wild debians clean

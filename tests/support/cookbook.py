@@ -98,7 +98,7 @@ class Kitchen(Scratch):
         self.backup = folder / "backup"
         self.data = folder / "work" / "data"
         self.s3 = s3
-        self._places = {"rsync://host/backup": f"rsync://127.0.0.1:{link.port}/module", "http://host": http}
+        self.places = {"rsync://host/backup": f"rsync://127.0.0.1:{link.port}/module", "http://host": http}
         remote = REMOTE | {"ENDPOINT": s3.url}
         self.environment |= {f"RCLONE_CONFIG_REMOTE_{name}": value for name, value in remote.items()}
         self.environment |= {name: value for name, value in environment(s3).items() if name.startswith("AWS_")}
@@ -106,7 +106,7 @@ class Kitchen(Scratch):
         self.environment["PATH"] = f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
 
     def here(self, text: str) -> str:
-        for printed, meant in (self._places | SMALLER).items():
+        for printed, meant in (self.places | SMALLER).items():
             text = text.replace(printed, meant)
         text = re.sub(r"(?<![\w/])/backup\b", str(self.backup), text)
         return text.replace("/mnt/tape", f"{self.folder}/mnt/tape")

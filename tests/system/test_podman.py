@@ -149,6 +149,26 @@ def test_seen_outside(machine: Machine, podman: Podman) -> None:
         podman("rm", "--force", "seen")
 
 
+def test_mounted_on_the_host(machine: Machine, podman: Podman) -> None:
+    """A container that was there before sees it, as the page of the cookbook says."""
+    page = (Path(__file__).parents[2] / "docs" / "cookbook" / "containers.md").read_text()
+    (volume,) = re.findall(r"^podman run --mount (\S+)", page, re.MULTILINE)
+    machine.root("sh", "-c", 'mount --bind "$1" "$1" && mount --make-rshared "$1"', "sh", podman.outside)
+    (podman.outside / "data").mkdir()
+    options = ["--detach", "--name=reader", "--mount", volume.replace("/srv/tapes", str(podman.outside))]
+    try:
+        result = podman.run(*options, script="exec sleep 1000")
+        assert result.returncode == 0, result.stderr
+        result = machine.root("tartapefs", "mount", machine.data, podman.outside / "data")
+        assert result.returncode == 0, result.stderr
+        expected = machine.folder / "expected.tar"
+        wait_until(lambda: podman("exec", "reader", "cmp", "/tapes/data/archive.tar", expected).returncode == 0)
+        assert machine.root("tartapefs", "unmount", podman.outside / "data").returncode == 0
+        assert podman("exec", "reader", "ls", "-A", "/tapes/data").stdout == ""
+    finally:
+        podman("rm", "--force", "--time=0", "reader")
+
+
 def test_not_seen_outside_and_drift(machine: Machine, podman: Podman) -> None:
     """As a volume is by default. What has changed the exit code of the container tells."""
     script = f"""

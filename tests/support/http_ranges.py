@@ -17,6 +17,7 @@ class HttpFile:
     def __init__(self, data: bytes) -> None:
         self.data, self.etag, self.status = data, '"1"', 206
         self.ignores_ranges = False
+        self.range_is = ""  # what it says of it, if not the truth
         self.breaks: Callable[[int], int | None] = lambda start: None
         self.headers: list[dict[str, str]] = []
         self.ranges: list[tuple[int, int]] = []
@@ -53,7 +54,7 @@ class HttpFile:
         if asked and not self.ignores_ranges:
             start, stop = int(asked[1]), min(int(asked[2]) + 1, size)
             request.send_response(206)
-            request.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
+            request.send_header("Content-Range", self.range_is or f"bytes {start}-{stop - 1}/{size}")
         else:
             request.send_response(200)
         self.ranges.append((start, stop))

@@ -75,6 +75,13 @@ def test_a_server_without_ranges_is_left_at_once(http: HttpFile) -> None:
     assert http.sent < len(http.data) / 2
 
 
+@pytest.mark.parametrize("said", ["bytes 0-999/300000", "bytes 1000-1999/*", "items 1000-1999/300000"])
+def test_an_answer_with_another_range(http: HttpFile, said: str) -> None:
+    http.range_is = said
+    with pytest.raises(CopyError, match="does not say which range"):
+        read(HttpRanges(http.url, {}, False), 1000, 2000)
+
+
 @pytest.mark.parametrize(
     ("status", "kind"), [(404, CopyError), (403, CopyError), (416, CopyError), (503, OSError), (429, OSError)]
 )

@@ -164,7 +164,7 @@ def secrets(public: Path) -> Iterator[Secrets]:
         yield secrets
 
 
-CALLS = ("open", "mkdir", "write", "fchmod", "rename", "utime", "unlink")
+CALLS = ("open", "mkdir", "write", "pwrite", "fchmod", "rename", "utime", "unlink")
 
 
 @pytest.mark.long(but=2)

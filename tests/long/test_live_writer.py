@@ -16,18 +16,21 @@ import tarfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from support.programs import wait_until
+import pytest
+from support.mounting import mountpoint as mountpoint
+from support.programs import run, wait_until
 from support.reference import Reference
 
 from tartapefs import Tape, TapeError, TapeIntegrityError, TapePlayer, TapeRecorder
 
 MUTATIONS = int(os.environ.get("TARTAPEFS_LIVE_MUTATIONS", "1500"))
 BURSTS = (1, 3, 10, 40)  # changes between two recordings
+MOUNTED_MUTATIONS = MUTATIONS // 5
 REST = 0.003  # seconds, of a reader that met drift, so that others get on
 READERS = 3
 SIZES = (1, 511, 512, 4096, 9000, 70_000)
@@ -235,6 +238,34 @@ class Writer:
         os.link(self.file(), self.name())
 
 
+@contextmanager
+def errors_are_drift() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise TapeIntegrityError("archive.tar", []) from None
+
+
+class Opened:
+    """A mounted archive that one reader has open, used as a player is."""
+
+    def __init__(self, archive: Path) -> None:
+        with errors_are_drift():
+            self._fd = os.open(archive, os.O_RDONLY)
+
+    def read(self, at: int, size: int) -> bytes:
+        data = b""
+        with errors_are_drift():  # a read of several pages may end before the one that fails
+            while len(data) < size and (more := os.pread(self._fd, size - len(data), at + len(data))):
+                data += more
+        return data
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
 @dataclass
 class Recording:
     """A tape, the archive that it must have, and what its readers met."""
@@ -242,6 +273,7 @@ class Recording:
     tape: Tape
     root: Path
     expected: bytes
+    open: Callable[[], "TapePlayer | Opened"]
     reads: int = 0
     drifted: int = 0
     completed: int = 0
@@ -251,28 +283,32 @@ class Recording:
         """Reads anywhere, whole ranges and small ones, until it drifts, and then with a new player."""
         choose = random.Random(seed)
         while not ended.is_set():
-            with closing(TapePlayer(self.tape, self.root)) as player:
-                try:
+            try:
+                with closing(self.open()) as player:
                     while not ended.is_set():
                         at = choose.randrange(len(self.expected))
                         self.check(player, at, choose.choice((1, 512, 3000, 100_000)))
-                except TapeIntegrityError:
-                    self.drifted += 1
+            except TapeIntegrityError:
+                self.drifted += 1
             ended.wait(REST)
 
     def read_in_order(self, ended: threading.Event) -> None:
         while not ended.is_set():
-            with closing(TapePlayer(self.tape, self.root)) as player:
-                at = 0
-                try:
+            at = 0
+            try:
+                with closing(self.open()) as player:
                     while at < len(self.expected) and not ended.is_set():
                         at += self.check(player, at, 20_000)
                     self.completed += at >= len(self.expected)
-                except TapeIntegrityError:
-                    self.drifted += 1
+            except TapeIntegrityError:
+                self.drifted += 1
             ended.wait(REST)
 
-    def check(self, player: TapePlayer, at: int, size: int) -> int:
+    def whole(self) -> bytes:
+        with closing(self.open()) as player:
+            return player.read(0, len(self.expected))
+
+    def check(self, player: "TapePlayer | Opened", at: int, size: int) -> int:
         data = player.read(at, size)
         self.reads += 1
         if data != self.expected[at : at + size]:
@@ -284,7 +320,8 @@ def record(root: Path) -> Recording:
     """Records the folder, which nobody changes meanwhile."""
     TapeRecorder(root, overwrite=True).commit()
     reference = Reference(root)
-    return Recording(Tape.discover(root), root, reference.read(0, reference.size))
+    tape = Tape.discover(root)
+    return Recording(tape, root, reference.read(0, reference.size), lambda: TapePlayer(tape, root))
 
 
 def put_times_back(root: Path, archive: bytes) -> None:
@@ -360,6 +397,67 @@ def test_never_a_wrong_byte(tmp_path: Path) -> None:
     assert not wrong
     assert writer.done.total() == MUTATIONS
     assert total["refused at the end"] > total["unchanged at the end"]
+
+
+@pytest.mark.fuse
+@pytest.mark.parametrize("options", [("--direct",), ()], ids=["direct", "cached"])
+def test_never_a_wrong_byte_of_a_mount(tmp_path: Path, mountpoint: Path, options: tuple[str, ...]) -> None:
+    """The same through a mount of each recording; once it is at rest, a reader of the whole is told."""
+    root = tmp_path / "data"
+    root.mkdir()
+    seed = int(os.environ.get("TARTAPEFS_LIVE_SEED", "1"))
+    total: Counter[str] = Counter()
+    wrong: list[str] = []
+    failures: list[Exception] = []
+    writer = Writer(root, seed)
+    with closing(writer):
+        while writer.done.total() < MOUNTED_MUTATIONS:
+            writer.close()
+            recording = record(root)
+            assert run("mount", *options, root, mountpoint).returncode == 0
+            recording.open = lambda: Opened(mountpoint / "archive.tar")
+            with closing(recording.tape):
+                ended = threading.Event()
+                readers = readers_of(recording, seed + writer.generation, ended, failures)
+                for reader in readers:
+                    reader.start()
+                try:
+                    wait_until(lambda: recording.reads >= 10)  # noqa: B023 -- called at once
+                    for _ in range(min(writer.choose.choice(BURSTS), MOUNTED_MUTATIONS - writer.done.total())):
+                        writer.step()
+                        time.sleep(writer.choose.choice((0, 0, 0.0005, 0.002)))
+                finally:
+                    ended.set()
+                    for reader in readers:
+                        reader.join(30)
+                assert not any(reader.is_alive() for reader in readers)
+                total[refused_or_unchanged(recording)] += 1
+            assert run("unmount", mountpoint).returncode in (0, 1)
+            wrong += recording.wrong
+            total += Counter(reads=recording.reads, drifted=recording.drifted, completed=recording.completed)
+    print(f"seed {seed}: {writer.done.total()} changes; {dict(total)}")
+    assert not failures
+    assert not wrong
+    assert total["refused"] > total["unchanged"]
+
+
+def refused_or_unchanged(recording: Recording) -> str:
+    """How a mount ends of whose source nothing changes any more: within some seconds, an audit's."""
+    is_refused = False
+
+    def is_known() -> bool:
+        nonlocal is_refused
+        try:
+            assert recording.whole() == recording.expected
+        except TapeIntegrityError:
+            is_refused = True
+            return True
+        put_times_back(recording.root, recording.expected)
+        now = Reference(recording.root)
+        return now.read(0, now.size) == recording.expected
+
+    wait_until(is_known)
+    return "refused" if is_refused else "unchanged"
 
 
 def test_a_recording_under_a_live_writer(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import errno
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,13 @@ class Mounted:
         except OSError as error:
             assert error.errno == errno.EIO
         return data
+
+    def holds_pages(self) -> bool:
+        """Whether the kernel still has pages of the archive, which it drops in the moments after the first error."""
+        for at in range(0, len(self.expected), 4096):
+            with suppress(OSError):
+                return bool(os.pread(self.fd, 1, at))
+        return False
 
     def check_invalid_for_good(self, culprit: str) -> None:
         """stat, open and read of anything fail; the folder lists, and says what drifted; one line in the log."""

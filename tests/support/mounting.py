@@ -11,6 +11,9 @@ from support.daemon import daemons_of, force_unmount, is_mounted
 from support.programs import run
 from support.reference import Reference
 
+# By the page cache, as it is by default, and with each read reaching the checks; `make test` has the default alone.
+BOTH_MODES = pytest.mark.parametrize("options", [("--direct",), ()], ids=["direct", "cached"])
+
 # What a descriptor of an archive says once its daemon has gone.
 GONE = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENODEV)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from support.daemon import daemon_of, descriptors, helper_of, is_mounted, open_in, resident
+from support.mounting import BOTH_MODES
 from support.programs import run, wait_until
 from support.reference import Reference
 
@@ -67,10 +68,14 @@ def descriptor() -> Iterator[Callable[[Path], int]]:
 # Bytes
 
 
-def test_exactly_the_bytes_asked_for(tape: tuple[Path, bytes], mount: Mount, descriptor: Callable[[Path], int]) -> None:
+@pytest.mark.long(but="cached")
+@BOTH_MODES
+def test_exactly_the_bytes_asked_for(
+    tape: tuple[Path, bytes], mount: Mount, descriptor: Callable[[Path], int], options: tuple[str, ...]
+) -> None:
     """At every block's start, one before and one after it, for all kinds of sizes, to the end and beyond it."""
     root, expected = tape
-    fd = descriptor(mount(root))
+    fd = descriptor(mount(root, *options))
     size = len(expected)
     starts = {at + shift for at in range(0, size + 1, 512) for shift in (-1, 0, 1) if at + shift >= 0}
     # The large file's middle is like its ends.
@@ -106,14 +111,18 @@ def test_one_request_carries_a_mebibyte(tmp_path: Path, mount: Mount, descriptor
     assert os.stat(archive).st_blksize == 1 << 20
 
 
-def test_a_read_into_several_buffers(tape: tuple[Path, bytes], mount: Mount, descriptor: Callable[[Path], int]) -> None:
+@pytest.mark.long(but="cached")
+@BOTH_MODES
+def test_a_read_into_several_buffers(
+    tape: tuple[Path, bytes], mount: Mount, descriptor: Callable[[Path], int], options: tuple[str, ...]
+) -> None:
     root, expected = tape
     buffers = [bytearray(n) for n in (1, 700, 4096, 131072)]
-    assert os.preadv(descriptor(mount(root)), buffers, 100) == sum(map(len, buffers))
+    assert os.preadv(descriptor(mount(root, *options)), buffers, 100) == sum(map(len, buffers))
     assert b"".join(buffers) == expected[100 : 100 + sum(map(len, buffers))]
 
 
-@pytest.mark.parametrize("options", [("--direct",), ()], ids=["direct", "cached"])
+@BOTH_MODES
 def test_a_read_over_the_boundary_of_a_good_and_a_bad_member_fails_whole(
     two_files: tuple[Path, Reference, bytes],
     mount: Mount,
@@ -145,7 +154,7 @@ PROGRAMS = {
 
 
 @pytest.mark.long(but="cached")
-@pytest.mark.parametrize("options", [("--direct",), ()], ids=["direct", "cached"])
+@BOTH_MODES
 @pytest.mark.parametrize("program", [pytest.param(name, marks=pytest.mark.needs(name)) for name in PROGRAMS])
 def test_a_copy_of_a_drifted_archive_is_an_error(
     two_files: tuple[Path, Reference, bytes], mount: Mount, tmp_path: Path, program: str, options: tuple[str, ...]
@@ -480,7 +489,7 @@ def test_seeks_for_data_and_holes(tape: tuple[Path, bytes], mount: Mount, descri
     assert caught.value.errno == errno.ENXIO
 
 
-@pytest.mark.parametrize("options", [("--direct",), ()], ids=["direct", "cached"])
+@BOTH_MODES
 def test_calls_that_mean_little_here_do_no_harm(
     tape: tuple[Path, bytes], mount: Mount, descriptor: Callable[[Path], int], options: tuple[str, ...]
 ) -> None:
@@ -513,10 +522,12 @@ def test_calls_that_mean_little_here_do_no_harm(
 # Many at once
 
 
-def test_many_readers_at_once(tape: tuple[Path, bytes], mount: Mount) -> None:
+@pytest.mark.long(but="cached")
+@BOTH_MODES
+def test_many_readers_at_once(tape: tuple[Path, bytes], mount: Mount, options: tuple[str, ...]) -> None:
     """A hundred descriptors, sixteen threads, any position."""
     root, expected = tape
-    archive = mount(root)
+    archive = mount(root, *options)
     opened = [os.open(archive, os.O_RDONLY) for _ in range(100)]
     choose = random.Random(3)
     places = [(choose.choice(opened), choose.randrange(len(expected)), choose.randrange(1, 9000)) for _ in range(2000)]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.daemon import bytes_read, daemon_of, helper_of
+from support.mounting import BOTH_MODES
 from support.programs import run, wait_until
 from support.seals import BLOCK, flip, index_of, make, sealed, whole
 
@@ -37,14 +38,18 @@ def state(archive: Path) -> str:
     return os.getxattr(archive.parent, "user.tartape.state").decode()
 
 
-def test_every_byte_flipped_is_an_error_through_the_mount(tmp_path: Path, mount: Mount) -> None:
+@pytest.mark.long(but="cached")
+@BOTH_MODES
+def test_every_byte_flipped_is_an_error_through_the_mount(
+    tmp_path: Path, mount: Mount, options: tuple[str, ...]
+) -> None:
     root = make(tmp_path / "data", [1, 30, 5])
     sealed(root)
     expected = whole(root)
     places = [(path, at) for path in root.rglob("0*") if path.is_file() for at in range(path.stat().st_size)]
     for path, at in places[::EVERY]:
         flip(path, at)
-        archive = mount(root, "--check", "mtime")
+        archive = mount(root, "--check", "mtime", *options)
         data, error = read_all(archive, 1)
         assert error == errno.EIO
         assert expected.startswith(data)
@@ -54,12 +59,13 @@ def test_every_byte_flipped_is_an_error_through_the_mount(tmp_path: Path, mount:
         flip(path, at)
 
 
-@pytest.mark.long(but=1)
+@pytest.mark.long(but="cached-4096")
 @pytest.mark.parametrize("size", [4096, 100_000, 1 << 20])
-def test_a_sealed_archive_reads_as_any_other(tmp_path: Path, mount: Mount, size: int) -> None:
+@BOTH_MODES
+def test_a_sealed_archive_reads_as_any_other(tmp_path: Path, mount: Mount, size: int, options: tuple[str, ...]) -> None:
     root = make(tmp_path / "data", [BLOCK * 75 + 3, *[4096] * 400, BLOCK * 40])
     sealed(root)
-    archive = mount(root)
+    archive = mount(root, *options)
     if size > 4096:
         assert read_all(archive, size) == (whole(root), None)
     some, expected = random.Random(size), whole(root)
@@ -123,12 +129,14 @@ def test_what_changes_after_it_was_read_ahead(tmp_path: Path, mount: Mount, chan
             assert os.pread(file.fileno(), 1 << 20, 3 << 20) == expected[3 << 20 : 4 << 20]
 
 
-def test_readers_that_go_on_and_jump(tmp_path: Path, mount: Mount) -> None:
+@pytest.mark.long(but="cached")
+@BOTH_MODES
+def test_readers_that_go_on_and_jump(tmp_path: Path, mount: Mount, options: tuple[str, ...]) -> None:
     """What was read ahead for one is not taken for what another wants: ranges within it, across its end, at its end."""
     root = make(tmp_path / "data", [BLOCK * 90 + 77, *[3000] * 900, BLOCK * 50])
     sealed(root)
     expected, some = whole(root), random.Random(3)
-    with mount(root).open("rb", buffering=0) as file:
+    with mount(root, *options).open("rb", buffering=0) as file:
         at, size = 0, 1 << 20
         for _ in range(400):
             match some.randrange(8):

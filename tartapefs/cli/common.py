@@ -41,6 +41,7 @@ def say(message: str, level: int = logging.INFO) -> None:
 def log_to_stderr() -> None:
     """Sends the log to where `say` prints."""
     logging.basicConfig(format="tartapefs: %(message)s")
+    logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # it logs what it raises, too
     if sd_notify.to_journal():
         logging.getLogger().handlers[0].setFormatter(sd_notify.JournalFormatter())
 

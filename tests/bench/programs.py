@@ -125,7 +125,9 @@ def seaweedfs(folder: Path) -> Iterator[str]:
     options = [f"{name}={port}" for name, port in zip(names, ports, strict=True)]
     command = ["weed", "server", "-s3", "-s3.iam=false", "-ip=127.0.0.1", f"-dir={folder}", *options]
     url = f"http://127.0.0.1:{ports[0]}"
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    # It takes AWS_* for settings of its own, and with keys there it refuses everybody else.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             while process.poll() is None:
                 with contextlib.suppress(OSError):

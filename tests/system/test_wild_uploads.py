@@ -1,6 +1,8 @@
-"""Uploads to S3 servers that nobody here wrote: what each of them continues, recognises and copies."""
+"""Uploads to servers that nobody here wrote: what each of them continues, recognises and copies."""
 
+import getpass
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 from support.programs import TARTAPEFS, done, run, wait_until
 from support.recordings import played
 from support.servers import http_server
+from support.sshd import SSHD, sshd
 from support.uploads import PART, add, make
 
 from tartapefs import TapeRecorder
@@ -82,3 +85,33 @@ def test_nights(server: Server, tmp_path: Path) -> None:
         done(result)
         assert server.object() == played(data)
         assert "has this archive already" in run(*command, env=server.names).stderr
+
+
+@pytest.mark.needs(SSHD)
+def test_sftp(tmp_path: Path) -> None:
+    """The connection breaks; then the upload is continued, recognised, and goes on as the folder grows."""
+    pytest.importorskip("paramiko")
+    data, far = make(tmp_path / "data", count=40), tmp_path / "far"
+    TapeRecorder(data).commit()
+    with sshd(tmp_path) as host:
+        url = f"sftp://{getpass.getuser()}@127.0.0.1:{host.port}{far}/"
+        command = ["upload", data, url, "--part-size", "1MiB", "--option", f"key_filename={host.key}"]
+        with subprocess.Popen([*TARTAPEFS, *command], stderr=subprocess.PIPE, text=True) as upload:
+            wait_until(lambda: upload.poll() is not None or len(list(far.glob("*.md5"))) > 2, 60)
+            host.drop()
+            _, complained = upload.communicate(timeout=120)
+        assert upload.returncode == 1 and complained.count("\n") == 1 and url in complained
+        result = run(*command)
+        done(result)
+        assert re.search(r"in 58 parts, ([1-9]|[1-4]\d|5[0-5]) sent", result.stderr)
+        assert "has this archive already" in run(*command).stderr
+        add(data, "new")
+        TapeRecorder(data, append=True).commit()
+        result = run(*command)
+        done(result)
+        assert re.search(r", [23] sent", result.stderr)
+        refused = run(*command[:-2])
+        assert refused.returncode == 1 and "No authentication methods available" in refused.stderr
+    gone = run(*command)
+    assert gone.returncode == 1 and gone.stderr.count("\n") == 1
+    assert b"".join(part.read_bytes() for part in sorted(far.glob("archive.tar.?????"))) == played(data)

@@ -48,24 +48,25 @@ class RangeSource(Protocol):
 class HttpRanges:
     """The file at an http or https URL; `headers` go with each request, but not to where the server redirects it.
 
-    `pinned`: the file must stay the same, by its ETag, from the first request to the last.
+    `pinned`: the file must stay the same, by its size and ETag, from the first request to the last.
     """
 
     def __init__(self, url: str, headers: dict[str, Any], pinned: bool) -> None:
         self._url, self._headers, self._pinned = url, headers, pinned
-        self._etag: str | None = None
+        self._first: tuple[str, str | None] | None = None  # the size and the ETag
 
     def size(self) -> int:
         with self._requested(0, 1) as response:
-            total: int = int(self._total(response, 0))
-            self._etag = response.headers["ETag"] if self._pinned else None
-        return total
+            found = self._total(response, 0), response.headers["ETag"]
+        if self._pinned:
+            self._first = found
+        return int(found[0])
 
     @contextmanager
     def get(self, start: int, stop: int) -> Iterator[Body]:
         with self._requested(start, stop) as response:
-            self._total(response, start)
-            if self._etag is not None and response.headers["ETag"] != self._etag:
+            found = self._total(response, start), response.headers["ETag"]
+            if self._first not in (None, found):
                 raise CopyError(self._url, "it was replaced while it was read")
             yield response
 

@@ -42,14 +42,6 @@ def crc_of(algorithm: CrcAlgorithm) -> Crc:
         raise TapeError(f"{algorithm.upper()} {NOT_INSTALLED}") from None
 
 
-def is_installed() -> bool:
-    try:
-        crc_of("crc64nvme")
-    except TapeError:
-        return False
-    return True
-
-
 def s3_checksum(hexdigest: str) -> str:
     """A CRC as S3 writes it: base64 of its bytes, the most significant one first.
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from tartapefs.base.crc import SIZES, crc_of
 from tartapefs.base.errors import TapeError
 
 if TYPE_CHECKING:
@@ -33,3 +34,12 @@ def constructor(algorithm: str) -> Callable[..., IncrementalHash]:
     except ImportError:
         raise TapeError('BLAKE3 needs the package blake3: pip install "tartapefs[blake3]"') from None
     return blake3
+
+
+def is_installed(algorithm: str) -> bool:
+    """Whether a hash or a CRC of this name can be computed here."""
+    try:
+        crc_of(algorithm) if algorithm in SIZES else constructor(algorithm)
+    except TapeError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""Text for people and programs: names, file types and times, each on one line.
+"""Text for people and programs: names, file types, times, sizes and numbers of things, each on one line.
 
 A file name can hold any bytes but NUL and "/". Printed as it is, a newline in it forges a line of a log, an escape
 sequence changes what the terminal shows, and a right-to-left override shows `gpj.exe` as `exe.jpg`. `printable` escapes
@@ -75,3 +75,26 @@ def moment(ns: int) -> str:
         return f"{(_EPOCH + timedelta(seconds=seconds)).isoformat(' ')}.{fraction:09}Z"
     except OverflowError:
         return f"@{seconds}.{fraction:09}"
+
+
+def size_text(count: float) -> str:
+    """A size in bytes for people.
+
+    >>> size_text(1536)
+    '1.5 KiB'
+    """
+    value, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
+        if value < 1024 or unit == "PiB":
+            break
+        value /= 1024
+    return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things, by the name of one of them.
+
+    >>> counted(1, "member"), counted(2000, "member")
+    ('1 member', '2,000 members')
+    """
+    return f"{count:,} {noun}" + "s" * (count != 1)

@@ -35,7 +35,7 @@ from tartapefs.base.errors import (
     UnexpectedTapeError,
     UploadError,
 )
-from tartapefs.base.text import printable
+from tartapefs.base.text import counted, printable
 from tartapefs.cli.common import (
     DRIFT,
     INTERRUPTED,
@@ -231,7 +231,7 @@ def _code_of(command: click.Command, name: str) -> int:
         for problem in error.problems:
             click.echo(str(problem), err=True)
         remedy = '; "--skip-busy" leaves such files out' if isinstance(error, SourceBusyError) else ""
-        say(f"{len(error.problems)} problems; nothing was written{remedy}", logging.ERROR)
+        say(f"{counted(len(error.problems), 'problem')}; nothing was written{remedy}", logging.ERROR)
         for note in getattr(error, "__notes__", ()):
             say(note)
         return REFUSED

@@ -78,20 +78,27 @@ class Number(click.FloatRange):
         return number
 
 
-class _Path(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
-    """The type of a path, not empty; whether it exists is for the command to check."""
+class _Word(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
+    """The type of a string that is not empty."""
 
-    name = "path"
+    name = "value"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not value:
-            self.fail("the path is empty", param, ctx)
+            self.fail(f"the {self.name} is empty", param, ctx)
         return value
+
+
+class _Path(_Word):
+    """The type of a path, not empty; whether it exists is for the command to check."""
+
+    name = "path"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         return [CompletionItem(incomplete, "file")]  # the shell completes it
 
 
+word = _Word()
 path = _Path()
 
 
@@ -134,11 +141,12 @@ def index_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def check_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
-        "--check",
+        "--source-check",
+        "check",
         type=click.Choice(("full", "mtime")),
         default="full",
         show_default=True,
-        help="What to compare: all facts, or all but inode and change time.",
+        help="What to compare of the source: all facts, or all but inode and change time.",
     )(function)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from tartapefs.api.tape import Tape
-from tartapefs.base.text import printable
+from tartapefs.base.text import counted, printable
 from tartapefs.cli.common import DRIFT, check_option, path
 from tartapefs.cli.progress import progress
 from tartapefs.play.engine import Check
@@ -67,7 +67,7 @@ def diff(old: str, new: str, check: Check, as_json: bool) -> None:
     else:
         print(", ".join(f"{count:,} {kind}" for kind, count in counts.items()))
         print(
-            f"{printable(new)} extends {printable(old)}: {extension[0]:,} members, {extension[1]:,} bytes were added;"
+            f"{printable(new)} extends {printable(old)} by {counted(extension[0], 'member')}, {extension[1]:,} bytes;"
             f" copies stay valid up to byte {prefix}"
             if extension is not None
             else f"{prefix} bytes of the old archive, of {old_tape.total_size}, begin the new one, of"

@@ -64,6 +64,7 @@ from tartapefs.transfer.digests import ALGORITHMS, CRCS, STATE, Algorithm, Diges
 @click.option("--force", is_flag=True, help="Replace an existing FILE of --sums, once the new one is complete.")
 @click.option(
     "--name",
+    metavar="NAME",
     default=ARCHIVE_NAME,
     show_default=True,
     help="The name to print with each digest; it may have the placeholders of mount --name.",

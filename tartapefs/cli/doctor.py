@@ -19,7 +19,7 @@ import click
 from tartapefs.api.tape import Tape
 from tartapefs.base.errors import TapeError
 from tartapefs.base.naming import ARCHIVE_NAME
-from tartapefs.base.text import printable
+from tartapefs.base.text import counted, printable
 from tartapefs.cli.common import DRIFT, json_option, path, print_json
 from tartapefs.cli.progress import progress
 from tartapefs.mount.machine_checks import Finding, machine_findings
@@ -57,7 +57,7 @@ def _read_with_tarfile(archive: str, tape: Tape, player: TapePlayer) -> str:
                 update(position := found.offset_data + contents.tell(), position)
         if tar.next() is not None:
             raise ChildProcessError("there are more members than recorded")
-    return f"{tape.member_count:,} members, as recorded"
+    return f"{counted(tape.member_count, 'member')}, as recorded"
 
 
 def _compare_with_tar(archive: str, folder_above: str) -> str:
@@ -89,7 +89,7 @@ def _self_test(directory: str) -> Iterator[Finding]:
 
         def record() -> str:
             facts = json.loads(_tartapefs("record", "--json", "--keep-owners", "--index", index, "--", directory))
-            return f"{facts['member_count']:,} members, {facts['total_size']:,} bytes"
+            return f"{counted(facts['member_count'], 'member')}, {facts['total_size']:,} bytes"
 
         def mount() -> str:
             _tartapefs("mount", "--index", index, "--", directory, mountpoint)

@@ -43,7 +43,7 @@ _EXAMPLES = {
     "verify-extracted": ("tartapefs verify-extracted ./data restored",),
     "diff": ("tartapefs diff before.db ./data",),
     "doctor": ("tartapefs doctor", "tartapefs doctor ./data"),
-    "systemd-unit": ("tartapefs systemd-unit ./data /mnt/tape --output /etc/systemd/system",),
+    "systemd-unit": ("tartapefs systemd-unit ./data /mnt/tape -o /etc/systemd/system",),
     "completion": ("tartapefs completion bash > ~/.local/share/bash-completion/completions/tartapefs",),
 }
 

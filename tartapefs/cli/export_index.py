@@ -6,7 +6,7 @@ import click
 
 from tartapefs.api.tape import Tape
 from tartapefs.base import outputs
-from tartapefs.base.text import printable
+from tartapefs.base.text import counted, printable, size_text
 from tartapefs.cli.common import (
     check_expected,
     expect_option,
@@ -16,7 +16,7 @@ from tartapefs.cli.common import (
     refuse_part,
     say,
 )
-from tartapefs.cli.progress import progress, size_text
+from tartapefs.cli.progress import progress
 from tartapefs.index import ratarmount
 
 
@@ -53,4 +53,4 @@ def export_index(directory: str, index: str | None, output: str, expect: str | N
             ratarmount.write(tape, unfinished, update)
             size = os.fstat(unfinished.fd).st_size
             unfinished.commit(replace=exists)
-        say(f"wrote {printable(output)}: {tape.member_count:,} members, {size_text(size)}")
+        say(f"wrote {printable(output)}: {counted(tape.member_count, 'member')}, {size_text(size)}")

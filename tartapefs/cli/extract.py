@@ -11,7 +11,7 @@ import click
 
 from tartapefs.api.tape import Tape
 from tartapefs.archive.layout import FOOTER
-from tartapefs.base.text import printable
+from tartapefs.base.text import counted, printable, size_text
 from tartapefs.cli.common import (
     DRIFT,
     byte_count,
@@ -24,7 +24,7 @@ from tartapefs.cli.common import (
     path,
     say,
 )
-from tartapefs.cli.progress import progress, size_text
+from tartapefs.cli.progress import progress
 from tartapefs.verify.ranged_requests import CopyReader, LocalCopy
 from tartapefs.verify.restore import Restored, Restorer
 from tartapefs.verify.selection import select
@@ -88,7 +88,9 @@ def _report(restored: Restored, as_json: bool) -> None:
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @index_option
 @expect_option
-@click.option("-C", "destination", metavar="DEST", type=path, default=".", show_default=True, help="Where to put them.")
+@click.option(
+    "-C", "destination", metavar="FOLDER", type=path, default=".", show_default=True, help="Where to put them."
+)
 @click.option(
     "--offset",
     type=byte_count,
@@ -160,6 +162,6 @@ def extract(
                 raise
             cost = f"; {reader.cost()}" if reader.cost() else ""
     there = f"; {counts['there']:,} were there already" if counts["there"] else ""
-    say(f"extracted {counts['extracted']:,} members, {size_text(counts['bytes'])}{there}{cost}")
+    say(f"extracted {counted(counts['extracted'], 'member')}, {size_text(counts['bytes'])}{there}{cost}")
     if counts["failed"]:
         fail(f"{counts['failed']:,} members are not extracted", DRIFT)

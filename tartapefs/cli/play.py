@@ -145,7 +145,7 @@ def _appending(fd: int) -> Iterator[BinaryIO]:
 @expect_option
 @click.option("--start", type=byte_count, metavar="BYTES", help="The first byte of the archive to play, 0 by default.")
 @click.option("--length", type=byte_count, metavar="BYTES", help="How many bytes to play; by default all that follow.")
-@click.option("-o", "--output", type=path, help="Write the archive to this new file instead of stdout.")
+@click.option("-o", "--output", type=path, metavar="FILE", help="Write the archive to this new file instead of stdout.")
 @click.option("--append", is_flag=True, help="Continue the output file, which must be the beginning of the archive.")
 @click.option("--force", is_flag=True, help="Replace an existing output file, once all has been written.")
 @click.option("--events", is_flag=True, help="Print events as JSON lines; the archive goes to --output, if given.")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from tartapefs.api.tape import Tape
-from tartapefs.base.text import printable
+from tartapefs.base.text import printable, size_text
 from tartapefs.cli.common import is_quiet
 
 _DELAY = 1.0  # seconds: what ends earlier shows nothing
@@ -15,23 +15,16 @@ _LOOKUP_INTERVAL = 0.2  # seconds between two lookups of the member
 _WIDE = 100  # columns; from here on the bar is longer
 
 
-def size_text(count: float) -> str:
-    """Formats a size in bytes for people: `1.5 GiB`."""
-    value, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
-        if value < 1024 or unit == "PiB":
-            break
-        value /= 1024
-    return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-
-
 class Update(Protocol):
-    """Reports progress: `done` of the total; `position`: offset in the archive that is read, in bytes."""
+    """Reports progress: `done` of the total; `position`: offset in the archive that is read, in bytes.
 
-    def __call__(self, done: int, position: int | None = None, note: str = "") -> None: ...
+    `total`: once it is known, if it was not at the beginning.
+    """
+
+    def __call__(self, done: int, position: int | None = None, note: str = "", total: int | None = None) -> None: ...
 
 
-def _no_update(done: int, position: int | None = None, note: str = "") -> None:
+def _no_update(done: int, position: int | None = None, note: str = "", total: int | None = None) -> None:
     pass
 
 
@@ -85,9 +78,10 @@ def progress(what: str, total: int | None = None, is_bytes: bool = False, tape: 
     begun = last_lookup = time.monotonic()
     shown = False
 
-    def update(done: int, position: int | None = None, note: str = "") -> None:
+    def update(done: int, position: int | None = None, note: str = "", total: int | None = total) -> None:
         nonlocal shown, last_lookup
         now = time.monotonic()
+        task.total = None if total is not None and done > total else total
         if not shown and now - begun > _DELAY:
             shown = True
             bar.start()
@@ -98,8 +92,6 @@ def progress(what: str, total: int | None = None, is_bytes: bool = False, tape: 
             last_lookup = now
             member = tape.member_at(min(position, tape.total_size - 1))
             note = printable(member.arc_path) if member is not None else ""
-        if total is not None and done > total:
-            task.total = None  # for `update`, None means that it stays
         bar.update(number, completed=done, note=note)
 
     try:

@@ -12,7 +12,7 @@ import click
 from tartapefs.api.tape import Tape
 from tartapefs.archive import hash_tree
 from tartapefs.base.errors import TapeConstraintError, TapeError, TapeFormatError
-from tartapefs.base.text import printable
+from tartapefs.base.text import counted, printable, size_text
 from tartapefs.cli.common import (
     REFUSED,
     fail,
@@ -24,7 +24,7 @@ from tartapefs.cli.common import (
     say,
     warn_of_late_changes,
 )
-from tartapefs.cli.progress import progress, size_text
+from tartapefs.cli.progress import progress
 from tartapefs.cli.seals import seal_folder
 from tartapefs.index.schema import YES_OR_NO
 from tartapefs.record.recorder import TapeRecorder
@@ -67,7 +67,7 @@ def record_folder(
     _report_options(recorder, bool(exclude), digest)
     _report_left_out(recorder)
     say(
-        f"recorded {recorder.member_count:,} members of {printable(directory)};"
+        f"recorded {counted(recorder.member_count, 'member')} of {printable(directory)};"
         f" the archive has {recorder.total_size:,} bytes ({size_text(recorder.total_size)})"
     )
     for line in _what_differs(recorder):
@@ -137,7 +137,7 @@ def _report_left_out(recorder: TapeRecorder) -> None:
         say(f"left out: {problem}")
     special = recorder.left_out - len(recorder.skipped)
     if special:
-        say(f"left out {special} sockets, pipes and devices")
+        say(f"sockets, pipes and devices left out: {special:,}")
 
 
 def _report_options(
@@ -301,7 +301,7 @@ def _append(directory: str, index: str | None, skip_unreadable: bool, skip_busy:
         _report_left_out(recorder)
         if added:
             say(
-                f"added {added:,} members, {recorder.total_size - before.total_size:,} bytes"
+                f"added {counted(added, 'member')}, {recorder.total_size - before.total_size:,} bytes"
                 f" ({size_text(recorder.total_size - before.total_size)}), to the archive of {printable(directory)};"
                 f" existing copies stay valid up to byte {before.facts.end:,}"
             )

@@ -19,6 +19,7 @@ from tartapefs.cli.common import (
     print_json,
     say,
     say_if_too_many_parts,
+    word,
 )
 from tartapefs.transfer.s3_limits import part_size_for
 
@@ -33,15 +34,19 @@ from tartapefs.transfer.s3_limits import part_size_for
     default=f"/mnt/tape/{ARCHIVE_NAME}",
     show_default=True,
     type=path,
+    metavar="FILE",
     help="Path of the mounted archive; its name may have the placeholders of mount --name.",
 )
 @click.option(
-    "--copy", type=path, help="The copy to complete; by default, the file of the same name in the current folder."
+    "--copy",
+    type=path,
+    metavar="FILE",
+    help="The copy to complete; by default, the file of the same name in the current folder.",
 )
-@click.option("--url", type=path, help="URL of the archive, for curl; by default the mounted file.")
-@click.option("--bucket", default="BUCKET", type=path, help="Bucket of the S3 upload.")
-@click.option("--key", default="KEY", type=path, help="Key of the S3 upload.")
-@click.option("--upload-id", default="UPLOAD_ID", type=path, help="ID of the S3 upload.")
+@click.option("--url", type=word, metavar="URL", help="URL of the archive, for curl; by default the mounted file.")
+@click.option("--bucket", default="BUCKET", type=word, metavar="NAME", help="Bucket of the S3 upload.")
+@click.option("--key", default="KEY", type=word, metavar="KEY", help="Key of the S3 upload.")
+@click.option("--upload-id", default="UPLOAD_ID", type=word, metavar="ID", help="ID of the S3 upload.")
 @click.option(
     "--part-size", type=byte_count, metavar="BYTES", help="Part size of the S3 upload; only the last part may differ."
 )

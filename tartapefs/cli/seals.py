@@ -6,9 +6,8 @@ import click
 
 from tartapefs.api.tape import Tape
 from tartapefs.archive import hash_tree
-from tartapefs.base.errors import TapeError
-from tartapefs.base.hashes import constructor
-from tartapefs.base.text import printable
+from tartapefs.base.hashes import is_installed
+from tartapefs.base.text import counted, printable, size_text
 from tartapefs.cli.common import (
     DRIFT,
     byte_count,
@@ -24,7 +23,7 @@ from tartapefs.cli.common import (
     print_json,
     say,
 )
-from tartapefs.cli.progress import progress, size_text
+from tartapefs.cli.progress import progress
 from tartapefs.cli.verify import drift_facts
 from tartapefs.play.engine import Check, TapePlayer
 from tartapefs.source.folder import Source
@@ -57,18 +56,16 @@ def seal_folder(
                 known,
                 processes=2,
             )
-        say(f"sealed {tape.member_count:,} members, {size_text(tape.total_size)}, with {algorithm}")
+        say(f"sealed {counted(tape.member_count, 'member')}, {size_text(tape.total_size)}, with {algorithm}")
     return sealed
 
 
 def _best_algorithm() -> hash_tree.SealAlgorithm:
     """The fastest one that is installed; says so if it is not BLAKE3."""
-    try:
-        constructor("blake3")
-    except TapeError:
-        say('BLAKE3 is not installed, so SHA-256 is used, which is slower: pip install "tartapefs[blake3]"')
-        return "sha256"
-    return "blake3"
+    if is_installed("blake3"):
+        return "blake3"
+    say('BLAKE3 is not installed, so SHA-256 is used, which is slower: pip install "tartapefs[blake3]"')
+    return "sha256"
 
 
 @click.command("seal")
@@ -158,6 +155,6 @@ def verify_extracted(
         if as_json:
             print_json({"valid": not found, "members": tape.member_count, "drift": list(map(drift_facts, found))})
         elif not found:
-            say(f"{tape.member_count:,} members, contents included, agree with the tape")
+            say(f"as on the tape, contents included: {counted(tape.member_count, 'member')}")
     if found:
-        fail(f"{len(found):,} differences from the tape", DRIFT)
+        fail(f"{counted(len(found), 'difference')} from the tape", DRIFT)

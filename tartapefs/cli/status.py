@@ -9,10 +9,9 @@ from typing import Any
 import click
 
 from tartapefs.base.errors import MountError
-from tartapefs.base.text import printable
+from tartapefs.base.text import counted, printable, size_text
 from tartapefs.cli.common import DRIFT, json_option, path, print_json, say
 from tartapefs.cli.openmetrics import openmetrics
-from tartapefs.cli.progress import size_text
 
 _INTERVAL = 1.0  # seconds between two reports of --watch
 _CELLS = 50  # of the bar
@@ -87,10 +86,8 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
                 yield key, f"{bar(value['ranges'], size)} {_percent(value['size'], size)}"
                 yield "ranges", _ranges_text(value)
             case "scrub":
-                yield (
-                    key,
-                    f"at {value['position']} ({_percent(value['position'], size)}), {value['passes']} times to the end",
-                )
+                passes = f"{counted(value['passes'], 'time')} to the end"
+                yield key, f"at {value['position']} ({_percent(value['position'], size)}), {passes}"
             case "additions":
                 others = ", …" * (value["count"] > len(value["paths"]))
                 yield key, f"{value['count']}: {', '.join(map(_line, value['paths']))}{others}"
@@ -121,7 +118,7 @@ def _summary(facts: Facts) -> str:
         covered = facts["coverage"]["size"] if "coverage" in facts else facts["covered"]
         text += f", {_percent(covered, facts['size'])} of {size_text(facts['size'])} delivered"
     if "rate" in facts:
-        text += f", {len(facts['readers'])} readers, {size_text(facts['rate'])}/s"
+        text += f", {counted(len(facts['readers']), 'reader')}, {size_text(facts['rate'])}/s"
     return text
 
 

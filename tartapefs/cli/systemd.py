@@ -26,9 +26,9 @@ def _this_program() -> list[str]:
 @click.option("--user", is_flag=True, help="For a user's own services: systemctl --user.")
 @click.option("--automount", is_flag=True, help="Mount it by mount(8) on first use; unmount it when it is idle.")
 @click.option(
-    "-o", "options", metavar="OPTIONS", default="ro", help="Options as for mount(8), with commas between them."
+    "--options", metavar="OPTIONS", default="ro", help="Options of the mount as for mount(8), with commas between them."
 )
-@click.option("--output", metavar="FOLDER", type=path, help="Write the units into this folder.")
+@click.option("-o", "--output", metavar="FOLDER", type=path, help="Write the units into this folder.")
 @click.option("--force", is_flag=True, help="Replace existing units.")
 def systemd_unit(
     directory: str, mountpoint: str, user: bool, automount: bool, options: str, output: str | None, force: bool
@@ -49,6 +49,9 @@ def systemd_unit(
             found = units.service(_this_program(), source, mountpoint_path, arguments, user)
     except ValueError as error:
         fail(str(error), USAGE)
+    if output is not None and not os.path.isdir(output):
+        remedy = "the options of the mount are given by --options"
+        raise click.BadParameter(f"{printable(output)} is not a folder; {remedy}", param_hint="--output")
     folder = output or ("~/.config/systemd/user" if user else "/etc/systemd/system")
     if output is None:
         for name, text in found.items():

@@ -11,7 +11,7 @@ import click
 
 from tartapefs.api.tape import Tape
 from tartapefs.archive.member import Member
-from tartapefs.base.text import moment, printable
+from tartapefs.base.text import counted, moment, printable, size_text
 from tartapefs.cli.common import (
     DRIFT,
     fail,
@@ -21,7 +21,6 @@ from tartapefs.cli.common import (
     late_note,
     print_json,
 )
-from tartapefs.cli.progress import size_text
 from tartapefs.index.schema import YES_OR_NO, Generation
 from tartapefs.source.folder import Source
 
@@ -89,7 +88,7 @@ def info(directory: str, index: str | None, as_json: bool) -> None:
     for number, generation in enumerate(tape.generations, 1) if len(tape.generations) > 1 else ():
         label, size = f"generation {number}", generation.stop - generation.start
         click.echo(
-            f"{label:14}{generation.members} members, {size} bytes from {generation.start},"
+            f"{label:14}{counted(generation.members, 'member')}, {size} bytes from {generation.start},"
             f" recorded {moment(generation.recorded_ns)}, fingerprint {generation.fingerprint}"
         )
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import click
 
-from tartapefs.api.tape import Tape
 from tartapefs.base.errors import UploadError
-from tartapefs.base.text import printable
+from tartapefs.base.text import counted, printable
 from tartapefs.cli.common import (
     DRIFT,
     INTERRUPTED,
@@ -25,6 +24,7 @@ from tartapefs.cli.common import (
     path,
     print_json,
     say,
+    word,
 )
 from tartapefs.cli.progress import progress
 from tartapefs.play.engine import Check
@@ -43,7 +43,7 @@ def _address(text: str) -> str:
 
 @click.command()
 @folder_argument
-@click.argument("url", metavar="URL", type=path)
+@click.argument("url", metavar="URL", type=word)
 @index_option
 @check_option
 @additions_option
@@ -102,8 +102,8 @@ def upload(
         raise click.BadParameter("a part has at least one byte", param_hint="--part-size")
     if threads is not None and scheduler is not None:
         raise click.UsageError('"--threads" are of this machine; the workers of a "--scheduler" have their own')
-    with _ended_at_once(), Tape.discover(directory, index) as tape, ExitStack() as opened:
-        update = opened.enter_context(progress(f"sending {directory}", tape.total_size, True))
+    with _ended_at_once(), ExitStack() as opened:
+        update = opened.enter_context(progress(f"sending {directory}", is_bytes=True))
         client = opened.enter_context(_client_of(scheduler)) if scheduler is not None else None
         try:
             done = distributed.upload(
@@ -117,7 +117,7 @@ def upload(
                 check=check,
                 allow_additions=allow_additions,
                 storage_options=dict(options),
-                on_progress=lambda done, total: update(done),
+                on_progress=lambda done, total: update(done, total=total),
             )
         except ValueError as error:
             raise click.UsageError(str(error)) from None
@@ -128,7 +128,7 @@ def upload(
         say(f"{printable(url)}: has this archive already; nothing was sent; {proof}")
         return
     say(
-        f"{printable(url)}: complete; {done.size:,} bytes in {done.parts:,} parts, {done.sent:,} sent,"
+        f"{printable(url)}: complete; {done.size:,} bytes in {counted(done.parts, 'part')}, {done.sent:,} sent,"
         f" {done.copied:,} taken from the archive that was there; {proof}"
     )
 

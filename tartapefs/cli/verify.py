@@ -7,7 +7,7 @@ import click
 
 from tartapefs.api.tape import Tape
 from tartapefs.base.errors import TapeFormatError, TapeIntegrityError
-from tartapefs.base.text import printable
+from tartapefs.base.text import counted, printable
 from tartapefs.cli.common import (
     DRIFT,
     NOT_SAVED,
@@ -129,13 +129,13 @@ def verify(
             members = tape.member_count
             print_json({"valid": not found, "members": members, **facts, "drift": drift, "additions": added})
         elif not found:
-            contents = f", {blocks:,} blocks of contents" if deep or sample is not None else ""
+            contents = f", {counted(blocks, 'block')} of contents" if deep or sample is not None else ""
             say(
-                f"{tape.member_count:,} members{contents} agree with the recording"
-                + (f"; {len(added):,} were added" * bool(added))
+                f"as recorded: {counted(tape.member_count, 'member')}{contents}"
+                + (f"; added since: {len(added):,}" * bool(added))
             )
     if found:
-        fail(f"{len(found):,} differences from the recording", DRIFT)
+        fail(f"{counted(len(found), 'difference')} from the recording", DRIFT)
 
 
 def _wrong_contents(

@@ -11,7 +11,6 @@ binary search by start in each, and no second b-tree is needed.
 """
 
 import hashlib
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
@@ -88,16 +87,6 @@ class Index:
         """As `headed`, the last member first."""
         pages = self._pages_back(start, stop)
         return chain.from_iterable(reversed(page.headed(max(start, page.start), high)) for page, high in pages)
-
-    def count(self, start: int, stop: int) -> int:
-        """How many members start in the bytes `[start, stop)` of the archive."""
-        if start >= stop:
-            return 0
-        sql = "SELECT sum(count) FROM pack WHERE start >= ? AND start < ?"
-        counted = self._connections.query(sql, (start, stop))[0][0] or 0
-        if not isinstance(counted, int):
-            raise self._malformed("its numbers of members are no integers")
-        return counted + self._count_in_pack(start) - self._count_in_pack(stop)
 
     def folders(self) -> Iterator[Member]:
         """The members that are directories, in order, without those that a later generation has again.
@@ -350,11 +339,3 @@ class Index:
             if found := page.digests.get(member.start):
                 return found
         return self._page(member.start, member.start + 1).digests[member.start]
-
-    def _count_in_pack(self, position: int) -> int:
-        """How many members of the pack that starts before `position` start there or later."""
-        sql = "SELECT * FROM pack WHERE start < ? ORDER BY start DESC LIMIT 1"
-        for row in self._connections.query(sql, (position,)):
-            starts, _, _ = self._unpack(row)
-            return len(starts) - bisect_left(starts, position)
-        return 0

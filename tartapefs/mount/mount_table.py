@@ -13,6 +13,7 @@ import subprocess
 from typing import Any, NamedTuple
 
 from tartapefs.base import mountinfo, processes
+from tartapefs.base.distribution import install_fuse
 from tartapefs.base.errors import MountError
 from tartapefs.base.text import printable
 from tartapefs.mount import status as reports
@@ -165,7 +166,7 @@ def _run_umount(where: str, lazy: bool) -> None:
     try:
         result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     except FileNotFoundError:
-        raise MountError(where, f"{command[0]} is not installed; install the package fuse3") from None
+        raise MountError(where, f"{command[0]} is not installed; {install_fuse()}") from None
     if result.returncode:
         raise MountError(where, "; ".join(result.stderr.split("\n")[:-1]) or f"{command[0]} failed")
 

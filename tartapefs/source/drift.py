@@ -111,5 +111,5 @@ def check_root(source: Source, root_name: str) -> None:
 def drift(member: Member, found: tuple[Difference, ...]) -> TapeIntegrityError:
     """Returns the error to raise for these differences."""
     if [difference.what for difference in found] == [Fact.CTIME]:  # contents, size and mtime may well be as recorded
-        return TapeIntegrityError(member.arc_path, found, f'{RECORD_AGAIN}, or read with "--check mtime"')
+        return TapeIntegrityError(member.arc_path, found, f'{RECORD_AGAIN}, or read with "--source-check mtime"')
     return TapeIntegrityError(member.arc_path, found)

@@ -19,8 +19,9 @@ from typing import Any
 
 from tartapefs.api.archive_file import Parts, Window
 from tartapefs.base.buffers import aligned
-from tartapefs.base.crc import NOT_INSTALLED, from_s3_checksum, is_installed
+from tartapefs.base.crc import NOT_INSTALLED, from_s3_checksum
 from tartapefs.base.errors import UploadError
+from tartapefs.base.hashes import is_installed
 from tartapefs.play.playback import CHUNK
 from tartapefs.transfer.range_digests import etag
 from tartapefs.transfer.s3_client import advice, client_of, status_of
@@ -102,7 +103,7 @@ class S3Object:
         with self._s3() as s3:
             latest = None if anew else self._unfinished(s3)
             latest = latest or self._create(s3, label)
-        checksummed = latest.get("ChecksumAlgorithm") == _CHECKSUM["ChecksumAlgorithm"] and is_installed()
+        checksummed = latest.get("ChecksumAlgorithm") == _CHECKSUM["ChecksumAlgorithm"] and is_installed("crc64nvme")
         if not checksummed:
             log.info("%s: compared by ETags, without a checksum of the whole", self.url)
         return replace(self, upload_id=latest["UploadId"], checksummed=checksummed)
@@ -112,7 +113,7 @@ class S3Object:
         arguments = {name: value for name, value in self.options.items() if name[:1].isupper()}
         arguments |= self._object | {"Metadata": label.as_strings()}
         begun: dict[str, Any]
-        if "ChecksumAlgorithm" not in arguments and is_installed():
+        if "ChecksumAlgorithm" not in arguments and is_installed("crc64nvme"):
             try:
                 begun = s3.create_multipart_upload(**arguments, **_CHECKSUM)
                 return begun
@@ -167,7 +168,7 @@ class S3Object:
         stored = _stored(answer)
         compared_at_the_end = self.checksummed and stored.crc64nvme is None and not _has_md5s(answer)
         if not part.equals(stored) and not compared_at_the_end:
-            remedy = "" if is_installed() or _has_md5s(answer) else f"; {NOT_INSTALLED}"
+            remedy = "" if is_installed("crc64nvme") or _has_md5s(answer) else f"; {NOT_INSTALLED}"
             raise UploadError(
                 self.url,
                 f"{part.name} is stored with the ETag {answer['ETag']}, its MD5 is {part.hexdigest()}{remedy}",

@@ -195,7 +195,11 @@ def program(tmp_path: Path) -> dict[str, str]:
 @pytest.mark.needs("bash")
 @pytest.mark.parametrize(
     ("words", "found"),
-    [(["sta"], ["status"]), (["mount", "--audit-s"], ["--audit-share"]), (["verify", "--check", "m"], ["mtime"])],
+    [
+        (["sta"], ["status"]),
+        (["mount", "--audit-s"], ["--audit-share"]),
+        (["verify", "--source-check", "m"], ["mtime"]),
+    ],
 )
 def test_completion_of_bash(program: dict[str, str], words: list[str], found: list[str]) -> None:
     line = f"COMP_WORDS=(tartapefs {' '.join(words)}); COMP_CWORD={len(words)}; _tartapefs_completion tartapefs"

@@ -98,10 +98,10 @@ def test_the_option_on_the_command_line(tree: Path, mount: Callable[..., Path]) 
     for command in ("play", "verify"):
         failed = run(command, tree, text=False, errors=None)
         assert failed.returncode == 1
-        assert b'--check mtime"' in failed.stderr + failed.stdout
-        assert run(command, "--check", "mtime", tree, text=False, errors=None).returncode == 0
-    assert run("play", "--check", "mtime", tree, text=False, errors=None).stdout == expected
-    archive = mount(tree, "--check", "mtime")
+        assert b'--source-check mtime"' in failed.stderr + failed.stdout
+        assert run(command, "--source-check", "mtime", tree, text=False, errors=None).returncode == 0
+    assert run("play", "--source-check", "mtime", tree, text=False, errors=None).stdout == expected
+    archive = mount(tree, "--source-check", "mtime")
     assert archive.read_bytes() == expected
     assert run("status", archive.parent).returncode == 0
 

@@ -101,7 +101,7 @@ def test_diff_of_an_extension(growing: Growing) -> None:
         added = sum(generation_of(growing, member) > at for member in members)
         assert result.returncode == 1
         assert result.stdout.splitlines()[-1] == (
-            f"{growing.root} extends {index}: {added} members, {size - len(archive):,} bytes were added;"
+            f"{growing.root} extends {index} by {added} members, {size - len(archive):,} bytes;"
             f" copies stay valid up to byte {len(archive) - FOOTER}"
         )
         assert json.loads(run("diff", index, growing.root, "--json").stdout.splitlines()[-1])["extends"] is True

@@ -65,7 +65,7 @@ class TestByRoot:
     def test_options_by_their_usual_names(self, machine: Machine, form: str) -> None:
         os.rename(machine.data / ".tartape" / "index.db", machine.folder / "index.db")
         options = (
-            f"ro,allow_other,uid={NOBODY},gid=4242,mode=0440,name=x.tar,index={machine.folder}/index.db,check=mtime"
+            f"ro,allow_other,uid={NOBODY},gid=4242,mode=0440,name=x.tar,index={machine.folder}/index.db,source_check=mtime"
             ",direct,audit_interval=5,nofail,_netdev,user,noauto,x-systemd.automount,x-foo=1,noatime"
         )
         result = machine.root("mount", "-t", form, "-o", options, spec(form, machine.data), machine.mountpoint)
@@ -85,7 +85,7 @@ class TestByRoot:
             ("ro,record", "unknown option: record"),
             ("ro,mode=9", ".*'9' is not a mode in octal.*"),
             ("ro,uid=no-such-user", ".*'no-such-user' is not known on this machine"),
-            ("ro,check=never", ".*never.*full.*mtime.*"),
+            ("ro,source_check=never", ".*never.*full.*mtime.*"),
         ):
             result = machine.root("mount", "-t", form, "-o", options, spec(form, machine.data), machine.mountpoint)
             assert result.returncode == 1

@@ -52,7 +52,7 @@ def test_a_copy_as_printed_is_right_after_drift(scratch: Scratch, program: str, 
         assert all(found in (byte, 0) for found, byte in zip(wrong, archive, strict=True))
     shutil.copy2(saved, changed)
     scratch.run_line("tartapefs unmount /mnt/tape")
-    scratch.run_line("tartapefs mount ./data /mnt/tape --check mtime")
+    scratch.run_line("tartapefs mount ./data /mnt/tape --source-check mtime")
     scratch.run_line(line)
     assert copy.read_bytes() == archive
 
@@ -88,7 +88,7 @@ def test_going_on_over_ssh_as_printed(scratch: Scratch) -> None:
     scratch.run_line(f"set -o pipefail; {line} # exits with 1")
     assert archive.startswith(copy.read_bytes())
     shutil.copy2(saved, changed)
-    line = line.replace("play ./data", "play ./data --check mtime")
+    line = line.replace("play ./data", "play ./data --source-check mtime")
     for _ in range(2):
         scratch.run_line(line)
         assert copy.read_bytes() == archive

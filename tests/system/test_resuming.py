@@ -38,12 +38,12 @@ def test_rsync_broken_half_way(tree: Path, tmp_path: Path, mount: Callable[..., 
     wrong = first_wrong(left, expected)
     assert wrong is not None and not any(left[wrong:]), "rsync filled what it could not read with zeros"
     for options in ([], ["--full"]):
-        result = run("check", tree, copy, "--check", "mtime", "--json", *options)
+        result = run("check", tree, copy, "--source-check", "mtime", "--json", *options)
         facts = json.loads(result.stdout)
         assert result.returncode == 1 and facts["good"] == facts["wrong"] == wrong
         ((start, stop),) = facts["zeros"]
         assert start <= wrong and stop == size
-    assert run("resume", tree, copy, "--check", "mtime").returncode == 0
+    assert run("resume", tree, copy, "--source-check", "mtime").returncode == 0
     assert copy.read_bytes() == expected
 
 

@@ -49,7 +49,7 @@ def test_every_byte_flipped_is_an_error_through_the_mount(
     places = [(path, at) for path in root.rglob("0*") if path.is_file() for at in range(path.stat().st_size)]
     for path, at in places[::EVERY]:
         flip(path, at)
-        archive = mount(root, "--check", "mtime", *options)
+        archive = mount(root, "--source-check", "mtime", *options)
         data, error = read_all(archive, 1)
         assert error == errno.EIO
         assert expected.startswith(data)
@@ -92,7 +92,7 @@ def test_the_helper_is_held_to_digests_too(tmp_path: Path, mount: Mount, where: 
         path = root / "folder 000" / "00000"
         at = (5 << 20) // BLOCK * BLOCK - BLOCK + 5
     flip(path, at)
-    archive = mount(root, "--check", "mtime", *(["--direct"] if mode == "direct" else []))
+    archive = mount(root, "--source-check", "mtime", *(["--direct"] if mode == "direct" else []))
     assert helper_of(daemon_of(archive.parent))
     data, error = read_all(archive, 1 << 20)
     hit = expected.index(os.fsencode(os.path.relpath(path, root.parent)) + b"\0") + 512 + at
@@ -109,7 +109,7 @@ def test_what_changes_after_it_was_read_ahead(tmp_path: Path, mount: Mount, chan
     root = make(tmp_path / "data", [BLOCK * 100])
     sealed(root)
     expected, path = whole(root), root / "folder 000" / "00000"
-    archive = mount(root, "--direct", "--check", "mtime")
+    archive = mount(root, "--direct", "--source-check", "mtime")
     helper = helper_of(daemon_of(archive.parent))
     before = bytes_read(helper)
     with archive.open("rb", buffering=0) as file:
@@ -239,9 +239,9 @@ def test_the_scrub_finds_what_nobody_reads(tmp_path: Path, mount: Mount) -> None
 
     wait_until(lambda: scrubbed().get("passes") == 1)
     assert scrubbed()["position"] == len(whole(root)) - 1024
-    assert "1 times to the end" in run("status", archive.parent).stdout
+    assert "1 time to the end" in run("status", archive.parent).stdout
     assert run("unmount", archive.parent).returncode == 0
     flip(root / "folder 000" / "00001", BLOCK * 20)
-    archive = mount(root, "--check", "mtime", "--scrub-share", "50")
+    archive = mount(root, "--source-check", "mtime", "--scrub-share", "50")
     wait_until(lambda: run("status", archive.parent).returncode == 1)
     assert "00001: the contents of block 20 " in state(archive)

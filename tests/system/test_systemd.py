@@ -101,9 +101,9 @@ PRINTED = [
     [],
     ["--user"],
     ["--automount"],
-    ["-o", "ro,name=x y.tar,mode=0444,allow_other,uid=5,index=/srv/a b.db"],
-    ["--user", "-o", "ro,direct,audit_interval=5"],
-    ["--automount", "-o", "ro,nofail,allow_other,name=x$$y.tar,x-foo=1"],
+    ["--options", "ro,name=x y.tar,mode=0444,allow_other,uid=5,index=/srv/a b.db"],
+    ["--user", "--options", "ro,direct,audit_interval=5"],
+    ["--automount", "--options", "ro,nofail,allow_other,name=x$$y.tar,x-foo=1"],
 ]
 
 
@@ -477,7 +477,7 @@ def test_drift_starts_another_unit_and_holds_until_the_service_stops(lab: Lab, s
     lab.write("/etc/systemd/system/note.service", f"[Service]\nType=oneshot\nExecStart=touch {noted}\n")
     command = 'systemctl --no-block start note.service && test "$TARTAPEFS_MOUNTPOINT" = ' + where
     options = f"on_drift=hold,on_drift_run={command.replace(chr(34), chr(92) + chr(34))},name={{fingerprint}}.tar"
-    lab.run("tartapefs", "systemd-unit", source.path, where, "-o", options, "--output", "/etc/systemd/system")
+    lab.run("tartapefs", "systemd-unit", source.path, where, "--options", options, "--output", "/etc/systemd/system")
     lab.systemctl("daemon-reload")
     unit = "tartapefs-mnt-held.service"
     lab.systemctl("start", unit)

@@ -159,9 +159,13 @@ def test_nginx(served: Kitchen) -> None:
             script.communicate(timeout=60)
         assert script.returncode == 22
         shutil.copy2(saved, changed)
-        mount = "tartapefs mount ./data /mnt/tape --allow-other --mode 444 --name '{fingerprint}.tar' --check mtime"
+        mount = (
+            "tartapefs mount ./data /mnt/tape --allow-other --mode 444 --name '{fingerprint}.tar' --source-check mtime"
+        )
         kitchen.run_shell(f"tartapefs unmount /mnt/tape\n{mount}")
-        kitchen.run_shell(client.replace("check ./data", "check --full --check mtime ./data").replace("--full ", ""))
+        kitchen.run_shell(
+            client.replace("check ./data", "check --full --source-check mtime ./data").replace("--full ", "")
+        )
         assert copy.read_bytes() == archive
         range_of = 'curl -sSf -r 10-19,1000000-1000009 "http://host/$(ls /mnt/tape)" | grep -ac "^Content-Range"'
         assert kitchen.run_shell(range_of) == "2\n"
@@ -171,7 +175,9 @@ def test_nginx(served: Kitchen) -> None:
 def test_the_etag_of_two_hosts(served: Kitchen) -> None:
     """It is the same for a copy of folder and index, and another one for a recording of its own."""
     kitchen = served
-    mount = "tartapefs mount there/data /mnt/tape --allow-other --mode 444 --name '{fingerprint}.tar' --check mtime"
+    mount = (
+        "tartapefs mount there/data /mnt/tape --allow-other --mode 444 --name '{fingerprint}.tar' --source-check mtime"
+    )
     head = 'curl -sSfI "http://host/$(ls /mnt/tape)" | grep -i ^etag'
     with nginx(kitchen):
         one = kitchen.run_shell(head)

@@ -7,7 +7,7 @@ import pytest
 from blake3 import blake3
 
 from tartapefs import TapeError
-from tartapefs.base.hashes import constructor
+from tartapefs.base.hashes import constructor, is_installed
 
 DATA = bytes(range(256)) * 300
 
@@ -33,3 +33,4 @@ def test_blake3_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "blake3", None)
     with pytest.raises(TapeError, match=r'pip install "tartapefs\[blake3\]"'):
         constructor("blake3")
+    assert [is_installed(algorithm) for algorithm in ("blake3", "sha256", "crc32c")] == [False, True, True]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tartapefs.base.text import moment, printable
+from tartapefs.base.text import moment, printable, size_text
 
 UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format, surrogate, line and paragraph separators
 
@@ -120,3 +120,18 @@ def test_a_moment_does_not_depend_on_the_time_zone(zone: str, monkeypatch: pytes
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (5 << 30, "5.0 GiB"),
+        (1 << 60, "1024.0 PiB"),
+    ],
+)
+def test_a_size_for_people(count: int, text: str) -> None:
+    assert size_text(count) == text

@@ -18,7 +18,7 @@ from tartapefs.cli.mount8 import arguments, asks_to_write, exit_code
         ("allow_other,audit_interval=5", ["--allow-other", "--audit-interval=5"]),
         ("index=/a=b,uid=5,gid=staff", ["--index=/a=b", "--uid=5", "--gid=staff"]),
         (r"name=a\,b\\c", [r"--name=a,b\c"]),
-        (r'name="a,b",check=mtime', ["--name=a,b", "--check=mtime"]),
+        (r'name="a,b",source_check=mtime', ["--name=a,b", "--source-check=mtime"]),
         ("name=a b\tc\nd#'e", ["--name=a b\tc\nd#'e"]),
         ("name=\udcff\N{SNOWMAN}", ["--name=\udcff\N{SNOWMAN}"]),
         ("nofail,_netdev,user,noauto,x-systemd.automount,x-foo=1,X-bar,comment=c,defaults,dev,suid,relatime", []),

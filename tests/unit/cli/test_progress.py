@@ -25,21 +25,6 @@ from wcwidth import wcswidth
 from tartapefs.cli import progress
 
 
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1.0 KiB"),
-        (1536, "1.5 KiB"),
-        (5 << 30, "5.0 GiB"),
-        (1 << 60, "1024.0 PiB"),
-    ],
-)
-def test_a_size_for_people(count: int, text: str) -> None:
-    assert progress.size_text(count) == text
-
-
 @contextmanager
 def terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> Iterator[Callable[[], list[str]]]:
     """A terminal on standard error, and no delay; the function reads what was drawn, and gives the lines it shows."""

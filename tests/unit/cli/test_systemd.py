@@ -15,9 +15,11 @@ def test_a_service_is_printed_with_its_place(tmp_path: Path) -> None:
 
 
 def test_the_service_of_a_user(tmp_path: Path) -> None:
-    head, *_ = done(run("systemd-unit", tmp_path, "/mnt/tape", "--user", "-o", "direct,name=x.tar")).splitlines()
+    head, *_ = done(run("systemd-unit", tmp_path, "/mnt/tape", "--user", "--options", "direct,name=x.tar")).splitlines()
     assert head == "# ~/.config/systemd/user/tartapefs-mnt-tape.service"
-    assert "--direct --name=x.tar --" in done(run("systemd-unit", tmp_path, "/mnt/tape", "-o", "direct,name=x.tar"))
+    assert "--direct --name=x.tar --" in done(
+        run("systemd-unit", tmp_path, "/mnt/tape", "--options", "direct,name=x.tar")
+    )
 
 
 def test_an_automount_is_a_pair(tmp_path: Path) -> None:
@@ -30,8 +32,9 @@ def test_an_automount_is_a_pair(tmp_path: Path) -> None:
     ("options", "named"),
     [
         (["--user", "--automount"], "--automount"),
-        (["-o", "colour=red"], "colour"),
-        (["-o", "record"], "record"),
+        (["--options", "colour=red"], "colour"),
+        (["--options", "record"], "record"),
+        (["-o", "ro"], "--options"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, options: list[str], named: str) -> None:

@@ -58,7 +58,7 @@ def test_a_folder_that_agrees(root: Path) -> None:
     """Exit 0, nothing on stdout, and the number of members as a message."""
     result = run("verify", root)
     assert done(result) == ""
-    assert "9 members agree" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert "as recorded: 9 members" in result.stderr and len(result.stderr.splitlines()) == 1
     assert json.loads(done(run("verify", root, "--json"))) == {
         "valid": True,
         "members": 9,

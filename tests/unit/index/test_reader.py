@@ -1,4 +1,4 @@
-"""The rows of an index: members, ranges, counts and folders are the recorded ones wherever packs begin, or refused."""
+"""The rows of an index: members, ranges and folders are the recorded ones wherever packs begin, or refused."""
 
 import sqlite3
 import stat
@@ -24,11 +24,11 @@ from support.damaged_index import (
     read_whole,
     taken_apart,
 )
-from support.pack_trees import counts, few, flat, is_sound, recorded_tree, starts_of_packs
+from support.pack_trees import counts, flat, is_sound, recorded_tree, starts_of_packs
 from support.packed import checksum, edit
 from support.reference import Reference
 
-from tartapefs import Member, Tape, TapeError, TapeFormatError, TapePlayer, TapeRecorder
+from tartapefs import Tape, TapeError, TapeFormatError, TapePlayer, TapeRecorder
 from tartapefs.index import row_codec
 
 FIRST, MIDDLE, LAST = 0, 1536, 4608  # the packs of `recorded`
@@ -397,7 +397,6 @@ def test_other_bytes_that_say_the_same(recorded: Path, damage: str) -> None:
         assert [member.name for member in tape.folders()] == [name for name in reference.starts if name[-1:] == b"/"]
         for name, start in reference.starts.items():
             assert tape.find(name).start == start
-            assert tape.count(0, start) == list(reference.starts).index(name)
 
 
 # What only a recorder can tell from a recording, by the digest of all packs, or a player, by the source.
@@ -466,39 +465,29 @@ BEYOND: dict[str, Damage] = {
 
 @pytest.mark.parametrize("damage", BEYOND)
 def test_rows_beyond_the_archive(recorded: Path, damage: str) -> None:
-    """They change no byte; who looks at all folders, all rows or counts gets an answer or TapeFormatError."""
+    """They change no byte; who looks at all folders or all rows gets an answer or TapeFormatError."""
     reference = Reference(recorded)
     BEYOND[damage](index_of(recorded))
     with suppress(TapeFormatError):
         assert read_whole(recorded) == reference.read(0, reference.size)
     with Tape.discover(recorded) as tape:
-        looks: list[Callable[[], object]] = [
-            lambda: list(tape.folders()),
-            lambda: tape.count(0, tape.total_size),
-            lambda: tape.count(0, 2**63 - 1),
-        ]
-        for look in looks:
-            with suppress(TapeFormatError):
-                look()
+        with suppress(TapeFormatError):
+            list(tape.folders())
         with suppress(TapeFormatError):
             assert not tape.rows_are_sound() or "before" in damage or "smallest" in damage
 
 
 @pytest.mark.long(but=64)
 @pytest.mark.parametrize("damage", ROW_DAMAGES)
-def test_folders_and_counts_of_a_bad_index(recorded: Path, damage: str) -> None:
+def test_folders_of_a_bad_index(recorded: Path, damage: str) -> None:
     """Who asks for these alone, as an audit does, gets an answer or TapeFormatError."""
     ROW_DAMAGES[damage](index_of(recorded))
     try:
         tape = Tape.discover(recorded)
     except TapeFormatError:
         return
-    with tape:
-        with suppress(TapeFormatError):
-            assert all(member.is_directory and member.name.startswith(b"data/") for member in tape.folders())
-        for start, stop in ((0, 512), (1000, 5000), (0, tape.total_size)):
-            with suppress(TapeFormatError):
-                assert isinstance(tape.count(start, stop), int)
+    with tape, suppress(TapeFormatError):
+        assert all(member.is_directory and member.name.startswith(b"data/") for member in tape.folders())
 
 
 def test_members_at_every_border(root: Path) -> None:
@@ -555,41 +544,6 @@ def test_folders(root: Path, tape: Tape) -> None:
     assert [member.path for member in wanted] == [
         name.partition(b"/")[2].rstrip(b"/") for name in Reference(root).starts if name.endswith(b"/")
     ]
-
-
-def plain_count(members: list[Member], start: int, stop: int) -> int:
-    return sum(start <= member.start < stop for member in members)
-
-
-def places(tape: Tape, members: list[Member]) -> list[int]:
-    """Every start with its neighbours, and places before, after and at the end of all members."""
-    around = {member.start + more for member in members for more in (-1, 0, 1)}
-    return sorted(around | {-(1 << 62), tape.total_size - 1024, tape.total_size, 1 << 62})
-
-
-def test_count_from_and_up_to_every_position(root: Path, tape: Tape) -> None:
-    members = list(tape.members())
-    for place in places(tape, members):
-        assert tape.count(0, place) == plain_count(members, 0, place)
-        assert tape.count(place, tape.total_size) == plain_count(members, place, tape.total_size)
-        assert tape.count(place, place) == 0
-        assert tape.count(place, place + 1) == plain_count(members, place, place + 1)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("is_sealed", [False, True], ids=["bare", "sealed"])
-def test_count_between_all_pairs_of_positions(tmp_path: Path, is_sealed: bool) -> None:
-    """None where the range is empty, or runs backwards."""
-    root = recorded_tree(tmp_path / "tree", few, is_sealed)
-    assert len(counts(root)) >= 3
-    with Tape.discover(root) as tape:
-        members = list(tape.members())
-        some = [place for place in places(tape, members) if place % 512 != 511]  # starts, and just behind them
-        starts = [member.start for member in members]
-        below = {place: sum(start < place for start in starts) for place in some}
-        for start in some:
-            for stop in some:
-                assert tape.count(start, stop) == max(below[stop] - below[start], 0), (start, stop)
 
 
 @pytest.mark.parametrize("is_sealed", [False, True], ids=["bare", "sealed"])

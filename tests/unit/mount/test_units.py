@@ -51,7 +51,7 @@ def test_a_unit_of_a_link_is_that_of_its_target(tmp_path: Path) -> None:
         (["--user", "--automount", "/srv/a", MNT], "leave out --user or --automount"),
         (["--automount", "/srv/two\nlines", MNT], r"cannot have /srv/two\nlines/; a service can"),
         (["--automount", "/srv/a", "/mnt/$$"], "leave out --automount"),
-        (["-o", "ro,colour=blue", "/srv/a", MNT], "colour"),
+        (["--options", "ro,colour=blue", "/srv/a", MNT], "colour"),
         (["/srv/caf\udce9", MNT], r"/srv/caf\xe9 is not UTF-8"),
         (["/srv/a", "/mnt/" + "n" * 250], "at most 255 bytes"),
         (["/srv/a"], "Missing argument 'MNT'"),

@@ -314,7 +314,7 @@ BY_CTIME: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("name", BY_CTIME)
 def test_a_change_of_ctime_alone(tree: Path, name: str) -> None:
-    """Drift by default, with a line that names the way out; nothing at all with `--check mtime`."""
+    """Drift by default, with a line that names the way out; nothing at all with `--source-check mtime`."""
     (tree / "photos").chmod(0o755)
     expected = record(tree)
     BY_CTIME[name](tree)
@@ -322,7 +322,7 @@ def test_a_change_of_ctime_alone(tree: Path, name: str) -> None:
         player.read(0, len(expected))
     assert [difference.what for difference in caught.value.differences] == ["ctime"]
     assert "ctime changed since recording" in str(caught.value)
-    assert '--check mtime"' in str(caught.value)
+    assert '--source-check mtime"' in str(caught.value)
     assert caught.value.member == "data/script.sh"
     with player_of(tree, "mtime") as player:
         assert b"".join(event.data for event in player.play()) == expected
@@ -351,7 +351,7 @@ def test_a_hard_linked_snapshot_plays_by_mtime(tree: Path) -> None:
     """As backup programs make them: each file is one more name of the same inode, which changes its ctime."""
     expected = record(tree)
     subprocess.run(["cp", "-al", tree, tree.parent / "snapshot"], check=True)
-    with player_of(tree) as player, pytest.raises(TapeIntegrityError, match="--check mtime"):
+    with player_of(tree) as player, pytest.raises(TapeIntegrityError, match="--source-check mtime"):
         player.read(0, len(expected))
     with player_of(tree, "mtime") as player:
         assert player.read(0, len(expected)) == expected
@@ -368,7 +368,7 @@ def test_a_copy_is_checked_too(old_tree: Path, command: list[str]) -> None:
 
 
 def test_what_a_copy_cannot_tell(tree: Path) -> None:
-    """Not promised: away from home, and with `--check mtime`, a rewrite of equal size whose mtime was put back."""
+    """Not promised: away from home, and with `--source-check mtime`, a rewrite of equal size, its mtime put back."""
     expected = record(tree)
     copy = copied(["cp", "-a"], tree)
     for root, check in ((tree, "mtime"), (copy, "full")):

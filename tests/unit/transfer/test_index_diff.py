@@ -121,7 +121,7 @@ def test_prefix_and_changes(
 
 
 def test_a_content_that_only_inode_and_ctime_tell(tree: Path, tmp_path: Path) -> None:
-    """Rewritten with its size and time kept: seen in the same folder, and not with `--check mtime`, as it says."""
+    """Rewritten with its size and time kept: seen in the same folder, not with `--source-check mtime`, as it says."""
     TapeRecorder(tree, tmp_path / "one").commit()
     path = tree / "photos" / "5000.bin"
     found = path.stat()

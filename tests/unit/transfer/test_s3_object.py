@@ -141,7 +141,7 @@ def test_a_part_is_stored_otherwise_than_it_was_read(data: Path, s3: S3, monkeyp
 
 def test_without_the_package_for_checksums(data: Path, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     """ETags alone decide; where they are no MD5s, the error says what to install."""
-    monkeypatch.setattr(s3_object, "is_installed", lambda: False)
+    monkeypatch.setattr(s3_object, "is_installed", lambda algorithm: False)
     label = Label("f", "r", len(whole(data)), PART)
     target = S3Object("tapes", "a.tar", s3.options).begin(label)
     stored, etag = send(target, data)

@@ -225,8 +225,10 @@ def test_a_held_reader_of_a_part(recorded_tree: Path, mount: Mount) -> None:
 
 
 def test_mount8_and_units_know_them(recorded_tree: Path, tmp_path: Path) -> None:
-    assert "--part-size=4GiB" in done(run("systemd-unit", recorded_tree, tmp_path / "mnt", "-o", "ro,part_size=4GiB"))
-    pair = done(run("systemd-unit", recorded_tree, tmp_path / "mnt", "--automount", "-o", "ro,part_size=4GiB"))
+    assert "--part-size=4GiB" in done(
+        run("systemd-unit", recorded_tree, tmp_path / "mnt", "--options", "ro,part_size=4GiB")
+    )
+    pair = done(run("systemd-unit", recorded_tree, tmp_path / "mnt", "--automount", "--options", "ro,part_size=4GiB"))
     assert "Options=ro,part_size=4GiB" in pair
     (tmp_path / "mnt").mkdir()
     helper = [sys.executable, "-c", "from tartapefs.__main__ import mount_tartapefs; mount_tartapefs()"]

@@ -43,7 +43,7 @@ help:
 	@echo "make soak [SECONDS=3600] random reads, memory and descriptors watched"
 	@echo "make pythons [PYTHONS=]  the tests that may depend on it, on each Python from 3.11 to 3.14 that is found"
 	@echo "make podman              containers by Podman, which it installs"
-	@echo "make clients             Ray and s3fs, which are large, in a virtual environment of their own"
+	@echo "make clients             ratarmount, Ray and s3fs, which are large, in a virtual environment of their own"
 	@echo "make wild                file systems, clients and systems that nobody here wrote"
 	@echo "make debians [SUITES=]   the demo and tests of mounting on Debian 12, 13 and unstable, each in a new root folder"
 	@echo "make mutants             takes each integrity check out in turn; a test must fail"
@@ -143,9 +143,10 @@ podman:
 
 clients:
 	@test -x $(VENV)-clients/bin/python || $(PYTHON) -m venv $(VENV)-clients
-	$(VENV)-clients/bin/pip install -q --disable-pip-version-check -e '.[distributed]' 'ray[data]' s3fs 'moto[server] >= 5' \
-		pytest pytest-timeout
-	$(VENV)-clients/bin/python -m pytest -q tests/system/test_ray.py tests/system/test_s3fs.py
+	$(VENV)-clients/bin/pip install -q --disable-pip-version-check -e '.[distributed,test-basic]' 'ray[data]' s3fs \
+		'moto[server] >= 5' 'ratarmount >= 1.3' aiohttp
+	$(VENV)-clients/bin/python -m pytest -q tests/system/test_ratarmount.py tests/system/test_ray.py \
+		tests/system/test_s3fs.py
 
 wild:
 	$(call install,$(WILD_PACKAGES))

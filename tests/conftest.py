@@ -26,7 +26,9 @@ from tartapefs import TapeRecorder
 
 collect_ignore = ["bench", "long/fuzz_index.py", "long/mutants.py", "long/soak.py"]  # programs, not tests
 # Large, or not to be had beside what the other tests need: `make clients` runs them in an environment of their own.
-collect_ignore += [f"system/test_{library}.py" for library in ("ray", "s3fs") if find_spec(library) is None]
+collect_ignore += [
+    f"system/test_{library}.py" for library in ("ratarmount", "ray", "s3fs") if find_spec(library) is None
+]
 
 LONG = Path(__file__).parent / "long"
 FUSE = os.path.exists("/dev/fuse") and os.access("/dev/fuse", os.R_OK | os.W_OK)

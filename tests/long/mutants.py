@@ -1250,6 +1250,13 @@ MUTANTS = [
         "unit/transfer/test_workers.py",
     ),
     Mutant(
+        "ratarmount gets no row for a kind of member that is not known",
+        "index/ratarmount.py",
+        "if kind is None:",
+        "if False:",
+        "unit/index/test_ratarmount.py -k does_not_know",
+    ),
+    Mutant(
         "a recording is another if its rows are",
         "index/recording.py",
         "if fingerprint == self.fingerprint and self.rows_digest in rows:",

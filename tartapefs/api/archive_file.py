@@ -1,4 +1,4 @@
-"""The archive, or a range of it, as a read-only file, for libraries that upload files.
+"""The archive, or a part or shard of it, as a read-only file, for libraries that upload files.
 
 Rule: a window has only a position of its own; its bytes come from the player, with all checks, and it raises what the
 player raises. It has `seek` and `tell` but no `len`: boto3 and requests would use a `len`, which ignores the position,
@@ -11,8 +11,9 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, overload
 
+from tartapefs.api.files import Files
+from tartapefs.archive.layout import Extent
 from tartapefs.base.buffers import aligned
-from tartapefs.base.naming import ARCHIVE_NAME, part_count, part_name
 from tartapefs.play.engine import TapePlayer
 
 if TYPE_CHECKING:
@@ -20,31 +21,29 @@ if TYPE_CHECKING:
 
 
 class Window(io.RawIOBase):
-    """The bytes `[start, stop)` of the archive that `player` plays, as a file of `stop - start` bytes.
+    """The bytes `[start, stop)` of the archive that `player` plays, and `zeros` after them, as a file.
 
     `readinto` and `read` return all bytes requested, fewer only at the window's end, or raise what
     `TapePlayer.readinto` raises. Windows of one player can be read concurrently; reads of one window are serialized.
     Closing it leaves the player and the tape as they are; the source is closed with the last window on it.
 
-    name: "archive.tar", or that of a part.
+    name: "archive.tar", or that of a part or shard.
     start, stop: its offsets in the archive, in bytes; half-open.
-    size: in bytes.
+    size: in bytes. Of a shard but the last with the footer, which the archive does not have there.
     """
 
-    def __init__(self, player: TapePlayer, start: int, stop: int, name: str) -> None:
+    def __init__(self, player: TapePlayer, start: int, stop: int, name: str, zeros: int = 0) -> None:
         self.name = name
         self.start = start
         self.stop = stop
+        self._extent = Extent(start, stop, zeros)
+        self.size = self._extent.size
         self._player = player
         self._position = 0
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<{self.name} [{self.start}, {self.stop})>"
-
-    @property
-    def size(self) -> int:
-        return self.stop - self.start
 
     def close(self) -> None:
         super().close()
@@ -73,11 +72,12 @@ class Window(io.RawIOBase):
         self._check_open()
         view = memoryview(buffer).cast("B")
         with self._lock:
-            offset = self.start + self._position
-            wanted = view[: max(0, self.stop - offset)]
-            count = self._player.readinto(wanted, offset) if wanted else 0
-            self._position += count
-        return count
+            offset, count, zeros = self._extent.locate(self._position, len(view))
+            if count or zeros:  # after drift a read of zeros alone fails, too
+                self._player.readinto(view[:count], offset)
+                view[count : count + zeros] = bytes(zeros)
+            self._position += count + zeros
+        return count + zeros
 
     def read(self, size: int | None = -1, /) -> bytes:
         self._check_open()
@@ -96,17 +96,16 @@ class Window(io.RawIOBase):
 class Parts(Sequence[Window]):
     """The archive as a sequence of windows of `size` bytes, the last one shorter; each access makes a new one.
 
-    Their names are archive.tar.00001 and so on. Raises ValueError for a `size` below 1, and for one that makes more
-    than 99,999 parts.
+    Their names are archive.tar.00001 and so on. With `shard_size` they are shards, archive.00001.tar and so on. Raises
+    as `Files` does.
     """
 
-    def __init__(self, player: TapePlayer, size: int) -> None:
+    def __init__(self, player: TapePlayer, size: int | None = None, shard_size: int | None = None) -> None:
         self._player = player
-        self._size = size
-        self._count = part_count(player.tape.total_size, size)
+        self._files = Files(player.tape, part_size=size, shard_size=shard_size)
 
     def __len__(self) -> int:
-        return self._count
+        return self._files.count
 
     @overload
     def __getitem__(self, number: int) -> Window: ...
@@ -117,11 +116,10 @@ class Parts(Sequence[Window]):
         return self._open_part(numbers) if isinstance(numbers, int) else [self._open_part(at) for at in numbers]
 
     def _open_part(self, at: int) -> Window:
-        start = at * self._size
-        stop = min(start + self._size, self._player.tape.total_size)
-        return Window(self._player, start, stop, part_name(ARCHIVE_NAME, at + 1))
+        start, stop, zeros = self._files.extent(at)
+        return Window(self._player, start, stop, self._files.name_of(at), zeros)
 
 
 def archive(player: TapePlayer) -> Window:
     """The whole archive, as one window."""
-    return Window(player, 0, player.tape.total_size, ARCHIVE_NAME)
+    return Parts(player)[0]

@@ -50,3 +50,11 @@ class Tape(Recording):
         Raises as `open` does, and ValueError for a `size` below 1, and for one that makes more than 99,999 parts.
         """
         return Parts(TapePlayer(self, check=check), size)
+
+    def shards(self, size: int, check: Check = "full") -> Sequence[Window]:
+        """The archive as archives of at most `size` bytes each, none of which has a part of a member, or of a sample.
+
+        A sample is what webdataset takes for one: members in a row that differ behind the first dot of their last name.
+        One that is too large for `size` is a shard of its own. Raises as `parts` does.
+        """
+        return Parts(TapePlayer(self, check=check), shard_size=size)

@@ -9,6 +9,7 @@ start of the archive, and a segment is never empty.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from tartapefs.archive.names import LONGEST_TARGET, LONGEST_UNSPLIT, split_name
 
@@ -41,6 +42,35 @@ class Segment:
     kind: Kind
     start: int
     stop: int
+
+
+class Extent(NamedTuple):
+    """What a file that is shown of the archive has: the range `[start, stop)` of it, then `zeros` bytes of NUL.
+
+    start, stop: bytes, from the start of the archive.
+    zeros: the bytes of a footer that the archive does not have there.
+    size: of the file, in bytes.
+    """
+
+    start: int
+    stop: int
+    zeros: int = 0
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start + self.zeros
+
+    def locate(self, position: int, size: int) -> tuple[int, int, int]:
+        """What a read of `size` bytes at `position` of the file gets: an offset in the archive, how many bytes from
+        there, and how many zeros after them. All of them together are fewer than `size` only at the file's end.
+
+        >>> shard = Extent(2048, 4096, 1024)
+        >>> shard.locate(0, 512), shard.locate(1536, 1024), shard.locate(2560, 9999), shard.locate(9999, 1)
+        ((2048, 512, 0), (3584, 512, 512), (4096, 0, 512), (4096, 0, 0))
+        """
+        offset = min(self.start + position, self.stop)
+        count = min(size, self.stop - offset)
+        return offset, count, max(0, min(size - count, self.size - position - count))
 
 
 def head_size(name: bytes, target: bytes) -> int:

@@ -1,7 +1,7 @@
 """Names of the archive: the usual one, names that contain facts of a recording, so that each has its own, and parts.
 
-A part is named `archive.tar.00001` and so on. Rule: always five digits, and no total, so that a name stays when the
-archive grows, and `cat archive.tar.*` joins the parts in order.
+A part is named `archive.tar.00001` and so on, and a shard, which is an archive, `archive.00001.tar`. Rule: always five
+digits, and no total, so that a name stays when the archive grows, and `cat archive.tar.*` joins the parts in order.
 """
 
 import os
@@ -12,6 +12,7 @@ from tartapefs.base.text import printable
 ARCHIVE_NAME = "archive.tar"  # unless the user names another
 MOST_PARTS = 99_999
 _LONGEST = 255  # bytes
+_SUFFIX = ".tar"
 
 
 def file_name(template: str, fingerprint: str, seal: str, root: str) -> str:
@@ -57,6 +58,24 @@ def part_number(part: str, name: str) -> int | None:
     """
     begin, _, digits = part.rpartition(".")
     return int(digits) or None if begin == name and re.fullmatch("[0-9]{5}", digits) else None
+
+
+def shard_name(name: str, number: int) -> str:
+    """The name of shard `number`, from 1, of the archive `name`.
+
+    >>> shard_name("archive.tar", 42), shard_name("photos", 42)
+    ('archive.00042.tar', 'photos.00042.tar')
+    """
+    return part_name(name.removesuffix(_SUFFIX), number) + _SUFFIX
+
+
+def shard_number(shard: str, name: str) -> int | None:
+    """The number of the shard of this name of the archive `name`; None if it is no name of a shard.
+
+    >>> shard_number("archive.00042.tar", "archive.tar"), shard_number("archive.tar.00042", "archive.tar")
+    (42, None)
+    """
+    return part_number(shard.removesuffix(_SUFFIX), name.removesuffix(_SUFFIX)) if shard.endswith(_SUFFIX) else None
 
 
 def part_count(total: int, size: int) -> int:

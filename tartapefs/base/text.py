@@ -6,6 +6,7 @@ these with backslashes, as `ls -b` does. The result is one line, from which ever
 """
 
 import os
+import re
 import stat
 import unicodedata
 from datetime import datetime, timedelta
@@ -13,6 +14,8 @@ from datetime import datetime, timedelta
 # Categories with no glyph of their own: control, format (bidirectional marks), surrogate, private use, unassigned,
 # line and paragraph separators.
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_UNITS = {unit: 1 << 10 * power for power, unit in enumerate(("", "K", "M", "G", "T", "P"))}
+_LARGEST_FILE = 2**63 - 1  # bytes
 
 
 def _escape(character: str) -> str:
@@ -98,3 +101,20 @@ def counted(count: int, noun: str) -> str:
     ('1 member', '2,000 members')
     """
     return f"{count:,} {noun}" + "s" * (count != 1)
+
+
+def byte_count(text: str) -> int:
+    """Parses a file size in bytes; K, M, G, T or P (or KiB and so on, in any case) stand for powers of 1024.
+
+    Raises ValueError with the reason in one line.
+
+    >>> byte_count("512"), byte_count("64K"), byte_count("5GiB")
+    (512, 65536, 5368709120)
+    """
+    number = re.fullmatch(r"([0-9]{1,19})(?:([KMGTP])(?:IB)?)?", text.upper(), re.ASCII)
+    if number is None:
+        raise ValueError(f"{text!r} is not a number of bytes, such as 512, 64K or 5GiB")
+    count = int(number[1]) * _UNITS[number[2] or ""]
+    if count > _LARGEST_FILE:
+        raise ValueError(f"{text!r} is more than a file can have")
+    return count

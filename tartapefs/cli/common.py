@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from click.shell_completion import CompletionItem
 
-from tartapefs.archive.layout import MAX_OFFSET
 from tartapefs.base import naming, tape_files
+from tartapefs.base import text as base_text
 from tartapefs.base.errors import TapeFormatError
 from tartapefs.base.text import printable
 from tartapefs.mount import sd_notify
@@ -27,8 +27,6 @@ if TYPE_CHECKING:  # `tartapefs --help` needs none of them
 SAVED = "progress is saved: the same command goes on from there"
 NOT_SAVED = "nothing is saved: with --state the same command could go on"
 DRIFT, USAGE, NO_TAPE, REFUSED, NO_MOUNT, INTERRUPTED = 1, 2, 3, 4, 5, 130
-
-_UNITS = {unit: 1 << 10 * power for power, unit in enumerate(("", "K", "M", "G", "T", "P"))}
 
 
 def say(message: str, level: int = logging.INFO) -> None:
@@ -47,14 +45,11 @@ def log_to_stderr() -> None:
 
 
 def byte_count(text: str) -> int:
-    """Parses a file size in bytes; K, M, G, T or P (or KiB and so on, in any case) stand for powers of 1024."""
-    number = re.fullmatch(r"([0-9]{1,19})(?:([KMGTP])(?:IB)?)?", text.upper(), re.ASCII)
-    if number is None:
-        raise click.BadParameter(f"{text!r} is not a number of bytes, such as 512, 64K or 5GiB")
-    count = int(number[1]) * _UNITS[number[2] or ""]
-    if count > MAX_OFFSET:
-        raise click.BadParameter(f"{text!r} is more than a file can have")
-    return count
+    """Parses a file size as `text.byte_count` does."""
+    try:
+        return base_text.byte_count(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def key_value(text: str) -> tuple[str, Any]:

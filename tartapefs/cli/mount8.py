@@ -30,6 +30,7 @@ _WITHOUT_EFFECT = re.compile(
 _OPTIONS = (
     "name",
     "part_size",
+    "shard_size",
     "mode",
     "uid",
     "gid",
@@ -125,9 +126,9 @@ def command(
 ) -> None:
     """Mount the archive of SRC at MNT for mount(8); return once it can be read.
 
-    The options are those of "tartapefs mount", except those for recording, with _ for -: name=, part_size=, mode=,
-    uid=, gid=, index=, source_check=, allow_additions, strict, expect=, allow_other, direct, audit_interval=,
-    audit_share=, scrub_share=, on_drift=, on_drift_run=, log=. SRC must have been recorded.
+    The options are those of "tartapefs mount", except those for recording, with _ for -: name=, part_size=,
+    shard_size=, mode=, uid=, gid=, index=, source_check=, allow_additions, strict, expect=, allow_other, direct,
+    audit_interval=, audit_share=, scrub_share=, on_drift=, on_drift_run=, log=. SRC must have been recorded.
 
     mount(8) asks for rw unless it is told ro. The archive is mounted read-only anyway, with a warning.
     """

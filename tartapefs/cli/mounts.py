@@ -12,7 +12,7 @@ import click
 
 from tartapefs.api.tape import Tape
 from tartapefs.base.errors import MountError, TapeNotFoundError
-from tartapefs.base.naming import ARCHIVE_NAME, part_count, part_name
+from tartapefs.base.naming import ARCHIVE_NAME, part_count, part_name, shard_name
 from tartapefs.cli.common import (
     Number,
     additions_option,
@@ -31,7 +31,9 @@ from tartapefs.cli.common import (
     strict_option,
     warn_of_late_changes,
 )
+from tartapefs.cli.progress import progress
 from tartapefs.cli.record import record_folder
+from tartapefs.index.shards import shard_starts
 from tartapefs.play.engine import Check, TapePlayer
 
 _YEAR = 365 * 86400  # seconds
@@ -49,6 +51,14 @@ def _id_of(find: Callable[[str], int]) -> Callable[[str], int]:
             raise click.BadParameter(f"{text!r} is not known on this machine") from None
 
     return parse
+
+
+def _check_size(option: str, count: Callable[[], object]) -> None:
+    """Has `count` look how many files the value of `option` makes. Raises click.BadParameter if they are too many."""
+    try:
+        count()
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=option) from None
 
 
 @click.command()
@@ -70,6 +80,12 @@ def _id_of(find: Callable[[str], int]) -> Callable[[str], int]:
 )
 @click.option(
     "--part-size", type=byte_count, metavar="BYTES", help="Show parts of this size, NAME.00001 and so on, instead."
+)
+@click.option(
+    "--shard-size",
+    type=byte_count,
+    metavar="BYTES",
+    help="Show archives of at most this size, archive.00001.tar and so on, instead; no sample is split.",
 )
 @click.option(
     "--mode", type=octal_mode, metavar="OCTAL", default="0400", show_default=True, help="Its permission bits."
@@ -131,6 +147,7 @@ def mount(
     foreground: bool,
     name: str,
     part_size: int | None,
+    shard_size: int | None,
     mode: int,
     uid: int | None,
     gid: int | None,
@@ -182,15 +199,19 @@ def mount(
         if scrub_share and not tape.seal:
             raise click.UsageError('the tape has no digests to scrub by; run "tartapefs seal" first')
         check_expected(tape, expect)
+        if part_size is not None and shard_size is not None:
+            raise click.UsageError("--part-size and --shard-size exclude each other")
         if part_size is not None:
             expand_name(tape, part_name(name, 1), "--name")
-            try:
-                part_count(tape.total_size, part_size)
-            except ValueError as error:
-                raise click.BadParameter(str(error), param_hint="--part-size") from None
+            _check_size("--part-size", lambda: part_count(tape.total_size, part_size))
+        if shard_size is not None:
+            expand_name(tape, shard_name(name, 1), "--name")
+            with progress("shards", tape.total_size, is_bytes=True) as update:
+                _check_size("--shard-size", lambda: shard_starts(tape, shard_size, update))
         options = MountOptions(
             name=expand_name(tape, name, "--name"),
             part_size=part_size,
+            shard_size=shard_size,
             mode=mode,
             direct=direct,
             allow_other=allow_other,

@@ -76,6 +76,11 @@ class Index:
         end = self._end if stop is None else stop
         return chain.from_iterable(page.within(low, end) for page, low in self._pages_from(start, end))
 
+    def members_backwards(self, start: int, stop: int) -> Iterator[Member]:
+        """As `members`, the last one first."""
+        pages = self._pages_back(start, stop)
+        return chain.from_iterable(reversed(page.within(max(start, page.start), high)) for page, high in pages)
+
     def headed(self, start: int, stop: int) -> Iterable[Headed]:
         """As `members`, each with its header."""
         for page in self._pages:  # a cached page that has all of them, as for most random reads

@@ -1,4 +1,4 @@
-"""The file system: one folder that holds one read-only file, the archive, or its parts.
+"""The file system: one folder that holds one read-only file, the archive, or its parts or shards.
 
 Rule: a read is answered with exactly the bytes asked for, or fails whole with EIO. A good prefix is never an answer:
 without `direct_io` one short answer makes the kernel shrink the file, and cp, cat and rclone then exit 0 with a
@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+from tartapefs.api.files import Files
 from tartapefs.archive import layout
 from tartapefs.base.errors import TapeError
 from tartapefs.base.naming import ARCHIVE_NAME
 from tartapefs.base.processes import process_of
 from tartapefs.base.text import printable
 from tartapefs.mount.hold import Hold
-from tartapefs.mount.parts import Files
 from tartapefs.mount.read_statistics import ReadStatistics
 from tartapefs.mount.status import facts, summary
 from tartapefs.play.engine import TapePlayer
@@ -39,11 +39,12 @@ XATTRS = "user.tartape."
 class MountOptions:
     """How the archive is shown. `name`: the file's name. `mode`: its permission bits, of which only r counts.
 
-    `part_size`: bytes of each of the parts that are shown in its place; None for the one file.
+    `part_size`: bytes of each of the parts that are shown in its place; `shard_size`: the most of each of the shards.
     """
 
     name: str = ARCHIVE_NAME
     part_size: int | None = None
+    shard_size: int | None = None
     mode: int = 0o400
     direct: bool = False  # each read(2) is a request; else the kernel's page cache reads ahead and answers
     allow_other: bool = False
@@ -75,7 +76,7 @@ def _times(ns: int) -> dict[str, int]:
 class ArchiveFS:
     """The file operations, in terms of a player. Paths are bytes carried in Latin-1, one character each.
 
-    Raises ValueError for a `part_size` that makes too many parts.
+    Raises ValueError as `Files` does.
     """
 
     def __init__(self, player: TapePlayer, options: MountOptions) -> None:
@@ -86,7 +87,7 @@ class ArchiveFS:
         self.caller: Callable[[], int] = lambda: 0  # the thread whose request is answered; `libfuse` sets it
         self._tape = player.tape
         self.size = player.tape.total_size  # bytes of the archive
-        self.files = Files(player.tape, options.name, options.part_size)
+        self.files = Files(player.tape, options.name, options.part_size, options.shard_size)
         self._logged: set[str] = set()
         self.ended = False  # unmounted: errors of the remaining readers are not logged
         mode = options.mode & 0o444
@@ -121,8 +122,8 @@ class ArchiveFS:
     def _attributes_of(self, path: str) -> dict[str, int]:
         if (at := self._find(path)) is None:
             return self._folder_attributes
-        start, stop = self.files.bounds(at)
-        size = {"st_size": stop - start, "st_blocks": layout.block_count(stop - start)}
+        bytes_of_it = self.files.extent(at).size
+        size = {"st_size": bytes_of_it, "st_blocks": layout.block_count(bytes_of_it)}
         return self._file_attributes | _times(self.files.recorded_ns(at)) | size | {"st_ino": self.files.inode(at)}
 
     def readdir(self, offset: int) -> Iterator[tuple[bytes, int, int, int]]:

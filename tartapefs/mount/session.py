@@ -1,8 +1,8 @@
 """The session of a mounted archive: Python threads take requests from the kernel and answer them.
 
 They answer reads, which are nearly all requests, themselves, from the memory that the player filled, and hand every
-other request to libfuse (`docs/decisions/0010-reads-past-libfuse.md`). Of several parts each read becomes one of the
-archive, by its handle, before anything else is done with it.
+other request to libfuse (`docs/decisions/0010-reads-past-libfuse.md`). Of a part or shard each read becomes one of the
+archive, by its handle, before anything else is done with it; zeros may follow, which the archive does not have there.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ class Session:
         self._files: dict[int, int] = {}  # the inode number of each open handle that was read
         self._under_way: set[int] = set()  # the request numbers of reads in progress
         self._drop_lock = threading.Lock()
-        self._part_size = archive.files.size
+        self._extent = archive.files.extent
         self._footer = archive.size - FOOTER
         self._footers_under_way: set[int] = set()  # the request numbers of reads of the footer for the page cache
         # By the inode number of each file of whose footer the kernel has pages: at which offset of the file it begins.
@@ -82,23 +82,21 @@ class Session:
                 return
             opcode, number, file, thread, handle, offset, size, flags = REQUEST.unpack_from(request)
             if opcode == READ:
-                start = (handle >> PART_SHIFT) * self._part_size
-                if offset + size > self._part_size:
-                    size = max(0, self._part_size - offset)
-                offset += start
+                extent = self._extent(handle >> PART_SHIFT)
+                offset, size, zeros = extent.locate(offset, size)
                 self._files[handle] = file
                 self._under_way.add(number)
                 if flags & READ_LOCKOWNER:
-                    self._answer_read(memory, number, thread, handle, offset, size, self.hold)
+                    self._answer_read(memory, number, thread, handle, offset, size, zeros, self.hold)
                 elif self._has_ended:
                     self._fail(number, errno.EIO)
                 else:  # for the page cache: a reader that waits for it could not be interrupted
                     if offset + size > self._footer:
                         self._footers_under_way.add(number)
-                    self._answer_read(memory, number, thread, handle, offset, size, None)
+                    self._answer_read(memory, number, thread, handle, offset, size, zeros, None)
                     if offset + size > self._footer:
                         self._footers_under_way.discard(number)
-                        self._files_with_footer[file] = max(0, self._footer - start)
+                        self._files_with_footer[file] = max(0, self._footer - extent.start)
                         self.footer_cached.set()
                 self._under_way.discard(number)
                 if self._archive.is_served_by_one:
@@ -173,14 +171,25 @@ class Session:
             self._serving += 1
 
     def _answer_read(
-        self, memory: memoryview, number: int, thread: int, handle: int, offset: int, size: int, hold: Hold | None
+        self,
+        memory: memoryview,
+        number: int,
+        thread: int,
+        handle: int,
+        offset: int,
+        size: int,
+        zeros: int,
+        hold: Hold | None,
     ) -> None:
-        if _BODY + size > len(memory):  # no known kernel asks for so much
-            memory = memoryview(bytearray(_BODY + size))
+        if _BODY + size + zeros > len(memory):  # no known kernel asks for so much
+            memory = memoryview(bytearray(_BODY + size + zeros))
         try:
             count = self._archive.readinto(memory[_BODY : _BODY + size], offset)
-            ANSWER.pack_into(memory, _HEADER, ANSWER.size + count, 0, number)
-            answer = memory[_HEADER : _BODY + count]
+            stop = _BODY + count + zeros
+            if zeros:
+                memory[_BODY + count : stop] = bytes(zeros)
+            ANSWER.pack_into(memory, _HEADER, stop - _HEADER, 0, number)
+            answer = memory[_HEADER:stop]
         except BaseException as error:
             failure = self._archive.errno_of(error)
             if hold is not None and isinstance(error, TapeIntegrityError):

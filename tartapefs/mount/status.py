@@ -26,13 +26,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tartapefs.api.files import Files
 from tartapefs.base import processes
 from tartapefs.base.errors import TapeError
 from tartapefs.base.processes import command_of, positions_in
 from tartapefs.base.text import moment, printable
 from tartapefs.index.recording import Recording
 from tartapefs.mount.hold import HeldRead, Hold
-from tartapefs.mount.parts import Files
 from tartapefs.mount.read_statistics import ReaderProgress, ReadStatistics
 from tartapefs.play.engine import TapePlayer
 
@@ -47,13 +47,14 @@ _MAX_READERS = 1000  # in a document: the latest
 def facts(player: TapePlayer, files: Files, at: int | None = None) -> dict[str, str | int]:
     """The tape, its archive's name, and its `state`: "valid", or "invalid: " and the drift.
 
-    And its parts, if it has any; or, of the part `at`, its name and the range of the archive that it has.
+    And its parts or shards, if it has any; or, of the one `at`, its name and the range of the archive that it has.
     """
     of_parts: dict[str, str | int] = {}
     if files.is_split:
-        of_parts = {"parts": files.count, "part_size": files.size}
+        of_parts = {"parts": files.count}
+        of_parts |= {"part_size": files.part_size} if files.part_size else {"shard_size": files.shard_size or 0}
         if at is not None:
-            of_parts = dict(zip(("start", "stop"), files.bounds(at), strict=True))
+            of_parts = {"start": files.extent(at).start, "stop": files.extent(at).stop}
     return {
         "state": "valid" if player.drift is None else f"invalid: {player.drift}",
         "name": printable(files.name if at is None else files.name_of(at)),
@@ -131,11 +132,12 @@ def _reached(readers: list[ReaderProgress], device: str, files: Files) -> dict[t
     opened = Counter((reader.pid, reader.part) for reader in readers)
     once = [(pid, part) for (pid, part), times in opened.items() if pid and times == 1]
     positions = {(pid, part): positions_in(pid, device, files.inode(part)) for pid, part in once}
-    return {key: files.bounds(key[1])[0] + found[0] for key, found in positions.items() if len(found) == 1}
+    extents = {key: files.extent(key[1]) for key in positions}
+    return {key: extents[key].locate(found[0], 0)[0] for key, found in positions.items() if len(found) == 1}
 
 
 def _reader(reader: ReaderProgress, files: Files, tape: Recording, now: float, reached: int | None) -> dict[str, Any]:
-    seconds_left = reader.seconds_left(now, files.bounds(reader.part)[1])
+    seconds_left = reader.seconds_left(now, files.extent(reader.part).stop)
     return {
         "pid": reader.pid,
         "command": _command(reader.pid),

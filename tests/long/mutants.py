@@ -46,7 +46,8 @@ SYSTEM_CALLS = "unit/source/test_system_calls.py"
 SETTLING = "unit/record/test_settling.py"
 FS = "unit/mount/test_operations.py"
 SESSION = "unit/mount/test_session.py"
-PARTS = "unit/mount/test_parts.py"
+FILES = "unit/api/test_files.py"
+SHARDS = "unit/index/test_shards.py"
 STRATEGY = "unit/play/test_read_strategy.py"
 HELPER = "unit/play/test_helper_process.py"
 STREAM = "unit/play/test_playback.py unit/play/test_playback_with_helper.py"
@@ -647,12 +648,35 @@ MUTANTS = [
         "if not ended.is_set():",
         SESSION,
     ),
-    Mutant("a part begins where it does", "mount/session.py", "                offset += start\n", "", FS),
-    Mutant("a part ends where it does", "mount/session.py", "size = max(0, self._part_size - offset)", "pass", FS),
+    Mutant("a part begins where it does", "archive/layout.py", "min(self.start + position, self.stop)", "position", FS),
+    Mutant("a part ends where it does", "archive/layout.py", "min(size, self.stop - offset)", "size", FS),
+    Mutant(
+        "a shard's footer is as long as it is",
+        "archive/layout.py",
+        "self.size - position - count))",
+        "self.zeros))",
+        "unit/archive/test_layout.py",
+    ),
+    Mutant(
+        "a shard's footer is written over what an earlier read left",
+        "mount/session.py",
+        "memory[_BODY + count : stop] = bytes(zeros)",
+        "pass",
+        FS,
+    ),
+    Mutant(
+        "a sample is not split",
+        "index/shards.py",
+        "or sample_of(before.name) != sample_of(member.name)",
+        "or True",
+        SHARDS,
+    ),
+    Mutant("a sample ends with its generation", "index/shards.py", "member.start in begins or ", "", SHARDS),
+    Mutant("a shard's footer counts", "index/shards.py", "full = start + size - FOOTER", "full = start + size", SHARDS),
     Mutant(
         "a footer begins in a part where it does",
         "mount/session.py",
-        "= max(0, self._footer - start)",
+        "= max(0, self._footer - extent.start)",
         "= self._footer",
         SESSION,
     ),
@@ -660,19 +684,19 @@ MUTANTS = [
     Mutant("a listing goes on where it was", "mount/operations.py", "range(offset - 2,", "range(-2,", FS),
     Mutant(
         "a part that changed has another time",
-        "mount/parts.py",
-        "bisect_left(self._begins, self.bounds(at)[1])",
-        "bisect_left(self._begins, self.bounds(at)[0] + 1)",
-        PARTS,
+        "api/files.py",
+        "bisect_left(self._begins, self.extent(at).stop)",
+        "bisect_left(self._begins, self.extent(at).start + 1)",
+        FILES,
     ),
     Mutant(
         "a part that did not change has the time of before",
-        "mount/parts.py",
-        "bisect_left(self._begins, self.bounds(at)[1]) - 1",
+        "api/files.py",
+        "bisect_left(self._begins, self.extent(at).stop) - 1",
         "-1",
-        PARTS,
+        FILES,
     ),
-    Mutant("there is no part behind the last", "mount/parts.py", " and number <= self.count", "", PARTS),
+    Mutant("there is no part behind the last", "api/files.py", " and number <= self.count", "", FILES),
     Mutant("a part has five digits", "base/naming.py", "[0-9]{5}", "[0-9]+", "unit/base/test_naming.py"),
     Mutant(
         "there are names for all parts",

@@ -25,6 +25,7 @@ from support.digests import expected_etag
 from support.programs import wait_until
 from support.recordings import whole
 from support.s3 import S3, environment, s3_server
+from support.shards import fill, shards
 
 from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder, Window
 from tartapefs.api.archive_file import Parts
@@ -129,6 +130,31 @@ def test_as_many_parts_as_there_are_names(tape: Tape) -> None:
         tape.parts(least - 1)
     with pytest.raises(ValueError, match="at least 1"):
         tape.parts(0)
+
+
+@pytest.mark.parametrize("size", [1024, 10_000, 100_000])
+def test_shards_are_archives_of_whole_samples(tmp_path: Path, size: int) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    fill(root, 60, size)
+    TapeRecorder(root).commit()
+    with Tape.discover(root) as tape:
+        windows, expected = tape.shards(size), shards(whole(root), size)
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(Window.read, windows)) == expected
+        assert [window.size for window in windows] == list(map(len, expected))
+        assert [window.name for window in windows[:2]] == ["archive.00001.tar", "archive.00002.tar"]
+        first = windows[0]
+        first.seek(-700, os.SEEK_END)
+        assert (first.read(100), first.read(), first.read()) == (bytes(100), bytes(600), b"")
+        (root / "zzz").touch()
+        with pytest.raises(TapeIntegrityError):
+            windows[-1].read()
+        first.seek(-700, os.SEEK_END)
+        with pytest.raises(TapeIntegrityError):  # though these zeros are read from nowhere
+            first.read(100)
+        del windows, first
+    gc.collect()
 
 
 def test_one_window_in_many_threads(tape: Tape, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tartapefs.archive import layout
-from tartapefs.archive.layout import Kind, Segment
+from tartapefs.archive.layout import Extent, Kind, Segment
 
 SIZES = [0, 1, 511, 512, 513, 1023, 1024, 1025, (8 << 30) - 1, 8 << 30, (1 << 40) + 1]
 
@@ -65,3 +65,15 @@ def test_segments_are_values() -> None:
     assert segment == Segment(Kind("header"), 0, 512)
     with pytest.raises(dataclasses.FrozenInstanceError):
         segment.start = 1
+
+
+@pytest.mark.parametrize("extent", [Extent(3, 9), Extent(3, 9, 4), Extent(0, 5, 1), Extent(2, 2, 3), Extent(0, 20)])
+def test_a_read_of_an_extent_is_one_of_a_file_with_these_bytes(extent: Extent) -> None:
+    archive = bytes(range(1, 21))
+    file = archive[extent.start : extent.stop] + bytes(extent.zeros)
+    assert extent.size == len(file)
+    for position in range(len(file) + 3):
+        for size in range(len(file) + 3):
+            offset, count, zeros = extent.locate(position, size)
+            assert archive[offset : offset + count] + bytes(zeros) == file[position : position + size]
+            assert count >= 0 and zeros >= 0

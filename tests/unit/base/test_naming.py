@@ -11,7 +11,7 @@ from support.programs import run
 from support.reference import Reference
 
 from tartapefs import Tape
-from tartapefs.base.naming import MOST_PARTS, file_name, part_count, part_name, part_number
+from tartapefs.base.naming import MOST_PARTS, file_name, part_count, part_name, part_number, shard_name, shard_number
 from tartapefs.mount import mount_table as mounting
 
 Mount = Callable[..., Path]
@@ -73,6 +73,22 @@ def test_names_of_parts(number: int) -> None:
 )  # fmt: skip
 def test_other_names_are_of_no_part(part: str) -> None:
     assert part_number(part, "a") is None
+
+
+@pytest.mark.parametrize("archive", ["a.tar", "a", "a.tar.tar", ".tar"])
+@pytest.mark.parametrize("number", [1, 99_999])
+def test_names_of_shards(archive: str, number: int) -> None:
+    """Each ends in .tar, as programs that read archives want it."""
+    name = shard_name(archive, number)
+    assert name == f"{archive.removesuffix('.tar')}.{number:05}.tar"
+    assert shard_number(name, archive) == number
+
+
+@pytest.mark.parametrize(
+    "shard", ["a.tar", "a.tar.00001", "a.00001", "a.00000.tar", "a.1.tar", "a.000001.tar", "b.00001.tar", "a.00001.TAR"]
+)
+def test_other_names_are_of_no_shard(shard: str) -> None:
+    assert shard_number(shard, "a.tar") is None
 
 
 @pytest.mark.parametrize("total", [1024, 99_999, 100_000, 2**40, 2**63 - 1])

@@ -36,6 +36,8 @@ def test_what_is_no_user(text: str) -> None:
         (["--audit-interval", "nan"], "--audit-interval"),
         (["--mode", "0888"], "--mode"),
         (["--name", "a/b"], "--name"),
+        (["--part-size", "1M", "--shard-size", "1M"], "--shard-size"),
+        (["--shard-size", "0"], "--shard-size"),
         (["--name", "{nonsense}"], "--name"),
         (["--on-drift", "wait"], "--on-drift"),
         (["--log", ""], "--log"),

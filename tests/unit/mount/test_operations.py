@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tartapefs.api import files
 from tartapefs.base.errors import Difference, Fact, TapeError, TapeFormatError, TapeIntegrityError
 from tartapefs.mount import libfuse
 from tartapefs.mount import operations as fs
@@ -341,8 +342,9 @@ def test_the_player_fills_the_buffer_of_the_request(adapter: MakeAdapter, size: 
 
 def test_an_offset_beyond_four_gibibytes_arrives_whole(adapter: MakeAdapter) -> None:
     seen: list[int] = []
-    made = adapter(FakePlayer(lambda buffer, offset: seen.append(offset) or 0))
-    made.read(1, 5 * 2**40 + 1)
+    player = FakePlayer(lambda buffer, offset: seen.append(offset) or 0)
+    player.tape.total_size = 6 * 2**40
+    adapter(player).read(1, 5 * 2**40 + 1)
     assert seen == [5 * 2**40 + 1]
 
 
@@ -357,6 +359,21 @@ def test_a_read_of_a_part_is_one_of_the_archive_and_ends_with_the_part(adapter: 
     ]  # fmt: skip
     assert [(at, size) for at, size in seen if size] == [(3000, 10), (3990, 10), (3000, 1000)]
     assert made.archive_fs.statistics.snapshot()[1].ranges == [(3000, 4000)]
+
+
+def test_a_shard_ends_in_zeros(adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which are no bytes of the archive, but are read only as long as the archive can be."""
+    monkeypatch.setattr(files, "shard_starts", lambda tape, size: [0, 2048, 5121])
+    made = adapter(shard_size=3500)
+    assert made.open(b"/archive.00002.tar") == 0
+    (handle,) = made.archive_fs.statistics.readers
+    body, footer = b"\x01" * 3073, bytes(1024)
+    monkeypatch.setattr(made.player, "_reads", lambda buffer, offset: made.player._fill(buffer, 1))
+    for size, at in [(10, 0), (4096, 0), (9999, 0), (1024, 2560), (4096, 3072), (1, 3073), (9999, 4000), (5, 4097)]:
+        assert made.read(size, at, handle)[1] == (body + footer)[at : at + size]
+    assert made.archive_fs.statistics.snapshot()[1].ranges == [(2048, 5121)]
+    monkeypatch.setattr(made.player, "_reads", raising(DRIFT))
+    assert made.read(512, 3500, handle) == (-errno.EIO, b"")
 
 
 def test_a_folder_is_listed_from_any_offset(adapter: MakeAdapter) -> None:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from support.programs import wait_until
 
+from tartapefs.archive.layout import Extent
 from tartapefs.mount import session as binding
 from tartapefs.mount.read_statistics import PART_SHIFT
 from tartapefs.mount.session import Session
@@ -40,7 +41,7 @@ class Served:
             "_files": {},
             "_under_way": set(),
             "_drop_lock": threading.Lock(),
-            "_part_size": 2 * FOOTER_AT,
+            "_extent": lambda at: Extent(at * 2 * FOOTER_AT, (at + 1) * 2 * FOOTER_AT),
             "_footer": FOOTER_AT,
             "_footers_under_way": set(),
             "_files_with_footer": {},
@@ -149,7 +150,7 @@ def test_a_footer_in_two_parts_is_dropped_from_both(served: Served) -> None:
     """And nothing of the part before them, or of the first one up to where the footer begins."""
     served.may_end.set()
     session = served.session
-    session._part_size = 100_000
+    session._extent = lambda at: Extent(at * 100_000, (at + 1) * 100_000)
     session._footer = 599_500  # of an archive that has 600,524 bytes
     for number, (part, offset) in enumerate([(4, 99_000), (5, 90_000), (5, 99_000), (6, 0)]):
         served.request(15, number, 70 + part, part << PART_SHIFT | 5, offset)

@@ -16,8 +16,8 @@ import pytest
 from support.daemon import sockets
 from support.users import as_nobody
 
+from tartapefs.api.files import Files
 from tartapefs.mount import status as module
-from tartapefs.mount.parts import Files
 from tartapefs.mount.read_statistics import Coverage, ReadStatistics
 from tartapefs.mount.status import Server, ask, document
 

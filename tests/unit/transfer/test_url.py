@@ -19,6 +19,7 @@ import pytest
 from fsspec.asyn import get_loop
 from fsspec.tests.abstract import AbstractFixtures, AbstractGetTests
 from support.reference import Reference
+from support.shards import fill, shards
 
 from tartapefs import Tape, TapeIntegrityError, TapePlayer, TapeRecorder
 from tartapefs.transfer.url import TapeFileSystem
@@ -223,6 +224,35 @@ def test_its_time(root: Path, fs: TapeFileSystem) -> None:
     assert abs(fs.modified(path).timestamp() * 10**9 - recorded) < 10_000
     arrow = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
     assert abs(arrow.get_file_info(path).mtime_ns - recorded) < 10_000
+
+
+def test_shards(tmp_path: Path, fs: TapeFileSystem) -> None:
+    """In a folder for each size, which nobody has made."""
+    root = tmp_path / "data"
+    root.mkdir()
+    fill(root, 60, 1)
+    TapeRecorder(root).commit()
+    reference = Reference(root)
+    for text, size in (("10000", 10_000), ("64KiB", 65_536)):
+        folder = f"{root}/shard_size={text}"
+        expected = shards(reference.read(0, reference.size), size)
+        names = [f"{folder}/archive.{number:05}.tar" for number in range(1, len(expected) + 1)]
+        assert fs.ls(folder, detail=False) == fs.glob(f"{folder}/*.tar") == fs.find(folder) == names
+        assert [fs.cat_file(name) for name in names] == expected
+        assert [fs.size(name) for name in names] == list(map(len, expected))
+        assert fs.isdir(folder) and fs.isfile(names[0]) and not fs.exists(f"{folder}/archive.tar")
+        assert fs.cat_file(names[0], -1500, -500) == expected[0][-1500:-500]
+        with fs.open(names[1]) as file, pickle.loads(pickle.dumps(file)) as other:
+            assert other.read() == expected[1]
+    for missing in (
+        f"{names[-1][:-9]}99999.tar",
+        f"{folder}/archive.tar.00001",
+        f"{root}/shard_size=x/archive.00001.tar",
+    ):
+        for call in (fs.info, fs.open):
+            with pytest.raises(FileNotFoundError):
+                call(missing)
+    assert fs.ls(str(root), detail=False) == [f"{root}/archive.tar"]
 
 
 class TestConformance(AbstractFixtures, AbstractGetTests):

@@ -1,4 +1,4 @@
-"""The files of a mounted folder, computed from their numbers."""
+"""The files that an archive is shown as, computed from their numbers."""
 
 import bisect
 import random
@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tartapefs.mount.parts import Files
+from tartapefs.api import files as module
+from tartapefs.api.files import Files
 
 
 def tape(total: int, *generations: tuple[int, int]) -> Any:
@@ -19,9 +20,9 @@ def tape(total: int, *generations: tuple[int, int]) -> Any:
 
 def test_the_archive_is_one_file() -> None:
     files = Files(tape(10_240, (0, 7), (5120, 9)), "archive.tar", None)
-    assert (files.count, files.size, files.is_split) == (1, 10_240, False)
-    assert (files.name_of(0), files.bounds(0), files.inode(0), files.recorded_ns(0)) == (
-        "archive.tar", (0, 10_240), 2, 9
+    assert (files.count, files.extent(0).size, files.is_split) == (1, 10_240, False)
+    assert (files.name_of(0), files.extent(0), files.inode(0), files.recorded_ns(0)) == (
+        "archive.tar", (0, 10_240, 0), 2, 9
     )  # fmt: skip
     assert files.find(b"archive.tar") == 0
     assert files.find(b"archive.tar.00001") is None
@@ -30,7 +31,7 @@ def test_the_archive_is_one_file() -> None:
 @pytest.mark.parametrize("size", [1, 511, 1000, 1024, 4096, 10_239, 10_240, 10_241, 2**62])
 def test_parts_are_the_archive_in_order(size: int) -> None:
     files = Files(tape(10_240), "a", size)
-    bounds = [files.bounds(at) for at in range(files.count)]
+    bounds = [files.extent(at)[:2] for at in range(files.count)]
     assert [byte for start, stop in bounds for byte in range(start, stop)] == list(range(10_240))
     assert {stop - start for start, stop in bounds[:-1]} <= {size}
     names = [files.name_of(at) for at in range(files.count)]
@@ -64,7 +65,7 @@ def test_the_time_of_a_part_is_that_of_the_generation_that_changed_it_last(size:
         files = Files(tape(len(archive), *begins), "a", size)
         found = {at: files.recorded_ns(at) for at in range(files.count)}
         # A part that has only zeros of the footer did not change; it is of the last generation all the same.
-        of_footer = bisect.bisect_left([files.bounds(at)[0] for at in found], len(archive) - 1024)
+        of_footer = bisect.bisect_left([files.extent(at)[:2][0] for at in found], len(archive) - 1024)
         assert {at: found[at] for at in found if at < of_footer} == {
             at: last_changed[at] for at in found if at < of_footer
         }
@@ -86,3 +87,16 @@ def test_many_parts_take_the_memory_of_one_file() -> None:
 
     one, many = Files(tape(99_999 * 512), "a", None), Files(tape(99_999 * 512), "a", 512)
     assert held(many) <= held(one) + 64
+
+
+def test_shards_are_archives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last one ends with the archive's own footer."""
+    monkeypatch.setattr(module, "shard_starts", lambda tape, size: [0, 2048, 5120])
+    files = Files(tape(10_240, (0, 7), (5120, 9)), "photos.tar", shard_size=3500)
+    assert [files.extent(at) for at in range(files.count)] == [(0, 2048, 1024), (2048, 5120, 1024), (5120, 10_240, 0)]
+    assert [files.name_of(at) for at in range(3)] == [f"photos.0000{number}.tar" for number in (1, 2, 3)]
+    assert [files.find(files.name_of(at).encode()) for at in range(3)] == [0, 1, 2]
+    assert files.find(b"photos.tar") is files.find(b"photos.00004.tar") is files.find(b"photos.tar.00001") is None
+    assert [files.recorded_ns(at) for at in range(3)] == [7, 7, 9]
+    with pytest.raises(ValueError, match="parts or in shards"):
+        Files(tape(10_240), "a", 512, 512)

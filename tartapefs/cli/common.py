@@ -1,5 +1,7 @@
 """Shared by the commands: exit codes, messages, types of options, common options."""
 
+import functools
+import itertools
 import json
 import logging
 import math
@@ -27,6 +29,8 @@ if TYPE_CHECKING:  # `tartapefs --help` needs none of them
 SAVED = "progress is saved: the same command goes on from there"
 NOT_SAVED = "nothing is saved: with --state the same command could go on"
 DRIFT, USAGE, NO_TAPE, REFUSED, NO_MOUNT, INTERRUPTED = 1, 2, 3, 4, 5, 130
+
+_TAKEN_AS_THEY_ARE = "long_names", "hard_links", "one_file_system", "skip_unreadable", "skip_busy"
 
 
 def say(message: str, level: int = logging.INFO) -> None:
@@ -219,10 +223,40 @@ def message_options(command: Callable[..., Any]) -> Any:
     return command
 
 
+def patterns_of(name: str) -> list[str]:
+    """The patterns in this file, or in standard input for `-`: one a line, as in .gitignore."""
+    try:
+        with click.open_file(name, "rb") as file:
+            lines = file.read().splitlines()
+    except OSError as error:
+        raise click.BadParameter(f"{printable(name)}: {error.strerror or error}") from None
+    return [os.fsdecode(line) for line in lines if line.strip() and not line.startswith(b"#")]
+
+
 def recording_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives the options of a new recording as one argument, `recording`: keywords of `TapeRecorder`."""
+
+    @functools.wraps(function)
+    def collected(
+        *, exclude: tuple[str, ...], exclude_from: tuple[list[str], ...], keep_owners: bool | None, **others: Any
+    ) -> Any:
+        recording = {name: others.pop(name) for name in _TAKEN_AS_THEY_ARE} | {
+            "exclude": (*itertools.chain.from_iterable(exclude_from), *exclude) or None,
+            "anonymize": None if keep_owners is None else not keep_owners,
+        }
+        return function(recording=recording, **others)
+
+    decorated: Callable[..., Any] = collected
     for option in (
         click.option(
             "--exclude", metavar="PATTERN", multiple=True, help="Leave out files, as .gitignore would. Repeatable."
+        ),
+        click.option(
+            "--exclude-from",
+            metavar="FILE",
+            multiple=True,
+            type=patterns_of,
+            help="Leave out what the patterns in FILE say, one a line; those of --exclude come after them.",
         ),
         click.option(
             "--keep-owners/--no-keep-owners",
@@ -250,8 +284,8 @@ def recording_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--skip-busy", is_flag=True, help="Leave out files that a program is writing, and list them."),
     ):
-        function = option(function)
-    return function
+        decorated = option(decorated)
+    return decorated
 
 
 def refuse_part(output: str, tape: "Tape", player: "TapePlayer | None", directory: str) -> None:

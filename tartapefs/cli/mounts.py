@@ -160,13 +160,7 @@ def mount(
     on_drift_run: str | None,
     log_file: str | None,
     record_first: bool,
-    exclude: tuple[str, ...],
-    keep_owners: bool | None,
-    long_names: bool | None,
-    hard_links: bool | None,
-    one_file_system: bool | None,
-    skip_unreadable: bool,
-    skip_busy: bool,
+    recording: dict[str, Any],
 ) -> None:
     """Mount the archive of DIR at MNT.
 
@@ -182,18 +176,7 @@ def mount(
     except TapeNotFoundError:
         if not record_first:
             raise
-        record_folder(
-            directory,
-            index,
-            exclude,
-            keep_owners,
-            skip_unreadable,
-            skip_busy,
-            force=False,
-            long_names=long_names,
-            hard_links=hard_links,
-            one_file_system=one_file_system,
-        )
+        record_folder(directory, index, **recording)
         tape = Tape.discover(directory, index)
     with tape:
         if scrub_share and not tape.seal:

@@ -3,6 +3,8 @@
 import errno
 import os
 import shlex
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
@@ -11,7 +13,8 @@ import click
 
 from tartapefs.api.tape import Tape
 from tartapefs.archive import hash_tree
-from tartapefs.base.errors import TapeConstraintError, TapeError, TapeFormatError
+from tartapefs.base import tape_files
+from tartapefs.base.errors import TapeConstraintError, TapeError, TapeExistsError, TapeFormatError
 from tartapefs.base.text import counted, printable, size_text
 from tartapefs.cli.common import (
     REFUSED,
@@ -35,40 +38,21 @@ from tartapefs.transfer.index_diff import Comparison
 def record_folder(
     directory: str,
     index: str | None,
-    exclude: tuple[str, ...],
-    keep_owners: bool | None,
-    skip_unreadable: bool,
-    skip_busy: bool,
-    force: bool,
-    expected: int | None = None,  # members, estimated
-    no_exclude: bool = False,
-    digest: hash_tree.SealAlgorithm | Literal[""] | None = None,
-    long_names: bool | None = None,
-    hard_links: bool | None = None,
-    one_file_system: bool | None = None,
+    expected: int | None = None,
+    is_rehearsal: bool = False,
+    **options: Any,
 ) -> tuple[TapeRecorder, str]:
+    """Records, and reports what was recorded. `expected`: members, estimated; `options`: of the recorder."""
     if not os.path.isdir(directory):
         raise click.BadParameter(f"{printable(directory)} is not a folder", param_hint="DIR")
-    with _recorder(
-        directory,
-        index,
-        expected,
-        exclude=exclude or (() if no_exclude else None),
-        anonymize=None if keep_owners is None else not keep_owners,
-        overwrite=force,
-        skip_unreadable=skip_unreadable,
-        skip_busy=skip_busy,
-        digest=digest,
-        long_names=long_names,
-        hard_links=hard_links,
-        one_file_system=one_file_system,
-    ) as recorder:
+    with _recorder(directory, index, expected, **options) as recorder:
         fingerprint = _commit(recorder)
-    _report_options(recorder, bool(exclude), digest)
+    _report_options(recorder, bool(options["exclude"]), options.get("digest"))
     _report_left_out(recorder)
+    recorded, has = ("would record", "would have") if is_rehearsal else ("recorded", "has")
     say(
-        f"recorded {counted(recorder.member_count, 'member')} of {printable(directory)};"
-        f" the archive has {recorder.total_size:,} bytes ({size_text(recorder.total_size)})"
+        f"{recorded} {counted(recorder.member_count, 'member')} of {printable(directory)};"
+        f" the archive {has} {recorder.total_size:,} bytes ({size_text(recorder.total_size)})"
     )
     for line in _what_differs(recorder):
         say(line)
@@ -197,22 +181,18 @@ def _previous_tape(directory: str, index: str | None) -> Tape | None:
     help="Read all contents too, and seal the tape with their digests.",
 )
 @click.option("--no-digest", is_flag=True, help="Make no digests, even if the previous recording had them.")
+@click.option("-n", "--dry-run", is_flag=True, help="Report what would be recorded, and write nothing.")
 @json_option
 def record(
     directory: str,
     index: str | None,
-    exclude: tuple[str, ...],
+    recording: dict[str, Any],
     no_exclude: bool,
-    keep_owners: bool | None,
-    long_names: bool | None,
-    hard_links: bool | None,
-    one_file_system: bool | None,
-    skip_unreadable: bool,
-    skip_busy: bool,
     force: bool,
     append: bool,
     algorithm: hash_tree.SealAlgorithm | None,
     no_digest: bool,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Record DIR, and print the fingerprint of its archive.
@@ -223,36 +203,48 @@ def record(
 
     With --append what was recorded must be there unchanged. Copies of the archive before then only lack what is added:
     all of their bytes but the footer, the last 1,024, stay valid.
+
+    With --dry-run no contents are read for digests, and the exit code is that which the recording would have.
     """
-    if exclude and no_exclude:
+    if recording["exclude"] and no_exclude:
         raise click.UsageError('give "--exclude" or "--no-exclude", not both')
     if algorithm and no_digest:
         raise click.UsageError('give "--digest" or "--no-digest", not both')
-    if append:
-        kept = keep_owners, long_names, hard_links, one_file_system
-        if force or exclude or no_exclude or kept != (None,) * 4 or algorithm or no_digest:
-            raise click.UsageError('"--append" keeps the options of the recording: give no others, and no "--force"')
-        _append(directory, index, skip_unreadable, skip_busy, as_json)
-        return
+    skipping = {name: recording[name] for name in ("skip_unreadable", "skip_busy")}
+    is_given = any(value is not None for name, value in recording.items() if name not in skipping)
+    if append and (force or is_given or no_exclude or algorithm or no_digest):
+        raise click.UsageError('"--append" keeps the options of the recording: give no others, and no "--force"')
     if algorithm is not None:
         hash_tree.hasher(algorithm)  # raises if it is not installed, before anything is recorded
-    old = _previous_tape(directory, index) if force else None
+    if append:
+        Tape.discover(directory, index).close()  # raises if there is none
+    with _rehearsal(directory, index, force or append) if dry_run else nullcontext(index) as place:
+        if append:
+            _append(directory, place, skipping, dry_run, as_json)
+            return
+        if no_exclude:
+            recording["exclude"] = ()
+        digest = "" if no_digest else algorithm
+        _record(directory, place, recording | {"overwrite": force, "digest": digest}, dry_run, as_json)
+
+
+@contextmanager
+def _rehearsal(directory: str, index: str | None, goes_on: bool) -> Iterator[str]:
+    """Gives the path of an index elsewhere, which is removed at the end: a copy of the real one, if that `goes_on`."""
+    real = index or tape_files.default_index(os.path.realpath(directory))
+    if os.path.lexists(real) and not goes_on:
+        raise TapeExistsError(real)
+    with tempfile.TemporaryDirectory(prefix="tartapefs-") as place:
+        shadow = os.path.join(place, "index.db")
+        if os.path.exists(real):
+            shutil.copyfile(real, shadow)
+        yield shadow
+
+
+def _record(directory: str, index: str | None, options: dict[str, Any], is_rehearsal: bool, as_json: bool) -> None:
+    old = _previous_tape(directory, index) if options["overwrite"] else None
     members = old.member_count if old is not None else None
-    recorder, fingerprint = record_folder(
-        directory,
-        index,
-        exclude,
-        keep_owners,
-        skip_unreadable,
-        skip_busy,
-        force,
-        members,
-        no_exclude,
-        "" if no_digest else algorithm,
-        long_names,
-        hard_links,
-        one_file_system,
-    )
+    recorder, fingerprint = record_folder(directory, index, members, is_rehearsal, **options)
     prefix, seal = None, ""
     with old or nullcontext():
         if old is not None:
@@ -262,22 +254,25 @@ def record(
         if not recorder.due_algorithm:
             with Source(directory) as source:
                 warn_of_late_changes(source, recorder.one_file_system)
-        else:  # an explicit --digest reads all contents again
-            seal = _make_digests(directory, index, recorder, old if algorithm is None else None)
+        elif not is_rehearsal:  # an explicit --digest reads all contents again
+            seal = _make_digests(directory, index, recorder, None if options["digest"] else old)
     if not as_json:
-        if algorithm is not None:
+        if seal and options["digest"]:
             click.echo(seal)
         return
-    print_json(_facts(recorder, fingerprint, seal, prefix))
+    print_json(_facts(recorder, fingerprint, seal, prefix, is_rehearsal))
 
 
-def _facts(recorder: TapeRecorder, fingerprint: str, seal: str, valid_prefix: int | None) -> dict[str, Any]:
+def _facts(
+    recorder: TapeRecorder, fingerprint: str, seal: str, valid_prefix: int | None, is_rehearsal: bool
+) -> dict[str, Any]:
     return {
+        **({"dry_run": True} if is_rehearsal else {}),
         "fingerprint": fingerprint,
         **({"seal": seal} if seal else {}),
         "total_size": recorder.total_size,
         "member_count": recorder.member_count,
-        "index": recorder.index_path,
+        "index": None if is_rehearsal else recorder.index_path,
         "valid_prefix": valid_prefix,
         "left_out": recorder.left_out,
         "skipped": [{"path": problem.path, "reason": problem.reason} for problem in recorder.skipped],
@@ -285,10 +280,9 @@ def _facts(recorder: TapeRecorder, fingerprint: str, seal: str, valid_prefix: in
     }
 
 
-def _append(directory: str, index: str | None, skip_unreadable: bool, skip_busy: bool, as_json: bool) -> None:
+def _append(directory: str, index: str | None, skipping: dict[str, Any], is_rehearsal: bool, as_json: bool) -> None:
     with Tape.discover(directory, index) as before:
-        options = {"append": True, "skip_unreadable": skip_unreadable, "skip_busy": skip_busy}
-        with _recorder(directory, index, None, before.member_count, **options) as recorder:
+        with _recorder(directory, index, None, before.member_count, append=True, **skipping) as recorder:
             try:
                 fingerprint = _commit(recorder, "record --force --long-names")
             except TapeConstraintError as error:
@@ -297,26 +291,26 @@ def _append(directory: str, index: str | None, skip_unreadable: bool, skip_busy:
                     f" stay valid up to byte {recorder.valid_prefix:,} of {before.total_size:,}"
                 )
                 raise
-        added = recorder.member_count - before.member_count
+        added, size = recorder.member_count - before.member_count, recorder.total_size - before.total_size
         _report_left_out(recorder)
         if added:
             say(
-                f"added {counted(added, 'member')}, {recorder.total_size - before.total_size:,} bytes"
-                f" ({size_text(recorder.total_size - before.total_size)}), to the archive of {printable(directory)};"
+                f"{'would add' if is_rehearsal else 'added'} {counted(added, 'member')}, {size:,} bytes"
+                f" ({size_text(size)}), to the archive of {printable(directory)};"
                 f" existing copies stay valid up to byte {before.facts.end:,}"
             )
         else:
             say(f"nothing is new in {printable(directory)}; the recording stays as it is")
         if not as_json:
             click.echo(fingerprint)
-        if before.due_algorithm and not before.seal:
+        if before.due_algorithm and not before.seal and not is_rehearsal:
             _make_digests(directory, index, recorder, None)
         if not as_json:
             return
         with Tape.discover(directory, index) as tape:
             seal = tape.seal
         valid_prefix = before.facts.end if added else before.total_size
-        print_json(_facts(recorder, fingerprint, seal, valid_prefix) | {"added": added})
+        print_json(_facts(recorder, fingerprint, seal, valid_prefix, is_rehearsal) | {"added": added})
 
 
 def _valid_prefix(directory: str, index: str | None, old: Tape) -> int | None:

@@ -1,11 +1,13 @@
 """The command record: its output, options, refusals and interruptions."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
+import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,8 @@ from support.command_line import (
     at_work,
     fingerprint,
 )
-from support.programs import done, quiet, refused, run, wait_until
+from support.programs import TARTAPEFS, done, quiet, refused, run, wait_until
+from support.recordings import played
 from support.reference import Reference, header
 from support.users import give_to_nobody, tartapefs_as_nobody
 
@@ -100,6 +103,86 @@ def test_exclude_may_be_repeated(tmp_path: Path) -> None:
     played = run("play", root, text=False, errors=None).stdout
     assert played == reference.read(0, reference.size)  # type: ignore[comparison-overlap]
     assert json.loads(done(run("info", root, "--json")))["excluded"] == ["*.log", "/build/"]
+
+
+def names_of(root: Path) -> list[str]:
+    with tarfile.open(fileobj=io.BytesIO(played(root))) as archive:
+        return [member.name + "/" * member.isdir() for member in archive]
+
+
+def test_exclude_from(tmp_path: Path) -> None:
+    """As if each line was given by --exclude, before those that are; comments and empty lines are none."""
+    root = tmp_path / "data"
+    root.mkdir()
+    for name in ("a.log", "keep.log", "#1", "b\udce4.tmp", "file"):
+        (root / name).touch()
+    patterns = tmp_path / "patterns"
+    patterns.write_bytes(b"# of editors\n\n*.log\r\n\\#1\n   \nb\xe4.tmp")
+    done(run("record", root, "--exclude", "!keep.log", "--exclude-from", patterns))
+    names = ["data/", "data/file", "data/keep.log"]
+    assert names_of(root) == names
+    expected = ["*.log", "\\#1", "b\udce4.tmp", "!keep.log"]
+    assert json.loads(done(run("info", root, "--json")))["excluded"] == expected
+    (root / "other.log").touch()
+    done(run("record", root, "--append"))
+    done(run("record", root, "--force"))
+    assert names_of(root) == names
+    command = [*TARTAPEFS, "record", "--force", "--exclude-from", "-", root]
+    subprocess.run(command, input=b"*\n!/file\n", check=True, capture_output=True)
+    assert names_of(root) == ["data/", "data/file"]
+    missing = run("record", root, "--force", "--exclude-from", tmp_path / "none")
+    assert missing.returncode == 2 and "none: No such file or directory" in missing.stderr
+
+
+def with_a_change(root: Path) -> None:
+    (root / "file").write_bytes(b"changed")
+
+
+def with_an_addition(root: Path) -> None:
+    (root / "new").write_bytes(b"added")
+
+
+@pytest.mark.parametrize(
+    ("options", "is_recorded", "change"),
+    [
+        ([], False, with_an_addition),
+        (["--digest", "sha256"], False, with_an_addition),
+        ([], True, with_an_addition),
+        (["--force"], True, with_a_change),
+        (["--append"], True, with_an_addition),
+        (["--append"], True, with_a_change),
+        (["--append"], False, with_an_addition),
+    ],
+)
+def test_dry_run(
+    small: Path, tmp_path: Path, options: list[str], is_recorded: bool, change: Callable[[Path], None]
+) -> None:
+    """What it says and exits with is what the recording then says, but for the tense; and it writes nothing."""
+    if is_recorded:
+        done(run("record", small))
+    change(small)
+    (tmp_path / "temporary").mkdir()
+    before = {path: (path.lstat(), path.is_file() and path.read_bytes()) for path in (small, *small.rglob("*"))}
+    said = run("record", small, "-n", *options, env=os.environ | {"TMPDIR": os.fspath(tmp_path / "temporary")})
+    after = {path: (path.lstat(), path.is_file() and path.read_bytes()) for path in (small, *small.rglob("*"))}
+    assert {path: (found.st_mtime_ns, found.st_ino, data) for path, (found, data) in before.items()} == {
+        path: (found.st_mtime_ns, found.st_ino, data) for path, (found, data) in after.items()
+    }
+    assert os.listdir(tmp_path / "temporary") == []
+    real = run("record", small, *options)
+    assert said.returncode == real.returncode
+    assert real.stdout.splitlines()[:1] == said.stdout.splitlines()
+    for would, did in (("would record", "recorded"), ("would have", "has"), ("would add", "added")):
+        said.stderr = said.stderr.replace(would, did)
+    assert [line for line in real.stderr.splitlines() if "sealed" not in line] == said.stderr.splitlines()
+
+
+def test_dry_run_as_json(small: Path) -> None:
+    found = json.loads(done(run("record", small, "--dry-run", "--json")))
+    real = json.loads(done(run("record", small, "--json")))
+    assert (found.pop("dry_run"), found.pop("index")) == (True, None)
+    assert real.pop("index") == str(small / ".tartape" / "index.db")
+    assert found == real
 
 
 @pytest.mark.long(but=3)
@@ -292,6 +375,6 @@ def test_the_progress_of_append_counts_what_is_added(small: Path, monkeypatch: p
 
     monkeypatch.setattr(record, "progress", progress)
     monkeypatch.setattr(recorder, "_PROGRESS_EVERY", 1)
-    record._append(str(small), None, False, False, False)
+    record._append(str(small), None, {}, is_rehearsal=False, as_json=False)
     assert told[0] == (None, 1)
     assert told[-1] in ((None, 1), (None, 2))  # the file, and the root's new header if its time has moved

@@ -4,6 +4,7 @@ _EXAMPLES = {
     "record": (
         "tartapefs record ./data",
         "tartapefs record ./data --force --exclude '*.tmp' --exclude .cache/",
+        "tartapefs record ./data --append --dry-run",
         "tartapefs record ./data --append",
     ),
     "info": ("tartapefs info ./data", "tartapefs info ./data --json | jq -r .fingerprint"),

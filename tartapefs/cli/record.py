@@ -3,8 +3,6 @@
 import errno
 import os
 import shlex
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
@@ -231,6 +229,9 @@ def record(
 @contextmanager
 def _rehearsal(directory: str, index: str | None, goes_on: bool) -> Iterator[str]:
     """Gives the path of an index elsewhere, which is removed at the end: a copy of the real one, if that `goes_on`."""
+    import shutil
+    import tempfile
+
     real = index or tape_files.default_index(os.path.realpath(directory))
     if os.path.lexists(real) and not goes_on:
         raise TapeExistsError(real)

@@ -55,7 +55,7 @@ def progress(what: str, total: int | None = None, is_bytes: bool = False, tape: 
             speed = task.speed or 0
             return Text(f"{size_text(speed)}/s" if is_bytes else f"{speed:,.0f} members/s")
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, no_color=True)  # its colours are made for dark terminals
 
     def line(ratio: int | None = None, max_width: int | None = None) -> Column:
         return Column(no_wrap=True, overflow="ellipsis", ratio=ratio, max_width=max_width)

@@ -37,6 +37,8 @@ def terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> Iterator[Callable
         with suppress(BlockingIOError):
             while part := os.read(master, 65536):
                 stream.feed(part)
+        # Others are made for a dark terminal, or for a light one.
+        assert {cell.fg for row in screen.buffer.values() for cell in row.values()} <= {"default"}
         return [line.rstrip() for line in screen.display if line.strip()]
 
     with open(slave, "w") as error:

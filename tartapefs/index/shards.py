@@ -27,11 +27,15 @@ _found: dict[tuple[TapeFacts, int], "array[int]"] = {}  # for what opens one sha
 def shard_starts(tape: Index, size: int, on_shard: Callable[[int], None] = lambda position: None) -> "array[int]":
     """Where the shards of at most `size` bytes start, footers included, in bytes from the start of the archive.
 
-    Calls `on_shard` with each start. Raises ValueError, with the reason in one line, for a `size` below 1, and for more
-    shards than there are names; TapeFormatError if the index is damaged.
+    Calls `on_shard` with each start. Raises ValueError, with the reason in one line, for a `size` below 1, for more
+    shards than there are names, and for a tape with hard links; TapeFormatError if the index is damaged.
     """
     if size < 1:
         raise ValueError(f"a shard has at least 1 byte, not {size}")
+    if tape.facts.hard_links:
+        raise ValueError(
+            "a hard link and its contents may lie in different shards; record again with --force --no-hard-links"
+        )
     key = tape.facts, size
     if key not in _found:
         starts = array("q")

@@ -116,3 +116,13 @@ def test_they_are_found_once(samples: Path) -> None:
     TapeRecorder(samples, overwrite=True).commit()
     reference = Reference(samples)
     assert starts(samples, 5000) == [start for start, _ in cut(reference.read(0, reference.size), 5000)]
+
+
+def test_a_tape_with_hard_links_has_none(samples: Path) -> None:
+    """A reader of one shard would miss what lies in another, and webdataset skips links without a word."""
+    fill(samples, 5, 0)
+    TapeRecorder(samples, hard_links=True).commit()
+    with pytest.raises(ValueError, match="record again with --force --no-hard-links"):
+        starts(samples, 10**6)
+    TapeRecorder(samples, overwrite=True, hard_links=False).commit()
+    assert starts(samples, 10**6) == [0]

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from tartapefs.api.tape import Tape
+from tartapefs.base.errors import TapeIntegrityError
 from tartapefs.base.text import printable
 from tartapefs.cli.common import (
     DRIFT,
@@ -138,7 +139,16 @@ def check(
         file = opened.enter_context(Copy(sys.stdin.fileno() if copy == "-" else copy, writable=truncate))
         if no_source and file.is_stream:
             raise click.UsageError("only a file can be checked without the source")
-        found = _examine(tape, player, file, copy, full)
+        try:
+            found = _examine(tape, player, file, copy, full)
+        except TapeIntegrityError:  # the recording still tells something of the copy
+            if player is not None and not file.is_stream:
+                alone = _examine(tape, None, file, copy, False)
+                say(
+                    f"{printable(copy)}: its headers and footer are as recorded up to byte {alone.good:,} of"
+                    f' {alone.total_size:,}; its contents cannot be compared any more (as with "--no-source")'
+                )
+            raise
         facts = _facts(tape, found)
         if as_json:
             print_json(facts)

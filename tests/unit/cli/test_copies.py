@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.copies import ROOT, first_wrong
-from support.programs import TARTAPEFS, run, umount, under_strace, wait_until
+from support.programs import TARTAPEFS, done, run, umount, under_strace, wait_until
 from support.reference import Reference, gnu_tar
 
 from tartapefs import Tape, TapeRecorder
@@ -322,3 +322,21 @@ def test_nothing_hangs_on(recorded: Path, tmp_path: Path) -> None:
     process.kill()
     process.wait(60)
     assert run("resume", recorded, tmp_path / "copy").returncode == 0
+
+
+@pytest.mark.parametrize("options", [[], ["--full"], ["--json"]])
+def test_check_after_drift_tells_what_the_recording_knows(small: Path, tmp_path: Path, options: list[str]) -> None:
+    done(run("record", small))
+    reference = Reference(small)
+    archive = bytearray(reference.read(0, reference.size))
+    copy = tmp_path / "copy.tar"
+    (small / "file").write_bytes(b"another length")
+    for damaged, good in ((None, len(archive)), (512, 512), (0, 0)):
+        if damaged is not None:
+            archive[damaged] ^= 1
+        copy.write_bytes(archive)
+        result = run("check", small, copy, *options)
+        assert (result.returncode, result.stdout) == (1, "")
+        told, drift = result.stderr.splitlines()
+        assert f"copy.tar: its headers and footer are as recorded up to byte {good:,} of {len(archive):,};" in told
+        assert "file: size changed since recording" in drift

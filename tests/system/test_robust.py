@@ -135,10 +135,11 @@ def test_a_signal_in_the_middle_leaves_nothing_behind(
         assert run("seal", tree, "--digest", "sha256").returncode == 0
         assert run("play", tree, "-o", copy).returncode == 0
     before = below(tree, there)
-    read = copy if command == "extract" else large
     call = "fcntl" if command.startswith("record") else "preadv2"
-    when = 5 if command == "extract" else 1  # there the first reads are of headers
-    strace = under_strace("-P", read, "-e", f"trace={call}", "-e", f"inject={call}:signal={number.name}:when={when}")
+    place, when = ["-P", large], 1
+    if command == "extract":
+        call, place, when = "pwrite64", [], 2  # while the second file is written
+    strace = under_strace(*place, "-e", f"trace={call}", "-e", f"inject={call}:signal={number.name}:when={when}")
     words = command.split()
     given = [words[0], arguments[0], *words[1:], *arguments[1:]]
     result = subprocess.run([*strace, *map(os.fspath, given)], capture_output=True, text=True, timeout=60)

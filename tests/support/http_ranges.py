@@ -43,12 +43,12 @@ class HttpFile:
         self.headers.append(dict(request.headers))
         start, stop, size = 0, len(self.data), len(self.data)
         request.close_connection = True
-        if self.status not in (200, 206):
-            request.send_response(self.status)
+        if (status := self.status) not in (200, 206):
+            self.status = 206 if status == 302 else status  # before the client hears of it, and asks again
+            request.send_response(status)
             request.send_header("Location", f"{self.url}?moved")
             request.send_header("Content-Length", "0")
             request.end_headers()
-            self.status = 206 if self.status == 302 else self.status
             return
         asked = re.fullmatch("bytes=([0-9]+)-([0-9]+)", request.headers["Range"] or "")
         if asked and not self.ignores_ranges:
@@ -65,8 +65,8 @@ class HttpFile:
         with suppress(OSError):
             for at in range(start, stop if cut is None else min(stop, start + cut), 1 << 16):
                 end = min(at + (1 << 16), stop if cut is None else min(stop, start + cut))
+                self.sent += end - at  # before the client has it, and counts
                 request.wfile.write(self.data[at:end])
-                self.sent += end - at
 
     def forget(self) -> None:
         self.ranges.clear()

@@ -100,7 +100,7 @@ def _run_forked(
                     break
             else:
                 _send(ours, [])
-            answer = ours.recv(_MAX_MESSAGE)
+            answer = _answer(ours)
         finally:
             ours.close()
             with suppress(ChildProcessError):
@@ -120,6 +120,13 @@ def _send(channel: socket.socket, message: Any) -> bool:
     except (BrokenPipeError, ConnectionResetError):
         return False
     return True
+
+
+def _answer(channel: socket.socket) -> bytes:
+    """What the child says at its end; nothing if it was killed."""
+    with suppress(ConnectionResetError):  # it ended before it had read all: the kernel says so once, and first
+        return channel.recv(_MAX_MESSAGE)
+    return channel.recv(_MAX_MESSAGE)
 
 
 def _received(channel: socket.socket, check: Callable[[list[Any]], object]) -> Iterator[Any]:

@@ -260,3 +260,32 @@ def test_a_first_process_that_is_killed(many: Path, tmp_path: Path) -> None:
     TapeRecorder(many, index).commit()
     with Tape.from_index(index) as tape:
         assert tape.rows_are_sound()
+
+
+@TWO_CORES
+def test_a_second_process_that_fails_before_it_has_read_all() -> None:
+    """Its error is told, not that the connection was reset, which the kernel says first."""
+    text = """
+        (reading, writing), send = os.pipe(), forked_work._send
+
+        def sent(channel, message):
+            result = send(channel, message)
+            if not message:  # the last one: from here on the child fails, and has ended before its answer is read
+                os.write(writing, b"x")
+                os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+            return result
+
+        def work(items):
+            next(items)
+            os.read(reading, 1)
+            raise ValueError("the reason")
+
+        forked_work._send = sent
+        try:
+            forked_work.run(work, iter(range(2000)), 2, 1)
+        except ValueError as error:
+            assert parts and str(error) == "the reason"
+        else:
+            raise AssertionError
+    """
+    passed(program(text, "no", "files"))

@@ -73,6 +73,8 @@ def test_a_night_that_was_killed(kitchen: Kitchen, link: FlakyLink) -> None:
         script.communicate(timeout=120)
     assert script.returncode == -signal.SIGKILL
     assert our_mounts()
+    (lock,) = kitchen.folder.rglob("nightly.lock")  # the last of those that were killed may have it for a moment more
+    wait_until(lambda: subprocess.run(["flock", "--nonblock", lock, "true"]).returncode == 0)
     link.on_sent = lambda sent: None
     kitchen.run_page("nightly-rsync.md")
     assert kitchen.wrong_copies(kitchen.archive()) == []

@@ -65,6 +65,12 @@ def test_nightly_rsync(kitchen: Kitchen, link: FlakyLink) -> None:
     assert new.read_bytes() == kitchen.archive()
 
 
+def await_unlocked(kitchen: Kitchen, name: str) -> None:
+    """The last of the programs that were killed may have the lock for a moment more."""
+    (lock,) = kitchen.folder.rglob(name)
+    wait_until(lambda: subprocess.run(["flock", "--nonblock", lock, "true"]).returncode == 0)
+
+
 def test_a_night_that_was_killed(kitchen: Kitchen, link: FlakyLink) -> None:
     """All of it is killed but the daemon, which has a session of its own; the next night goes on."""
     ((_, night),) = blocks((PAGES / "nightly-rsync.md").read_text())
@@ -73,8 +79,7 @@ def test_a_night_that_was_killed(kitchen: Kitchen, link: FlakyLink) -> None:
         script.communicate(timeout=120)
     assert script.returncode == -signal.SIGKILL
     assert our_mounts()
-    (lock,) = kitchen.folder.rglob("nightly.lock")  # the last of those that were killed may have it for a moment more
-    wait_until(lambda: subprocess.run(["flock", "--nonblock", lock, "true"]).returncode == 0)
+    await_unlocked(kitchen, "nightly.lock")
     link.on_sent = lambda sent: None
     kitchen.run_page("nightly-rsync.md")
     assert kitchen.wrong_copies(kitchen.archive()) == []
@@ -142,6 +147,7 @@ def test_growing_folder(kitchen: Kitchen) -> None:
                 happen(script)
                 (kitchen.data / f"later {number}").mkdir()
                 _, complained = script.communicate(timeout=120)
+            await_unlocked(kitchen, "growing.lock")
             assert script.returncode or copy.read_bytes() == archive, complained
             return script.returncode
 

@@ -348,6 +348,26 @@ def readers_of(
     return [threading.Thread(target=reads, args=(number,)) for number in range(READERS)]
 
 
+def change_while_it_is_read(
+    recording: Recording, writer: Writer, seed: int, most: int, failures: list[Exception]
+) -> None:
+    """A burst of changes, `most` at most, while readers of all kinds read; all of them have ended after it."""
+    ended = threading.Event()
+    readers = readers_of(recording, seed + writer.generation, ended, failures)
+    for reader in readers:
+        reader.start()
+    try:
+        wait_until(lambda: recording.reads >= 10)
+        for _ in range(min(writer.choose.choice(BURSTS), most)):
+            writer.step()
+            time.sleep(writer.choose.choice((0, 0, 0.0005, 0.002)))
+    finally:
+        ended.set()
+        for reader in readers:
+            reader.join(30)
+    assert not any(reader.is_alive() for reader in readers)
+
+
 def test_never_a_wrong_byte(tmp_path: Path) -> None:
     """Bursts of random changes, each on a new recording and under its readers; every read is right or raises."""
     root = tmp_path / "data"
@@ -362,20 +382,7 @@ def test_never_a_wrong_byte(tmp_path: Path) -> None:
             writer.close()
             recording = record(root)
             with closing(recording.tape):
-                ended = threading.Event()
-                readers = readers_of(recording, seed + writer.generation, ended, failures)
-                for reader in readers:
-                    reader.start()
-                try:
-                    wait_until(lambda: recording.reads >= 10)  # noqa: B023 -- called at once
-                    for _ in range(min(writer.choose.choice(BURSTS), MUTATIONS - writer.done.total())):
-                        writer.step()
-                        time.sleep(writer.choose.choice((0, 0, 0.0005, 0.002)))
-                finally:
-                    ended.set()
-                    for reader in readers:
-                        reader.join(30)
-                assert not any(reader.is_alive() for reader in readers)
+                change_while_it_is_read(recording, writer, seed, MUTATIONS - writer.done.total(), failures)
                 # After the burst nobody gets the whole archive any more: the first drift is enough, and there was some.
                 with closing(TapePlayer(recording.tape, root)) as player:
                     try:
@@ -417,20 +424,7 @@ def test_never_a_wrong_byte_of_a_mount(tmp_path: Path, mountpoint: Path, options
             assert run("mount", *options, root, mountpoint).returncode == 0
             recording.open = lambda: Opened(mountpoint / "archive.tar")
             with closing(recording.tape):
-                ended = threading.Event()
-                readers = readers_of(recording, seed + writer.generation, ended, failures)
-                for reader in readers:
-                    reader.start()
-                try:
-                    wait_until(lambda: recording.reads >= 10)  # noqa: B023 -- called at once
-                    for _ in range(min(writer.choose.choice(BURSTS), MOUNTED_MUTATIONS - writer.done.total())):
-                        writer.step()
-                        time.sleep(writer.choose.choice((0, 0, 0.0005, 0.002)))
-                finally:
-                    ended.set()
-                    for reader in readers:
-                        reader.join(30)
-                assert not any(reader.is_alive() for reader in readers)
+                change_while_it_is_read(recording, writer, seed, MOUNTED_MUTATIONS - writer.done.total(), failures)
                 total[refused_or_unchanged(recording)] += 1
             assert run("unmount", mountpoint).returncode in (0, 1)
             wrong += recording.wrong

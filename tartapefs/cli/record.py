@@ -214,8 +214,8 @@ def record(
         raise click.UsageError('"--append" keeps the options of the recording: give no others, and no "--force"')
     if algorithm is not None:
         hash_tree.hasher(algorithm)  # raises if it is not installed, before anything is recorded
-    if append:
-        Tape.discover(directory, index).close()  # raises if there is none
+    if append and dry_run:
+        Tape.discover(directory, index).close()  # raises if there is none, by the name of the real one
     with _rehearsal(directory, index, force or append) if dry_run else nullcontext(index) as place:
         if append:
             _append(directory, place, skipping, dry_run, as_json)

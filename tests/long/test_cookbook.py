@@ -55,7 +55,7 @@ def test_nightly_rsync(kitchen: Kitchen, link: FlakyLink) -> None:
     assert link.cut == 3
     assert link.sent < 1.1 * len(kitchen.archive()), "it begins anew"
     (copy,) = kitchen.backup.iterdir()
-    assert copy.read_bytes() == kitchen.archive()
+    assert copy.read_bytes() == kitchen.archive() and copy.stat().st_mode & 0o200
     before, sent = copy.stat(), link.sent
     kitchen.run_page("nightly-rsync.md")
     assert copy.stat() == before and link.sent < sent + 1000

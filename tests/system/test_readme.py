@@ -49,6 +49,7 @@ def test_a_copy_as_printed_is_right_after_drift(scratch: Scratch, program: str, 
         wrong = copy.read_bytes()
         assert len(wrong) == len(archive) and wrong != archive
         assert all(found in (byte, 0) for found, byte in zip(wrong, archive, strict=True))
+        assert copy.stat().st_mode & 0o200, "only root can mend it"
     shutil.copy2(saved, changed)
     scratch.run_line("tartapefs unmount tape")
     scratch.run_line("tartapefs mount ./data tape --source-check mtime")

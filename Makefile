@@ -17,8 +17,8 @@ MOUNT_TESTS := tests/unit/mount/test_operations.py $(addprefix tests/system/, \
 PYTHON_TESTS := $(MOUNT_TESTS) tests/unit/index tests/unit/play tests/unit/mount/test_libfuse.py
 
 RUN_PACKAGES := python3 python3-venv fuse3
-TEST_PACKAGES := $(RUN_PACKAGES) libfuse2 attr bindfs bsdextrautils btrfs-progs busybox cpio curl dbus dbus-user-session \
-	e2fsprogs fish jq libarchive-tools libpam-systemd mandoc mount openssh-client openssh-server p7zip-full passwd procps \
+TEST_PACKAGES := $(RUN_PACKAGES) libfuse2 acl attr bindfs bsdextrautils btrfs-progs busybox cpio curl dbus \
+	dbus-user-session e2fsprogs fish jq libarchive-tools libpam-systemd mandoc mount openssh-client openssh-server p7zip-full passwd procps \
 	rclone rsync strace systemd tar util-linux xfsprogs zsh
 BENCH_PACKAGES := $(RUN_PACKAGES) libfuse2 bindfs coreutils findutils mount tar
 # File systems and clients that nobody here wrote.

@@ -71,6 +71,9 @@ def _what_differs(recorder: TapeRecorder) -> Iterator[str]:
         yield f"sparse or compressed files: {found.sparse_files:,} are written out, with {room}"
     if found.other_owners:
         yield f'owners: {found.other_owners:,} members have others than root ("--keep-owners" keeps them)'
+    if found.with_attributes:
+        having = f"{counted(found.with_attributes, 'member')} with extended attributes or ACLs"
+        yield f'attributes: {having}, which are left out ("getfattr -R -d -m -" and "getfacl -R" save them)'
     if found.file_systems:
         what = "empty folders in" if recorder.one_file_system else "in"
         hint = "" if recorder.one_file_system else ' ("-x" leaves them out)'

@@ -137,7 +137,7 @@ class TapeRecorder:
         self._problems: list[Problem] = []
         self.skipped: tuple[Problem, ...] = ()
         self.left_out = 0
-        self.summary = Summary()
+        self.summary = Summary(None, b"")
         self._closed: set[bytes] = set()
         self.member_count = 0
         self.total_size = 0
@@ -217,7 +217,7 @@ class TapeRecorder:
             root_name = os.fsencode(os.path.basename(self.root))
             settling = Settling(source, recorded_ns, at_once)
             walk = self._walk(source, root_name, settling)
-            fingerprint = writer.add(self._members(walk, settling), settling.check)
+            fingerprint = writer.add(self._members(walk, settling), self._check(settling))
             settling.finish()
             self._raise_problems(walk, settling)
             self._on_progress(self.member_count, self.total_size)
@@ -246,6 +246,16 @@ class TapeRecorder:
         self.summary, self._closed = walk.summary, walk.closed
         return walk
 
+    def _check(self, settling: Settling) -> Callable[[list[ustar.Facts]], None]:
+        """What both processes do with members, some at a time."""
+        summary = self.summary
+
+        def check(members: list[ustar.Facts]) -> None:
+            settling.check(members)
+            summary.add_attributes(members)
+
+        return check
+
     def _record_generation(self, source: Source, tape: Index, at_once: bool) -> str:
         """Adds to the tape what is new. Without anything new the index stays as it is."""
         before = tape.facts
@@ -259,7 +269,7 @@ class TapeRecorder:
             walk = self._walk(source, before.root_name, settling)
             comparison = Comparison(tape, source, walk, self._problems)
             members = self._members(comparison, settling, before.end, before.member_count)
-            fingerprint = writer.add(members, settling.check)
+            fingerprint = writer.add(members, self._check(settling))
             self.valid_prefix = comparison.valid
             settling.finish()
             self._raise_problems(walk, settling)

@@ -81,7 +81,8 @@ class Walk:
         self.unstable: list[Problem] = []
         self.left_out = 0
         self.closed: set[bytes] = set()
-        self.summary = Summary()
+        is_local = source.is_local(source.lstat(b""))
+        self.summary = Summary(os.fsencode(source.root) if is_local else None, root)
         self._first_names: dict[tuple[int, int], bytes] | None = {} if hard_links else None  # by device and inode
 
     def __iter__(self) -> Iterator[ustar.Facts]:

@@ -70,6 +70,7 @@ def test_record_json(small: Path) -> None:
             "sparse_bytes": 0,
             "other_owners": 0,
             "file_systems": 0,
+            "with_attributes": 0,
         },
     }
 

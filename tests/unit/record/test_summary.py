@@ -2,9 +2,11 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
+from support.behind import shown
 from support.filesystems import mounted
 from support.programs import run
 
@@ -18,6 +20,7 @@ NOTHING = {
     "sparse_bytes": 0,
     "other_owners": 0,
     "file_systems": 0,
+    "with_attributes": 0,
 }
 
 
@@ -30,7 +33,7 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def counted(root: Path, **options: bool) -> dict[str, int]:
+def counted(root: Path, **options: bool | int) -> dict[str, int | None]:
     recorder = TapeRecorder(root, overwrite=True, **options)  # type: ignore[arg-type]
     recorder.commit()
     return recorder.summary.facts()
@@ -125,3 +128,40 @@ def test_file_systems(root: Path) -> None:
             assert lines(root) == ["file systems: 2 mounted below the folder are empty folders in the archive"]
             facts = json.loads(run("record", root, "--force", "--json").stdout)["summary"]
             assert facts == NOTHING | {"file_systems": 2}
+
+
+@pytest.mark.root
+def test_attributes(root: Path) -> None:
+    """ACLs, also the default one of a folder, attributes of a user and of a link; not the label that each file has."""
+    (root / "folder").mkdir()
+    (root / "link").symlink_to("plain")
+    for name in ("acl", "user", "labelled"):
+        (root / name).touch()
+    subprocess.run(["setfacl", "-m", "u:nobody:r", root / "acl"], check=True)
+    subprocess.run(["setfacl", "-d", "-m", "u:nobody:r", root / "folder"], check=True)
+    os.setxattr(root / "user", "user.note", b"kept")
+    os.setxattr(root / "link", "trusted.note", b"", follow_symlinks=False)
+    os.setxattr(root / "labelled", "security.selinux", b"unconfined_u:object_r:user_home_t:s0")
+    assert counted(root) == NOTHING | {"with_attributes": 4}
+    assert lines(root)[0].startswith("attributes: 4 members with extended attributes or ACLs, which are left out")
+    os.setxattr(root, "user.note", b"")
+    assert counted(root)["with_attributes"] == 5
+
+
+def test_attributes_that_two_processes_count(root: Path) -> None:
+    for number in range(3000):
+        (root / f"{number:04}").touch()
+        if number % 3 == 0:
+            os.setxattr(root / f"{number:04}", "user.note", b"")
+    recorder = TapeRecorder(root, processes=2)
+    recorder.commit()
+    assert recorder.summary.with_attributes == 1000
+
+
+@pytest.mark.root
+def test_attributes_are_not_asked_of_a_server(root: Path, tmp_path: Path) -> None:
+    os.setxattr(root / "plain", "user.note", b"")
+    with shown(tmp_path / "mirror", "bindfs", "-f", root, tmp_path / "mirror"):
+        recorder = TapeRecorder(tmp_path / "mirror", tmp_path / "index.db")
+        recorder.commit()
+        assert recorder.summary.with_attributes is None

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from tartapefs.base.commands import complete
 from tartapefs.base.text import printable
 
 RECORD_AGAIN = 'run "tartapefs record --force" to record again'
@@ -90,7 +91,18 @@ class Difference:
 
 
 class TapeError(Exception):
-    """The base of all errors of tartapefs."""
+    """The base of all errors of tartapefs.
+
+    remedy: what to do about it, as text for people; empty if the message says all. `str` adds it, with its commands
+    as complete as they are known.
+    """
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}; {complete(self.remedy)}" if self.remedy else self.args[0]
 
     def __reduce__(self) -> tuple[object, ...]:
         # From the message and the attributes, not by calling the class: so another process gets the whole error.
@@ -110,8 +122,8 @@ class TapeNotFoundError(TapeError, FileNotFoundError):
     errno: ENOENT.
     """
 
-    def __init__(self, path: str, remedy: str) -> None:
-        super().__init__(f"{printable(path)}: no tape here; {remedy}")
+    def __init__(self, path: str, remedy: str = "name the index of a recorded folder") -> None:
+        super().__init__(f"{printable(path)}: no tape here", remedy)
         self.errno = errno.ENOENT
         self.path = path
 
@@ -124,9 +136,8 @@ class TapeExistsError(TapeError, FileExistsError):
     """
 
     def __init__(self, path: str) -> None:
-        super().__init__(
-            f'{printable(path)}: already recorded; "tartapefs record --append" adds what is new, "--force" records anew'
-        )
+        remedy = '"tartapefs record --append" adds what is new, "tartapefs record --force" records anew'
+        super().__init__(f"{printable(path)}: already recorded", remedy)
         self.errno = errno.EEXIST
         self.path = path
 
@@ -139,7 +150,7 @@ class TapeSealedError(TapeError, FileExistsError):
     """
 
     def __init__(self, path: str) -> None:
-        super().__init__(f"{printable(path)}: has digests already; {RECORD_AGAIN} if the folder changed")
+        super().__init__(f"{printable(path)}: has digests already", f"{RECORD_AGAIN} if the folder changed")
         self.errno = errno.EEXIST
         self.path = path
 
@@ -155,7 +166,8 @@ class UnexpectedTapeError(TapeError):
         sealed = f"its seal {seal}" if seal else "it has no seal"
         super().__init__(
             f"{printable(path)}: not the tape that was expected: {printable(expected)};"
-            f" its fingerprint is {fingerprint}, {sealed}; {why or 'find out who recorded it anew, or changed it'}"
+            f" its fingerprint is {fingerprint}, {sealed}",
+            why or "find out who recorded it anew, or changed it",
         )
         self.path = path
         self.expected = expected
@@ -169,9 +181,8 @@ class TapeBusyError(TapeError, BlockingIOError):
     """
 
     def __init__(self, path: str) -> None:
-        super().__init__(
-            f"{printable(path)}: another recording or sealing of this folder is running; wait for it to end"
-        )
+        what = "another recording or sealing of this folder is running"
+        super().__init__(f"{printable(path)}: {what}", "wait for it to end")
         self.errno = errno.EAGAIN
         self.path = path
 
@@ -183,9 +194,9 @@ class TapeFormatError(TapeError):
     reason: text for people.
     """
 
-    def __init__(self, path: str, reason: str) -> None:
+    def __init__(self, path: str, reason: str, remedy: str = RECORD_AGAIN) -> None:
         reason = printable(reason)  # it may quote what is in the file
-        super().__init__(f"{printable(path)}: not a usable tape index: {reason}; {RECORD_AGAIN}")
+        super().__init__(f"{printable(path)}: not a usable tape index: {reason}", remedy)
         self.path = path
         self.reason = reason
 
@@ -231,14 +242,12 @@ class TapeIntegrityError(TapeError, RuntimeError):
 
     member: the name in the archive.
     differences: what was found, each a Difference.
-    remedy: what to do about it, as text for people.
     """
 
     def __init__(self, member: str, differences: Iterable[Difference], remedy: str = RECORD_AGAIN) -> None:
         self.member = member
         self.differences = tuple(differences)
-        self.remedy = remedy
-        super().__init__(f"{printable(member)}: {'; '.join(map(str, self.differences))}; {remedy}")
+        super().__init__(f"{printable(member)}: {'; '.join(map(str, self.differences))}", remedy)
 
     def again(self) -> "TapeIntegrityError":
         """Returns the same error without a traceback, to raise it once more."""
@@ -284,30 +293,27 @@ class OutputBusyError(OutputError, BlockingIOError):
         self.errno = errno.EAGAIN
 
 
-class UploadError(TapeError):
+class _UrlError(TapeError):
+    def __init__(self, url: str, reason: str, remedy: str = "") -> None:
+        super().__init__(f"{printable(url)}: {printable(reason)}", remedy)
+        self.url = url
+        self.reason = reason
+
+
+class UploadError(_UrlError):
     """The far end of an upload cannot be reached, refuses, or does not have what was sent.
 
     url: of the object or the folder.
     reason: text for people.
     """
 
-    def __init__(self, url: str, reason: str) -> None:
-        super().__init__(f"{printable(url)}: {printable(reason)}")
-        self.url = url
-        self.reason = reason
 
-
-class CopyError(TapeError):
+class CopyError(_UrlError):
     """A copy at a URL cannot be read: it is not there, its server gives no ranges, or the link broke.
 
     url: of the copy.
     reason: text for people.
     """
-
-    def __init__(self, url: str, reason: str) -> None:
-        super().__init__(f"{printable(url)}: {printable(reason)}")
-        self.url = url
-        self.reason = reason
 
 
 class OtherNameError(TapeError):

@@ -7,6 +7,7 @@ digits, and no total, so that a name stays when the archive grows, and `cat arch
 import os
 import re
 
+from tartapefs.base.commands import complete
 from tartapefs.base.text import printable
 
 ARCHIVE_NAME = "archive.tar"  # unless the user names another
@@ -30,7 +31,8 @@ def file_name(template: str, fingerprint: str, seal: str, root: str) -> str:
         if found[0] not in known:
             raise ValueError(f"{printable(found[0])} is not a placeholder; {', '.join(known)} are")
         if not known[found[0]]:
-            raise ValueError(f'{found[0]} needs a tape with digests; run "tartapefs seal" first')
+            remedy = complete('run "tartapefs seal" first')
+            raise ValueError(f"{found[0]} needs a tape with digests; {remedy}")
         return known[found[0]]
 
     name = re.sub(r"\{[^{}]*\}", value, template)

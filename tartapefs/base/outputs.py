@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from tartapefs.base import signals
+from tartapefs.base.commands import as_path, quoted
 from tartapefs.base.errors import OutputBusyError, OutputError
 from tartapefs.base.text import printable
 
@@ -68,11 +69,23 @@ def refuse_existing(output: str, force: bool, remedy: str = '"--force" replaces 
     return found.st_size
 
 
+def open_writable(output: str, flags: int) -> int:
+    """Opens or makes the file as `os.open` does. If it is the user's own and read-only, the error says what helps."""
+    try:
+        return os.open(output, flags | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
+    except PermissionError as error:
+        with suppress(OSError):
+            found = os.stat(output)
+            if found.st_uid == os.geteuid() and not found.st_mode & stat.S_IWUSR:  # as `cp` from a mount leaves it
+                error.strerror = f'{error.strerror}; run "chmod u+w {quoted(as_path(output))}" first'
+        raise
+
+
 def create(output: str) -> int:
     """Opens a new or empty file at `output` for writing, by no link."""
     with suppress(FileExistsError):
         return os.open(output, _NEW, 0o666)
-    fd = os.open(output, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    fd = open_writable(output, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         refuse_existing(output, force=False)
     except BaseException:
@@ -94,12 +107,12 @@ def open_existing(output: str, flags: int = os.O_RDWR, create: bool = False) -> 
     Raises OutputError for a link to nothing, and OSError.
     """
     try:
-        return os.open(output, flags | os.O_NOCTTY | os.O_CLOEXEC)
+        return open_writable(output, flags)
     except FileNotFoundError:
         if not create:
             raise
     refuse_existing(output, force=True)
-    return os.open(output, flags | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    return open_writable(output, flags | os.O_CREAT | os.O_EXCL)
 
 
 def lock(fd: int, output: str, wait: bool = False) -> None:

@@ -62,7 +62,7 @@ class SavedState:
     def _open_path(self) -> int:
         while True:
             try:
-                return os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+                return outputs.open_writable(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
             except FileNotFoundError:
                 self._make()
             except IsADirectoryError:

@@ -50,6 +50,11 @@ def printable(name: bytes | str) -> str:
     return "".join(map(_escape, text))
 
 
+def on_one_line(text: str) -> str:
+    """A text of several parts, in which names are `printable` already; what is not is made so."""
+    return text if text.isprintable() else printable(text)
+
+
 _TYPES = {
     stat.S_IFREG: "regular file",
     stat.S_IFDIR: "directory",

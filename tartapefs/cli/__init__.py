@@ -35,7 +35,7 @@ from tartapefs.base.errors import (
     UnexpectedTapeError,
     UploadError,
 )
-from tartapefs.base.text import counted, printable
+from tartapefs.base.text import counted, on_one_line, printable
 from tartapefs.cli.common import (
     DRIFT,
     INTERRUPTED,
@@ -224,7 +224,7 @@ def _code_of(command: click.Command, name: str) -> int:
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.ClickException as error:
-        error.message = "\n".join(map(printable, error.message.split("\n")))  # type: ignore[misc]
+        error.message = "\n".join(map(on_one_line, error.message.split("\n")))  # type: ignore[misc]
         error.show()
         return USAGE
     except (TapeConstraintError, SourceUnreadableError, SourceBusyError) as error:

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from click.shell_completion import CompletionItem
 
-from tartapefs.base import naming, tape_files
+from tartapefs.base import commands, naming, tape_files
 from tartapefs.base import text as base_text
+from tartapefs.base.commands import command, quoted
 from tartapefs.base.errors import TapeFormatError
 from tartapefs.base.text import printable
 from tartapefs.mount import sd_notify
@@ -26,8 +28,6 @@ if TYPE_CHECKING:  # `tartapefs --help` needs none of them
     from tartapefs.play.engine import TapePlayer
     from tartapefs.source.folder import Source
 
-SAVED = "progress is saved: the same command goes on from there"
-NOT_SAVED = "nothing is saved: with --state the same command could go on"
 DRIFT, USAGE, NO_TAPE, REFUSED, NO_MOUNT, INTERRUPTED = 1, 2, 3, 4, 5, 130
 
 _TAKEN_AS_THEY_ARE = "long_names", "hard_links", "one_file_system", "skip_unreadable", "skip_busy"
@@ -131,7 +131,14 @@ def print_json(value: Any) -> None:
 
 
 def folder_argument(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.argument("directory", metavar="DIR", type=path)(function)
+    """Takes DIR. The commands that messages name have it, and --index, from the call on."""
+
+    @functools.wraps(function)
+    def called(**parameters: Any) -> Any:
+        commands.given(parameters["directory"], parameters.get("index"))
+        return function(**parameters)
+
+    return click.argument("directory", metavar="DIR", type=path)(called)
 
 
 def index_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -193,7 +200,7 @@ def late_note(types: list[str]) -> str:
 
 def warn_of_late_changes(source: "Source", one_file_system: bool) -> None:
     if types := source.foreign_types(one_file_system):
-        say(f'{printable(source.root)} is on {late_note(types)} ("tartapefs seal")')
+        say(f'{printable(source.root)} is on {late_note(types)} ("{command("seal")}")')
 
 
 def say_if_too_many_parts(size: int, count: int) -> None:
@@ -304,6 +311,22 @@ def refuse_part(output: str, tape: "Tape", player: "TapePlayer | None", director
             else:
                 files = files_of(tape, source, tape.is_at_home(source.ino))
         tape_files.refuse_part(output, files)
+
+
+def again(*options: str, without: str | None = None) -> str:
+    """The command line as the user gave it, in quotes, to be run once more, with these options and `without` one."""
+    words = [word for word in sys.argv[1:] if word != without]
+    if any(word.startswith("--option") for word in words):  # their values may be secret
+        return "the same command"
+    end = words.index("--") if "--" in words else len(words)
+    return f'"{" ".join(["tartapefs", *map(quoted, (*words[:end], *options, *words[end:]))])}"'
+
+
+def progress_note(state: str | None, suggested: str | None) -> str:
+    """How to go on after an interruption: from this state, or with a `suggested` one from the next time on."""
+    if state is not None:
+        return f"progress is saved: {again()} goes on from there"
+    return "nothing is saved" + (f": {again('--state', suggested)} could go on" if suggested else "")
 
 
 @contextmanager

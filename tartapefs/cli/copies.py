@@ -14,12 +14,14 @@ from tartapefs.base.text import printable
 from tartapefs.cli.common import (
     DRIFT,
     additions_option,
+    again,
     check_expected,
     check_option,
     expect_option,
     fail,
     folder_argument,
     index_option,
+    interruptible,
     json_option,
     path,
     print_json,
@@ -197,11 +199,15 @@ def resume(
                 else:
                     say(f"{printable(copy)}: cut from {found.size:,} to {found.good:,} bytes")
                 file.truncate(found.good)
-            with progress(f"writing {copy}", tape.total_size - found.good, True, tape) as update:
+            missing = tape.total_size - found.good
+            with (
+                interruptible(f"what was written stays: {again()} goes on from there"),
+                progress(f"writing {copy}", missing, True, tape) as update,
+            ):
                 file.extend(player, lambda position, done: update(done, position))
-            again = _examine(tape, player, file, copy, full, found.good)
+            written = _examine(tape, player, file, copy, full, found.good)
         if as_json:
-            print_json({"resumed_from": found.good} | _facts(tape, again))
-        if not again.is_complete:
-            fail(f"{printable(copy)}: what was written reads back wrong from byte {again.good:,} on", DRIFT)
-        say(f"{printable(copy)}: complete; {tape.total_size:,} bytes, {tape.total_size - found.good:,} of them new")
+            print_json({"resumed_from": found.good} | _facts(tape, written))
+        if not written.is_complete:
+            fail(f"{printable(copy)}: what was written reads back wrong from byte {written.good:,} on", DRIFT)
+        say(f"{printable(copy)}: complete; {tape.total_size:,} bytes, {missing:,} of them new")

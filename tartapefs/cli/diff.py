@@ -11,7 +11,7 @@ from tartapefs.base.text import counted, printable
 from tartapefs.cli.common import DRIFT, check_option, path
 from tartapefs.cli.progress import progress
 from tartapefs.play.engine import Check
-from tartapefs.transfer.index_diff import Change, Comparison
+from tartapefs.transfer.index_diff import Change, Comparison, naming_another
 
 _MARKS = {"added": "+", "removed": "-", "changed": "!", "moved": ">"}
 
@@ -45,7 +45,7 @@ def diff(old: str, new: str, check: Check, as_json: bool) -> None:
     differ.
     """
     counts = dict.fromkeys(_MARKS, 0)
-    with _open_index(old) as old_tape, _open_index(new) as new_tape:
+    with naming_another(), _open_index(old) as old_tape, _open_index(new) as new_tape:
         comparison = Comparison(old_tape, new_tape, check)
         most = max(old_tape.member_count, new_tape.member_count)
         with progress("comparing", most, tape=new_tape) as update:

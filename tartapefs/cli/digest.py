@@ -17,8 +17,6 @@ from tartapefs.base.naming import ARCHIVE_NAME
 from tartapefs.base.saved_state import SavedState
 from tartapefs.base.text import printable
 from tartapefs.cli.common import (
-    NOT_SAVED,
-    SAVED,
     additions_option,
     byte_count,
     check_option,
@@ -29,6 +27,7 @@ from tartapefs.cli.common import (
     json_option,
     path,
     print_json,
+    progress_note,
     refuse_part,
     say,
     say_if_too_many_parts,
@@ -120,7 +119,7 @@ def digest(
             again = f"; {digests.read_again:,} bytes are read for that alone" if digests.read_again else ""
             say(f"cannot be saved half way, and starts again each time: {', '.join(digests.not_kept)}{again}")
         missing = sum(stop - start for start, stop in digests.missing())
-        remedy = SAVED if state else NOT_SAVED
+        remedy = progress_note(state, None if sums == "-" else "digest.state")
         with interruptible(remedy), progress(f"reading {directory}", missing, True, tape) as update:
             digests.complete(player, lambda position, done: update(done, position))
         if sums is not None and sums != "-" and out is not None:

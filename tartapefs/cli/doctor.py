@@ -17,6 +17,7 @@ from itertools import chain
 import click
 
 from tartapefs.api.tape import Tape
+from tartapefs.base.commands import command
 from tartapefs.base.errors import TapeError
 from tartapefs.base.naming import ARCHIVE_NAME
 from tartapefs.base.text import counted, printable
@@ -112,22 +113,24 @@ def _self_test(directory: str) -> Iterator[Finding]:
                 unmount("--lazy")
 
         def archive_state() -> str:
-            """The state of the archive in parentheses, if it is invalid."""
+            """The state of the archive in parentheses, if it is invalid, without a remedy."""
             with contextlib.suppress(OSError):
                 state = os.getxattr(mountpoint, "user.tartape.state").decode()
-                return "" if state == "valid" else f" ({state})"
+                return "" if state == "valid" else f" ({state.partition('; run ')[0]})"
             return ""
 
         for check, step, needed, remedy in (
-            ("record", record, True, "see what it says; tartapefs record has options to leave things out"),
+            ("record", record, True, 'see what it says; "tartapefs help record" has options to leave things out'),
             ("mount", mount, True, "see the checks above"),
             ("tarfile", read, False, "try a folder that nobody writes to; if it fails there too, report it"),
             ("GNU tar", compare, False, "try a folder that nobody writes to; if it fails there too, report it"),
-            ("unmount", unmount, False, f"tartapefs unmount --lazy {mountpoint}"),
+            ("unmount", unmount, False, command("unmount --lazy", mountpoint)),
         ):
             try:
                 yield Finding(check, "ok", step())
             except (TapeError, OSError, tarfile.TarError) as error:
+                if isinstance(error, TapeError):
+                    error.remedy = ""  # the tape that it is about is gone at the end
                 yield Finding(check, "problem", str(error) + archive_state(), remedy)
                 if needed:
                     return

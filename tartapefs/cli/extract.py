@@ -11,9 +11,11 @@ import click
 
 from tartapefs.api.tape import Tape
 from tartapefs.archive.layout import FOOTER
+from tartapefs.base.commands import command
 from tartapefs.base.text import counted, printable, size_text
 from tartapefs.cli.common import (
     DRIFT,
+    again,
     byte_count,
     check_expected,
     expect_option,
@@ -30,7 +32,6 @@ from tartapefs.verify.restore import Restored, Restorer
 from tartapefs.verify.selection import select
 
 _THREADS = 4  # of a URL
-_GO_ON = "the same command goes on from there"
 
 
 def _is_url(copy: str) -> bool:
@@ -51,10 +52,8 @@ def _check_digests(tape: Tape, no_digests: bool) -> None:
     if tape.seal:
         return
     if not no_digests:
-        raise click.UsageError(
-            f'{printable(tape.index_path)} has no digests; run "tartapefs seal" first, or give "--no-digests", and only'
-            f" headers are checked"
-        )
+        remedy = f'run "{command("seal")}" first, or give "--no-digests", and only headers are checked'
+        raise click.UsageError(f"{printable(tape.index_path)} has no digests; {remedy}")
     say("the tape has no digests: names, sizes and times are checked, contents are not")
 
 
@@ -142,7 +141,7 @@ def extract(
         try:
             members, size = select(tape, names)
         except KeyError as missing:
-            fail(f'{printable(str(missing.args[0]))}: no such member; "tartapefs ls" lists them', DRIFT)
+            fail(f'{printable(str(missing.args[0]))}: no such member; "{command("ls")}" lists them', DRIFT)
         threads = threads or (_THREADS if _is_url(copy) else 1)
         with closing(_opened(copy, options, threads, pinned=not tape.seal)) as reader:
             if offset is None:
@@ -158,7 +157,7 @@ def extract(
                             counts["bytes"] += 0 if each.error or each.was_there else each.member.size
                         update(restorer.done, note=printable(some[-1].member.arc_path) if some else "")
             except BaseException:
-                say(f"{counts['extracted'] + counts['there']:,} members are extracted; {_GO_ON}")
+                say(f"{counts['extracted'] + counts['there']:,} members are extracted; {again()} goes on from there")
                 raise
             cost = f"; {reader.cost()}" if reader.cost() else ""
     there = f"; {counts['there']:,} were there already" if counts["there"] else ""

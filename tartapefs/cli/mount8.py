@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import click
 
 from tartapefs.api.tape import Tape
-from tartapefs.base.text import printable
+from tartapefs.base.text import on_one_line, printable
 from tartapefs.cli import common
 from tartapefs.cli.common import fail, message_options, path, say
 from tartapefs.cli.mounts import mount
@@ -143,4 +143,4 @@ def command(
                 if asks_to_write(requested):  # in the words of mount(8)
                     say(f"{printable(mountpoint)}: WARNING: source write-protected, mounted read-only", logging.WARNING)
     except click.UsageError as error:
-        fail(printable(error.format_message()), common.USAGE)
+        fail(on_one_line(error.format_message()), common.USAGE)

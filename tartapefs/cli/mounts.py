@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from tartapefs.api.tape import Tape
+from tartapefs.base.commands import as_path, command
 from tartapefs.base.errors import MountError, TapeNotFoundError
 from tartapefs.base.naming import ARCHIVE_NAME, part_count, part_name, shard_name
 from tartapefs.cli.common import (
@@ -180,7 +181,7 @@ def mount(
         tape = Tape.discover(directory, index)
     with tape:
         if scrub_share and not tape.seal:
-            raise click.UsageError('the tape has no digests to scrub by; run "tartapefs seal" first')
+            raise click.UsageError(f'the tape has no digests to scrub by; run "{command("seal")}" first')
         check_expected(tape, expect)
         if part_size is not None and shard_size is not None:
             raise click.UsageError("--part-size and --shard-size exclude each other")
@@ -234,12 +235,13 @@ def unmount(mountpoint: str, lazy: bool) -> None:
         mount_table.unmount(entry, lazy)
     except MountError as error:
         facts: dict[str, Any] = {}
+        by_force = command("unmount --lazy", as_path(mountpoint))
         with contextlib.suppress(MountError):
             facts = mount_table.status(entry)
         if held := _processes(facts.get("held")):
-            remedy = f"These readers are held by drift, and --lazy ends their reads: {held}"
+            remedy = f'These readers are held by drift, and "{by_force}" ends their reads: {held}'
         elif readers := _processes(facts.get("readers")):
-            remedy = f"It is read by {readers}; --lazy lets them read on, and unmounts it when they close it"
+            remedy = f'It is read by {readers}; "{by_force}" lets them read on, and unmounts it when they close it'
         else:
             raise
         raise MountError(mountpoint, f"{error.reason} {remedy}") from None

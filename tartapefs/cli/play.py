@@ -14,11 +14,13 @@ import click
 from tartapefs.api.tape import Tape
 from tartapefs.base import outputs
 from tartapefs.base.buffers import aligned
+from tartapefs.base.commands import as_path, command
 from tartapefs.base.errors import OffsetError
 from tartapefs.base.text import printable
 from tartapefs.cli.common import (
     DRIFT,
     additions_option,
+    again,
     byte_count,
     check_expected,
     check_option,
@@ -93,9 +95,8 @@ def _open_for_append(output: str, player: TapePlayer) -> tuple[int, int]:
         for offset in {0, max(0, size - CHUNK)}:
             found_there = os.pread(fd, min(CHUNK, size - offset), offset)
             if size > player.tape.total_size or found_there != player.read(offset, len(found_there)):
-                fail(
-                    f'{printable(output)}: is no beginning of this archive; "tartapefs resume" completes a copy', DRIFT
-                )
+                remedy = f'"{command("resume", as_path(output))}" completes a copy'
+                fail(f"{printable(output)}: is no beginning of this archive; {remedy}", DRIFT)
     except BaseException:
         os.close(fd)
         raise
@@ -103,8 +104,11 @@ def _open_for_append(output: str, player: TapePlayer) -> tuple[int, int]:
 
 
 @contextmanager
-def _new_output(output: str, start: int, force: bool) -> Iterator[BinaryIO]:
-    """Opens the output file. An existing file is replaced at the end; a new one keeps what was written."""
+def _new_output(output: str, force: bool, go_on: str | None) -> Iterator[BinaryIO]:
+    """Opens the output file. An existing file is replaced at the end; a new one keeps what was written.
+
+    `go_on`: the command that continues it, in quotes, if it can be continued.
+    """
     exists = outputs.refuse_existing(output, force, '"--force" replaces it, "--append" continues it')
     if exists:
         with outputs.Unfinished(output) as unfinished:
@@ -123,8 +127,8 @@ def _new_output(output: str, start: int, force: bool) -> Iterator[BinaryIO]:
             size = os.fstat(file.fileno()).st_size
             if size == 0 and exists is None:
                 outputs.remove(output, file.fileno())
-            elif size and start == 0:
-                say(f'{printable(output)}: has the first {size:,} bytes; "tartapefs play --append" goes on from there')
+            elif size and go_on is not None:
+                say(f"{printable(output)}: has the first {size:,} bytes; {go_on} goes on from there")
             raise
 
 
@@ -194,7 +198,9 @@ def play(
                 descriptor, start = _open_for_append(output, player)
                 out = opened.enter_context(_appending(descriptor))
             else:
-                out = opened.enter_context(_new_output(output, start, force))
+                is_begin = start == 0 and length is None
+                go_on = again("--append", without="--force") if is_begin else None
+                out = opened.enter_context(_new_output(output, force, go_on))
         stop = tape.total_size if length is None else min(start + length, tape.total_size)
         with progress(f"playing {directory}", stop - start, True, tape) as update:
             if events:

@@ -12,10 +12,12 @@ import click
 from tartapefs.api.tape import Tape
 from tartapefs.archive import hash_tree
 from tartapefs.base import tape_files
+from tartapefs.base.commands import command
 from tartapefs.base.errors import TapeConstraintError, TapeError, TapeExistsError, TapeFormatError
 from tartapefs.base.text import counted, printable, size_text
 from tartapefs.cli.common import (
     REFUSED,
+    again,
     fail,
     folder_argument,
     index_option,
@@ -44,7 +46,7 @@ def record_folder(
     if not os.path.isdir(directory):
         raise click.BadParameter(f"{printable(directory)} is not a folder", param_hint="DIR")
     with _recorder(directory, index, expected, **options) as recorder:
-        fingerprint = _commit(recorder)
+        fingerprint = _commit(recorder, again("--long-names"))
     _report_options(recorder, bool(options["exclude"]), options.get("digest"))
     _report_left_out(recorder)
     recorded, has = ("would record", "would have") if is_rehearsal else ("recorded", "has")
@@ -101,20 +103,25 @@ def _recorder(
         yield recorder
 
 
-def _commit(recorder: TapeRecorder, long_names: str = "--long-names") -> str:
+def _commit(recorder: TapeRecorder, long_names: str) -> str:
     try:
         return recorder.commit()
     except TapeConstraintError as error:
         if recorder.too_long:
-            error.add_note(f'"{long_names}" records names and targets of any length, as GNU tar does')
+            error.add_note(f"{long_names} records names and targets of any length, as GNU tar does")
         raise
     except OSError as error:
         if isinstance(error, TapeError):
             raise
         name = error.filename or recorder.index_path
         elsewhere = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
-        remedy = "; --index PATH puts the index elsewhere" if elsewhere else ""
+        remedy = f"; {again('--index', _elsewhere(recorder))} puts the index elsewhere" if elsewhere else ""
         fail(f"{printable(name)}: {error.strerror or error}; nothing was written{remedy}", REFUSED)
+
+
+def _elsewhere(recorder: TapeRecorder) -> str:
+    """A path for the index of a folder that cannot hold it."""
+    return os.path.join(os.path.expanduser("~"), f"{os.path.basename(recorder.root)}.db")
 
 
 def _report_left_out(recorder: TapeRecorder) -> None:
@@ -288,11 +295,11 @@ def _append(directory: str, index: str | None, skipping: dict[str, Any], is_rehe
     with Tape.discover(directory, index) as before:
         with _recorder(directory, index, None, before.member_count, append=True, **skipping) as recorder:
             try:
-                fingerprint = _commit(recorder, "record --force --long-names")
+                fingerprint = _commit(recorder, f'"{command("record --force --long-names")}"')
             except TapeConstraintError as error:
                 error.add_note(
-                    f'what is on the tape cannot be changed by --append; after "record --force" existing copies would'
-                    f" stay valid up to byte {recorder.valid_prefix:,} of {before.total_size:,}"
+                    f'what is on the tape cannot be changed by --append; after "{command("record --force")}" existing'
+                    f" copies would stay valid up to byte {recorder.valid_prefix:,} of {before.total_size:,}"
                 )
                 raise
         added, size = recorder.member_count - before.member_count, recorder.total_size - before.total_size
@@ -339,5 +346,5 @@ def _make_digests(directory: str, index: str | None, recorder: TapeRecorder, kno
     try:
         return seal_folder(directory, index, algorithm, recorder.due_block_size, known=known)
     except BaseException:
-        say('it is recorded, but has no digests yet; "tartapefs seal" makes them, "record --force" does, too')
+        say(f'it is recorded, but has no digests yet; "{command("seal")}" makes them')
         raise

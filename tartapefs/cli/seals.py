@@ -6,10 +6,12 @@ import click
 
 from tartapefs.api.tape import Tape
 from tartapefs.archive import hash_tree
+from tartapefs.base.commands import command
 from tartapefs.base.hashes import is_installed
 from tartapefs.base.text import counted, printable, size_text
 from tartapefs.cli.common import (
     DRIFT,
+    again,
     byte_count,
     check_expected,
     check_option,
@@ -38,12 +40,17 @@ def seal_folder(
     block_size: int,
     check: Check = "full",
     known: Tape | None = None,
+    go_on: str | None = None,
 ) -> str:
-    """Seals the tape of the folder, reusing digests of `known` for unchanged files, and returns the seal."""
+    """Seals the tape of the folder, reusing digests of `known` for unchanged files, and returns the seal.
+
+    `go_on`: what goes on after an interruption, in quotes; by default `tartapefs seal`.
+    """
+    go_on = go_on or f'"{command("seal")}"'
     with Tape.discover(directory, index) as tape:
         player = TapePlayer(tape, directory, check)
         with (
-            interruptible('what was read is kept: "tartapefs seal" goes on from there'),
+            interruptible(f"what was read is kept: {go_on} goes on from there"),
             progress(f"sealing {directory}", tape.total_size, True, tape) as update,
         ):
             sealed = make_seal(
@@ -104,7 +111,7 @@ def seal(
     assert algorithm is not None
     if not hash_tree.SMALLEST_BLOCK <= block_size <= hash_tree.LARGEST_BLOCK or block_size % 512:
         raise click.BadParameter("a block has 64K to 1M, and a multiple of 512 bytes", param_hint="--block-size")
-    sealed = seal_folder(directory, index, algorithm, block_size, check)
+    sealed = seal_folder(directory, index, algorithm, block_size, check, go_on=again())
     if as_json:
         print_json({"seal": sealed, "algorithm": algorithm, "block_size": block_size})
     else:
@@ -113,7 +120,7 @@ def seal(
 
 def _check_sealed(tape: Tape) -> None:
     if not tape.seal:
-        raise click.UsageError(f'{printable(tape.index_path)} has no digests; run "tartapefs seal" first')
+        raise click.UsageError(f'{printable(tape.index_path)} has no digests; run "{command("seal")}" first')
 
 
 @click.command("verify-extracted")

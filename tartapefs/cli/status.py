@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from tartapefs.base.errors import MountError
-from tartapefs.base.text import counted, printable, size_text
+from tartapefs.base.text import counted, on_one_line, printable, size_text
 from tartapefs.cli.common import DRIFT, json_option, path, print_json, say
 from tartapefs.cli.openmetrics import openmetrics
 
@@ -22,7 +22,7 @@ Facts = dict[str, Any]
 
 def _line(text: object) -> str:
     """Makes a value of a report one printable line, even if a foreign daemon sent it."""
-    return str(text) if str(text).isprintable() else printable(str(text))
+    return on_one_line(str(text))
 
 
 def _percent(part: int, whole: int) -> str:

@@ -11,7 +11,8 @@ import click
 
 from tartapefs.api.tape import Tape
 from tartapefs.archive.member import Member
-from tartapefs.base.text import counted, moment, printable, size_text
+from tartapefs.base.commands import command
+from tartapefs.base.text import counted, moment, on_one_line, printable, size_text
 from tartapefs.cli.common import (
     DRIFT,
     fail,
@@ -74,7 +75,7 @@ def info(directory: str, index: str | None, as_json: bool) -> None:
     facts["excluded"] = " ".join(tape.excluded) or "nothing"
     facts["seal"] = tape.seal or "none"
     due = f", which are to be of {tape.due_algorithm}" if tape.due_algorithm else ""
-    facts["digests"] = facts["digests"] or f'none; "tartapefs seal" adds them{due}'
+    facts["digests"] = facts["digests"] or f'none; "{command("seal")}" adds them{due}'
     del facts["late_on"]
     for option in YES_OR_NO:
         if facts.pop(option):
@@ -84,7 +85,8 @@ def info(directory: str, index: str | None, as_json: bool) -> None:
     facts["at_home"] = {True: "yes", False: "no", None: "unknown"}[at_home]
     del facts["generations"]
     for key, value in facts.items():
-        click.echo(f"{key.replace('_', ' '):14}{printable(str(value))}")
+        shown = (on_one_line if key == "digests" else printable)(str(value))  # it may name a command, for a shell
+        click.echo(f"{key.replace('_', ' '):14}{shown}")
     for number, generation in enumerate(tape.generations, 1) if len(tape.generations) > 1 else ():
         label, size = f"generation {number}", generation.stop - generation.start
         click.echo(
@@ -191,7 +193,7 @@ def locate(directory: str, where: str, index: str | None, as_json: bool) -> None
             try:
                 member = tape.find(where)
             except KeyError:
-                fail(f'{printable(where)}: no such member; "tartapefs ls" lists them', DRIFT)
+                fail(f'{printable(where)}: no such member; "{command("ls")}" lists them', DRIFT)
             parts = list(member.segments())
             facts = _with_generation(tape, member) | {"segments": {s.kind.value: [s.start, s.stop] for s in parts}}
             line = f"{printable(member.arc_path)}: [{member.start}, {member.stop}): " + ", ".join(

@@ -15,10 +15,12 @@ from tartapefs.cli.common import (
     DRIFT,
     INTERRUPTED,
     additions_option,
+    again,
     byte_count,
     check_option,
     folder_argument,
     index_option,
+    interruptible,
     json_option,
     key_value,
     path,
@@ -102,7 +104,8 @@ def upload(
         raise click.BadParameter("a part has at least one byte", param_hint="--part-size")
     if threads is not None and scheduler is not None:
         raise click.UsageError('"--threads" are of this machine; the workers of a "--scheduler" have their own')
-    with _ended_at_once(), ExitStack() as opened:
+    go_on = f"what was sent stays there: {again()} goes on from there"
+    with _ended_at_once(), interruptible(go_on), ExitStack() as opened:
         update = opened.enter_context(progress(f"sending {directory}", is_bytes=True))
         client = opened.enter_context(_client_of(scheduler)) if scheduler is not None else None
         try:
@@ -121,6 +124,9 @@ def upload(
             )
         except ValueError as error:
             raise click.UsageError(str(error)) from None
+        except UploadError as error:
+            error.remedy = error.remedy.replace("run this again", f"run {again()}")
+            raise
     if as_json:
         print_json(asdict(done))
     proof = f"ETag {done.etag}" + f"; CRC64NVME {done.crc64nvme}" * bool(done.crc64nvme)

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 import click
 
 from tartapefs.api.tape import Tape
+from tartapefs.base.commands import command
 from tartapefs.base.errors import TapeFormatError, TapeIntegrityError
 from tartapefs.base.text import counted, printable
 from tartapefs.cli.common import (
     DRIFT,
-    NOT_SAVED,
-    SAVED,
     additions_option,
     check_expected,
     check_option,
@@ -23,6 +22,7 @@ from tartapefs.cli.common import (
     json_option,
     path,
     print_json,
+    progress_note,
     refuse_part,
     say,
     strict_option,
@@ -90,7 +90,7 @@ def verify(
         raise click.UsageError('give "--deep" or "--sample", not both')
     with Tape.discover(directory, index) as tape:
         if (deep or sample is not None) and not tape.seal:
-            raise click.UsageError('the tape has no digests of contents; run "tartapefs seal" first')
+            raise click.UsageError(f'the tape has no digests of contents; run "{command("seal")}" first')
         check_expected(tape, expect, complete=True)
         player = TapePlayer(tape, directory, check, strict=strict, allow_additions=allow_additions)
         if state is not None:
@@ -147,7 +147,7 @@ def _wrong_contents(
             scanned = extents(tape, tape.block_size, state.position)
         else:
             scanned = sampled_extents(tape, sample, random.Random())
-        remedy = SAVED if state_file else NOT_SAVED
+        remedy = progress_note(state_file, "verify.state" if sample is None else None)
         with interruptible(remedy), progress("reading contents", tape.total_size, True, tape) as update:
             try:
                 for extent, wrong in verifier.verify(scanned):

@@ -15,13 +15,14 @@ from queue import SimpleQueue
 from typing import Any
 
 from tartapefs.base import tape_files
-from tartapefs.base.errors import TapeBusyError, TapeFormatError, TapeNotFoundError
+from tartapefs.base.errors import RECORD_AGAIN, TapeBusyError, TapeFormatError, TapeNotFoundError
 from tartapefs.index import schema
 
 _LONGEST_PATH = 504  # bytes: 512 less what SQLite may add
 _CONNECTIONS = 4  # more concurrent readers than there are cores to run them gain nothing
 _ATTEMPTS = 100  # to open a file that others replace at the same time
 _STEPS = 10_000  # of SQLite's virtual machine, between two checks of a query's limit
+_MOVE_IT = f"move it away, and {RECORD_AGAIN}"  # a recording replaces no file that is no index
 
 
 def connect(path: str, options: str) -> sqlite3.Connection:
@@ -74,9 +75,9 @@ class Connections:
         if self._closed:
             raise ValueError("the tape is closed")
 
-    def malformed(self, reason: str) -> TapeFormatError:
+    def malformed(self, reason: str, remedy: str = RECORD_AGAIN) -> TapeFormatError:
         """The error to raise if the index cannot be believed."""
-        return TapeFormatError(self.path, reason)
+        return TapeFormatError(self.path, reason, remedy)
 
     def limit_values(self, longest: int) -> None:
         """From now on queries refuse values of more than `longest` bytes."""
@@ -129,10 +130,10 @@ class Connections:
         try:
             return os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
-            raise TapeNotFoundError(self.path, 'run "tartapefs record DIR" first') from None
+            raise TapeNotFoundError(self.path) from None
         except OSError as error:
             if error.errno == errno.ELOOP:
-                raise self.malformed("it is a symbolic link") from None
+                raise self.malformed("it is a symbolic link", _MOVE_IT) from None
             raise
 
     def _failure_to_connect(self, fd: int, found: os.stat_result) -> TapeFormatError | OSError | None:
@@ -162,11 +163,11 @@ class Connections:
     def _check_file(self, fd: int, found: os.stat_result) -> None:
         """Checks what can be checked before SQLite sees the file."""
         if not stat.S_ISREG(found.st_mode):
-            raise self.malformed("it is not a regular file")
+            raise self.malformed("it is not a regular file", _MOVE_IT)
         head = os.pread(fd, 105, 0)
         self.version = int.from_bytes(head[60:64], "big")
         if not tape_files.has_index_mark(head):
-            raise self.malformed("it is not an index of tartapefs")
+            raise self.malformed("it is not an index of tartapefs", _MOVE_IT)
         if self.version not in schema.TABLES:
             oldest, newest = min(schema.TABLES), max(schema.TABLES)
             raise self.malformed(f"its format is {self.version}, this tartapefs reads {oldest} to {newest}")

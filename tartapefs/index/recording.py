@@ -10,10 +10,9 @@ from typing import Literal, Self
 from tartapefs.archive import layout
 from tartapefs.archive.layout import Segment
 from tartapefs.archive.member import Member, latest_of, path_key
-from tartapefs.base import naming
+from tartapefs.base import commands, naming
 from tartapefs.base.errors import OffsetError, TapeNotFoundError, UnexpectedTapeError
 from tartapefs.base.tape_files import default_index
-from tartapefs.base.text import printable
 from tartapefs.index.reader import Index
 from tartapefs.index.schema import Generation
 
@@ -53,10 +52,9 @@ class Recording(Index):
         try:
             return cls(os.fspath(index_path) if index_path else default_index(root), root)
         except TapeNotFoundError as error:
-            command = f"tartapefs record {printable(os.fspath(directory))}"
-            if index_path:
-                command += f" --index {printable(os.fspath(index_path))}"
-            raise TapeNotFoundError(error.path, f'run "{command}" first') from None
+            of_it = commands.of_tape(os.fspath(directory), os.fspath(index_path) if index_path else None)
+            error.remedy = f'run "{" ".join(map(commands.quoted, ("tartapefs", "record", *of_it)))}" first'
+            raise
 
     @classmethod
     def from_index(cls, index_path: str | os.PathLike[str]) -> Self:
@@ -188,10 +186,10 @@ class Recording(Index):
         for number, generation in enumerate(self.generations[:-1], 1):
             if generation.fingerprint == value:
                 what = f"the archive up to byte {generation.stop:,}"
-                return f'that is generation {number} of {count}, {what}: "record --append" added to it since'
+                return f"that is generation {number} of {count}, {what}: more was appended since"
         if self.seal and count > 1:
             return (
-                f'it has {count} generations, and another seal since each "record --append"; if that is not why,'
+                f"it has {count} generations, and another seal since each was appended; if that is not why,"
                 f" find out who recorded it anew, or changed it"
             )
         return ""

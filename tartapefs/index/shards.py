@@ -16,6 +16,7 @@ from itertools import pairwise
 
 from tartapefs.archive.layout import FOOTER
 from tartapefs.archive.member import Member
+from tartapefs.base.commands import complete
 from tartapefs.base.naming import MOST_PARTS
 from tartapefs.index.reader import Index
 from tartapefs.index.schema import TapeFacts
@@ -33,9 +34,8 @@ def shard_starts(tape: Index, size: int, on_shard: Callable[[int], None] = lambd
     if size < 1:
         raise ValueError(f"a shard has at least 1 byte, not {size}")
     if tape.facts.hard_links:
-        raise ValueError(
-            "a hard link and its contents may lie in different shards; record again with --force --no-hard-links"
-        )
+        remedy = complete('run "tartapefs record --force --no-hard-links" to record full copies')
+        raise ValueError(f"a hard link and its contents may lie in different shards; {remedy}")
     key = tape.facts, size
     if key not in _found:
         starts = array("q")

@@ -16,9 +16,9 @@ import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from tartapefs.base import outputs, processes, signals
+from tartapefs.base import commands, outputs, processes, signals
 from tartapefs.base.errors import MountError
-from tartapefs.base.tape_files import refuse_part
+from tartapefs.base.tape_files import default_index, refuse_part
 from tartapefs.base.text import printable
 from tartapefs.mount import background, read_ahead, sd_notify
 from tartapefs.mount import status as reports
@@ -165,6 +165,8 @@ def _serve(player: TapePlayer, where: str, options: MountOptions, on_ready: Call
 
     Raises MountError if mounting, serving or the unmount at the end fails, and OSError if the system lacks a resource.
     """
+    root, index = player.source.root, player.tape.index_path
+    commands.given(root, None if index == default_index(root) else index)  # as they are called from any folder
     # Resources are claimed before anything is mounted.
     memory = mmap.mmap(-1, _THREADS * MEMORY)
     _check_descriptors()

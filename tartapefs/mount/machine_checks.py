@@ -17,6 +17,7 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tartapefs.base.commands import command
 from tartapefs.base.distribution import install_fuse
 from tartapefs.base.text import printable
 from tartapefs.mount import libfuse
@@ -160,7 +161,7 @@ def _mounts() -> Iterator[Finding]:
     mountpoints = [entry.mountpoint for entry in mounts()]
     for mountpoint in mountpoints:
         if reason := _probe(mountpoint):
-            remedy = f"tartapefs unmount --lazy {printable(shlex.quote(mountpoint))}"
+            remedy = command("unmount --lazy", mountpoint)
             yield Finding("mounts", "problem", f"{printable(mountpoint)}: {reason}", remedy)
     yield Finding("mounts", "ok", f"{len(mountpoints)} in this mount namespace")
 

@@ -131,7 +131,7 @@ def template(user: bool) -> dict[str, str]:
     It does not suit a source with `${` or `$$` in its path: systemd would expand a variable.
     """
     where = "%t/tape/%i" if user else "/mnt/%i"
-    settings = '# Changed by "systemctl edit"; OPTIONS are those of "tartapefs mount".\n'
+    settings = '# Changed by "systemctl edit"; OPTIONS are those that "tartapefs help mount" lists.\n'
     settings += f"Environment=MOUNTPOINT={where} OPTIONS=\n"
     command = "tartapefs mount --foreground $OPTIONS -- %f ${MOUNTPOINT}"
     return {"tartapefs@.service": _service("%f", "%f", command, "${MOUNTPOINT}", settings, user)}

@@ -33,7 +33,7 @@ from tartapefs.base.crc import crc_of
 from tartapefs.base.errors import Difference, Fact, TapeIntegrityError, UploadError
 from tartapefs.play.engine import Check, TapePlayer
 from tartapefs.play.playback import CHUNK
-from tartapefs.transfer.index_diff import Comparison
+from tartapefs.transfer.index_diff import Comparison, naming_another
 from tartapefs.transfer.parts_folder import PartsFolder
 from tartapefs.transfer.range_digests import etag
 from tartapefs.transfer.s3_limits import LARGEST_PART, MOST_PARTS, SMALLEST_PART, part_size_for
@@ -163,7 +163,9 @@ def _valid(tape: Tape, held: Held, old_index: str | os.PathLike[str] | None, che
     if valid is not None:
         return valid
     if old_index is not None:
-        with Tape.from_index(old_index) as old:
+        with naming_another():
+            old = Tape.from_index(old_index)
+        with old:
             if old.shared_with(held.label.fingerprint, rows) == old.total_size:
                 return min(Comparison(old, tape, check).prefix(), old.facts.end)
         log.warning("the archive that is there is not that of the old index; everything is sent")
@@ -277,9 +279,9 @@ class _Sending:
         if held is None or not self._was_copied:
             return
         if self._job.target.held() != held:  # not every server copies on the condition that it is what it was
-            raise UploadError(url, "was replaced while it was copied; run this again")
+            raise UploadError(url, "was replaced while it was copied", "run this again")
         if not self._is_as_copied(player, held):
-            raise UploadError(url, "has not the ETag of its parts; remove it, and run this again")
+            raise UploadError(url, "has not the ETag of its parts", "remove it, and run this again")
 
     def finish(self, label: Label) -> Held:
         """Makes the archive visible; returns what is there then."""
@@ -321,7 +323,8 @@ class _Sending:
         try:
             copied = {at: done.part for at, done in copies if done.part is not None}
             if held != job.target.finish([copied[at] for at in range(len(self._parts))], self._parts, held.label):
-                raise UploadError(job.target.url, "is another one since it was copied; remove it, and run this again")
+                what = "is another one since it was copied"
+                raise UploadError(job.target.url, what, "remove it, and run this again")
         except UploadError as error:
             log.warning("complete, but the next upload will not recognise it: %s", error)
             job.target.abort()

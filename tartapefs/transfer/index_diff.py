@@ -7,15 +7,27 @@ and is never too long unless a file changed in a way that no `stat` shows.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 from tartapefs.api.tape import Tape
 from tartapefs.archive.member import Member
+from tartapefs.base.errors import TapeFormatError
 
 ChangeKind = Literal["added", "removed", "changed", "moved"]
 Progress = Callable[[int, int], None]  # (members so far, offset of the last of them in the new archive)
 _PROGRESS_EVERY = 1024  # members
+
+
+@contextmanager
+def naming_another() -> Iterator[None]:
+    """Of an index in this block that cannot be used no folder is known: another one is all that helps."""
+    try:
+        yield
+    except TapeFormatError as error:
+        error.remedy = "name another index"
+        raise
 
 
 def _nothing(members: int, position: int) -> None:

@@ -70,7 +70,7 @@ class Restorer:
         unchecked: bool = False,
     ) -> None:
         if not tape.seal and not unchecked:
-            raise TapeError(f'{tape.index_path}: has no digests to check a copy with; run "tartapefs seal" first')
+            raise TapeError(f"{tape.index_path}: has no digests to check a copy with", 'run "tartapefs seal" first')
         self._tape, self._copy, self._offset, self._threads = tape, copy, offset, threads
         self._hash = hash_tree.hasher(tape.algorithm) if tape.seal else None
         self._block_size = tape.block_size if tape.seal else hash_tree.BLOCK_SIZE

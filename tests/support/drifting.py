@@ -102,4 +102,4 @@ def failing(pid: int, *options: object) -> Iterator[None]:
         tracer.stderr.close()
 
 
-REMEDY = 'run "tartapefs record --force"'
+REMEDY = 'run "tartapefs record --force /'

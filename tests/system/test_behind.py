@@ -1,6 +1,7 @@
 """Sources that somebody changes where this kernel does not see it: shown by bindfs, which it asks nothing twice."""
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -186,7 +187,8 @@ def test_record_mount_and_info_tell_of_it_in_a_line(real: Path, tmp_path: Path, 
         mnt.mkdir()
         for command in (["record", root], ["mount", root, mnt]):
             lines = run(*command, "--index", index).stderr.splitlines()
-            assert [line for line in lines if told in line] == [f'tartapefs: {root}{told} ("tartapefs seal")']
+            remedy = f"tartapefs seal {shlex.quote(str(root))} --index {index}"
+            assert [line for line in lines if told in line] == [f'tartapefs: {root}{told} ("{remedy}")']
         assert run("unmount", mnt).returncode == 0
         assert "file system   fuse: a change there" in run("info", root, "--index", index).stdout
         with Tape.discover(root, index) as tape, Source(str(root)) as source:

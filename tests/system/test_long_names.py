@@ -91,7 +91,8 @@ def test_refused_without_the_option(root: Path, tmp_path: Path) -> None:
         TapeRecorder(root, index).commit()
     *listed, _, hint = result.stderr.splitlines()
     assert len(listed) == len(caught.value.problems) > 800
-    assert hint == 'tartapefs: "--long-names" records names and targets of any length, as GNU tar does'
+    command = f"tartapefs record {root} --index {index} --long-names"
+    assert hint == f'tartapefs: "{command}" records names and targets of any length, as GNU tar does'
     assert not index.exists()
 
 
@@ -166,7 +167,7 @@ def test_the_option_is_kept(tmp_path: Path) -> None:
     assert json.loads(run("info", root, "--json").stdout)["long_names"] is True
     result = run("record", root, "--force", "--no-long-names")
     assert result.returncode == 4
-    assert '"--long-names" records names' in result.stderr
+    assert f'"tartapefs record {root} --force --no-long-names --long-names" records names' in result.stderr
 
 
 def test_append_without_the_option(tmp_path: Path) -> None:
@@ -176,7 +177,7 @@ def test_append_without_the_option(tmp_path: Path) -> None:
     (root / ("n" * 200)).touch()
     result = run("record", root, "--append")
     assert result.returncode == 4
-    assert '"record --force --long-names" records names and targets of any length' in result.stderr
+    assert f'"tartapefs record --force --long-names {root}" records names and targets of any length' in result.stderr
     assert run("record", root, "--append", "--long-names").returncode == 2
 
 

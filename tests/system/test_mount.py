@@ -298,7 +298,7 @@ def test_drift_is_logged_to_a_file(tape: tuple[Path, bytes], mountpoint: Path, t
             (mountpoint / "archive.tar").read_bytes()
     assert run("unmount", mountpoint).returncode == 0
     (line,) = log.read_text().splitlines()
-    for part in ("data/photos/512.bin: ", "recorded 512", "found 640", 'run "tartapefs record --force"'):
+    for part in ("data/photos/512.bin: ", "recorded 512", "found 640", f'run "tartapefs record --force {root}"'):
         assert part in line
 
 

@@ -374,7 +374,8 @@ def test_a_new_copy_that_fails_is_continued(data: Path, tmp_path: Path) -> None:
     assert result.returncode == 1
     size = out.stat().st_size
     assert size >= 3 * MIB and out.read_bytes() == good[:size]
-    assert f'{out}: has the first {size:,} bytes; "tartapefs play --append" goes on from there' in result.stderr
+    again = f"tartapefs play {data} -o {out} --append"
+    assert f'{out}: has the first {size:,} bytes; "{again}" goes on from there' in result.stderr
     (tmp_path / "aside").rename(last)
     os.utime(last.parent, ns=(before.st_mtime_ns, before.st_mtime_ns))
     assert run("record", "--force", data).returncode == 0

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tartapefs.base.text import moment, printable, size_text
+from tartapefs.base.text import moment, on_one_line, printable, size_text
 
 UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format, surrogate, line and paragraph separators
 
@@ -135,3 +135,10 @@ def test_a_moment_does_not_depend_on_the_time_zone(zone: str, monkeypatch: pytes
 )
 def test_a_size_for_people(count: int, text: str) -> None:
     assert size_text(count) == text
+
+
+def test_a_text_of_several_parts_is_escaped_once() -> None:
+    """Whoever put it together may have escaped the names in it, or quoted them for a shell."""
+    escaped = printable("two\nlines") + ": is another"
+    assert on_one_line(escaped) == escaped != printable(escaped)
+    assert on_one_line("two\nlines") == "two\\nlines"

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from support.digests import expected_etag, in_base64, slow_crc
 from support.programs import TARTAPEFS, done, quiet, refused, run, wait_until
 from support.recordings import played, whole
@@ -17,6 +18,9 @@ from support.s3 import s3 as s3
 from support.uploads import PART, add, make
 
 from tartapefs import TapeRecorder
+from tartapefs.base.errors import UploadError
+from tartapefs.cli.upload import upload
+from tartapefs.transfer import distributed
 
 
 @pytest.fixture
@@ -137,6 +141,17 @@ def test_ended_on_the_way(data: Path, s3: S3, command: list[str], number: int) -
     quiet(result)
     assert (result.returncode, sorted(s3.received)) == (0, [2, 3])
     assert s3.object("a.tar") == whole(data)
+
+
+def test_what_is_to_be_run_again_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise UploadError("s3://tapes/a.tar", "has not the ETag of its parts", "remove it, and run this again")
+
+    monkeypatch.setattr(distributed, "upload", fail)
+    monkeypatch.setattr(sys, "argv", ["tartapefs", "upload", "my data", "s3://tapes/a.tar"])
+    error = CliRunner().invoke(upload, sys.argv[2:]).exception
+    line = "remove it, and run \"tartapefs upload 'my data' s3://tapes/a.tar\""
+    assert str(error) == f"s3://tapes/a.tar: has not the ETag of its parts; {line}"
 
 
 @pytest.mark.long

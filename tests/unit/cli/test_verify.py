@@ -167,8 +167,8 @@ def test_all_of_several_drifts_are_listed(root: Path) -> None:
     assert "mode changed since recording (recorded 0644, found 0600)" in lines[2]
     assert "size changed since recording (recorded 1300, found 5)" in lines[5]
     assert "gone since recording (recorded regular file)" in lines[1]
-    assert 'added since recording (found regular file); run "tartapefs record --append"' in lines[4]
-    assert all('run "tartapefs record --force"' in line for line in lines[:4] + lines[5:])
+    assert f'added since recording (found regular file); run "tartapefs record --append {root}"' in lines[4]
+    assert all(f'run "tartapefs record --force {root}"' in line for line in lines[:4] + lines[5:])
     assert "6" in result.stderr and len(result.stderr.splitlines()) == 1
     facts = json.loads(run("verify", root, "--json").stdout)
     (b,) = (entry for entry in facts["drift"] if entry["member"] == "data/b")

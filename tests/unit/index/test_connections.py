@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -190,14 +191,17 @@ def test_bad_files_are_refused_whoever_looks(
 
 @pytest.mark.parametrize("what", ["folder", "index", "folder is a file"])
 def test_missing_index(tmp_path: Path, what: str) -> None:
-    """TapeNotFoundError, which is also a FileNotFoundError, and says what to run."""
+    """TapeNotFoundError, which is also a FileNotFoundError, and says what to do."""
     root = tmp_path / "data"
     if what == "folder is a file":
         root.write_bytes(b"")
     elif what == "index":
         (root / ".tartape").mkdir(parents=True)
-    for open_tape in (lambda: Tape.discover(root), lambda: Tape.from_index(index_of(root))):
-        with pytest.raises(TapeNotFoundError, match="tartapefs record") as caught:
+    for open_tape, remedy in (
+        (lambda: Tape.discover(root), f'no tape here; run "tartapefs record {root}" first'),
+        (lambda: Tape.from_index(index_of(root)), "no tape here; name the index of a recorded folder"),
+    ):
+        with pytest.raises(TapeNotFoundError, match=re.escape(remedy)) as caught:
             open_tape()
         assert isinstance(caught.value, FileNotFoundError)
         assert caught.value.path == str(index_of(root))

@@ -9,6 +9,8 @@ SECONDS ?= 3600
 SUITES ?= bookworm trixie sid
 PYTHONS ?= $(foreach minor,11 12 13 14,$(firstword $(wildcard \
 	$(HOME)/.pyenv/versions/3.$(minor).*/bin/python /usr/local/bin/python3.$(minor) /usr/bin/python3.$(minor))))
+# Each of the thousands of processes that the tests start would compile what it imports.
+unexport PYTHONDONTWRITEBYTECODE
 # One more than cores, for tests that wait; a worker that is done takes tests from the others.
 WORKERS := -n 3 --dist worksteal
 # What the other versions of Python and libfuse 3 could change.
@@ -78,8 +80,6 @@ demo:
 for-test:
 	$(call install,$(TEST_PACKAGES))
 	@$(MAKE) -s $(VENV)/for-test
-	@# Where PYTHONDONTWRITEBYTECODE is set, each of the thousands of processes would compile them.
-	@$(BIN)/python -m compileall -q tartapefs
 
 test: for-test
 	$(BIN)/python -m pytest $(WORKERS) -m 'not long and not podman and not wild'

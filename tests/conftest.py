@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from support.forking import Server
 from support.machine import machine as machine
 from support.programs import our_mounts, run, wait_until
 from support.reference import Reference, gnu_tar
+from support.users import installation as installation
 from support.users import user as user
 
 from tartapefs import TapeRecorder
@@ -86,18 +87,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         session.exitstatus = 1
 
 
-_looked: tuple[str, list[str]] = ("", [])  # the newest process of the machine at the last look, and what was found
-
-
-def our_processes() -> list[str]:
+def our_processes(but: Iterable[str]) -> list[str]:
     """Live processes of tartapefs that these tests started; one that ended and waits for init counts as gone."""
-    global _looked
-    newest = Path("/proc/loadavg").read_text().split()[-1]
-    if _looked == (newest, []):
-        return []  # none, and nothing was started since
     found = []
-    for name in os.listdir("/proc"):  # plainly, since it is looked twice for each test
-        if name.isdigit() and int(name) not in (os.getpid(), programs.server and programs.server.pid):
+    for name in set(os.listdir("/proc")).difference(but):  # those alone, since it is looked after each test
+        if name.isdigit():
             try:
                 with open(f"/proc/{name}/cmdline", "rb") as file:
                     line = file.read().replace(b"\0", b" ")
@@ -109,7 +103,6 @@ def our_processes() -> list[str]:
                 continue
             if MARK in environment:
                 found.append(f"{name}: {line.decode(errors='replace')}")
-    _looked = newest, found
     return found
 
 
@@ -124,7 +117,7 @@ def program_server() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    processes = our_processes()
+    processes = os.listdir("/proc")
     descriptors = len(os.listdir("/proc/self/fd"))
     yield
     below = str(tmp_path_factory.getbasetemp())
@@ -132,7 +125,7 @@ def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     for mountpoint in left:
         subprocess.run(["umount", "-l", mountpoint], check=False)
     assert not left, "the test left mounts behind"
-    wait_until(lambda: not [p for p in our_processes() if p not in processes])
+    wait_until(lambda: not our_processes(processes))
     if len(os.listdir("/proc/self/fd")) > descriptors:  # connections are closed by other threads, or as garbage
         gc.collect()
         wait_until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)

@@ -1,7 +1,6 @@
 """Runs `tartapefs` in forks of one process that has imported it, which takes a tenth of the processor time of a start.
 
-Each run is a process as ever, with descriptors, signals and an exit code of its own. Its command line in /proc
-is that of the server.
+Each run is a process as ever, with descriptors, signals, an exit code and, in /proc, a command line of its own.
 """
 
 import gc
@@ -15,6 +14,7 @@ import sys
 import time
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 
 
 def _environment() -> dict[str, str]:
@@ -29,7 +29,7 @@ class Server:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", __file__, str(theirs.fileno())],
+                [sys.executable, "-P", __file__, str(theirs.fileno()), " " * 4096],  # room for command lines
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,  # as the programs have
                 stderr=subprocess.STDOUT,
@@ -79,6 +79,14 @@ class Server:
         assert not out, out
 
 
+def _show_command_line(*arguments: str) -> None:
+    """Has /proc show these in place of those that this process was started with, see proc(5)."""
+    start, stop = map(int, Path("/proc/self/stat").read_text().rpartition(")")[2].split()[45:47])
+    line = b"".join(os.fsencode(argument) + b"\0" for argument in arguments)
+    with open("/proc/self/mem", "r+b", buffering=0) as memory:
+        os.pwrite(memory.fileno(), line[: stop - start - 1].ljust(stop - start, b"\0"), start)
+
+
 def _serve(channel: socket.socket) -> bool:
     """Forks a program for each request; True in that program."""
     programs: dict[int, tuple[int, int]] = {}  # by the descriptors of the processes: pid, and where to tell the code
@@ -105,6 +113,7 @@ def _serve(channel: socket.socket) -> bool:
                 os.closerange(3, 1 << 16)
                 folder, *sys.argv[1:] = json.loads(message)
                 os.chdir(folder)
+                _show_command_line(sys.executable, "-m", "tartapefs", *sys.argv[1:])
                 return True
             out, err, status = descriptors
             os.close(out)
@@ -119,8 +128,8 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from tartapefs import __main__, cli
 
-    for module, _ in cli.COMMANDS.values():
-        import_module(f"tartapefs.cli.{module}")
+    for module in (*(f"cli.{module}" for module, _ in cli.COMMANDS.values()), "mount.daemon"):
+        import_module(f"tartapefs.{module}")
     channel = socket.socket(fileno=int(sys.argv[1]))
     sys.argv[0] = __main__.__file__
     gc.freeze()

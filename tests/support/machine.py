@@ -98,7 +98,8 @@ def root_folder(machine: Machine) -> Path:
             if [ -L /$name ]; then cp -P /$name .
             elif [ -d /$name ]; then mkdir $name; mount --bind /$name $name; fi
         done
-        for place in /usr /usr/local/bin {prefix if not prefix.startswith("/usr") else ""} {machine.folder}; do
+        for place in /usr /usr/local/bin {prefix if not prefix.startswith("/usr") else ""} \
+            {machine.folder} {machine.user.packages}; do
             mkdir -p .$place; mount --bind $place .$place
         done
         mkdir etc; cp /etc/passwd /etc/group /etc/ld.so.cache etc/

@@ -21,9 +21,9 @@ server: Server | None = None  # of this session
 def run(*command: object, **options: object) -> subprocess.CompletedProcess[str]:
     """`tartapefs` with these arguments; its output as text. The exit code is the caller's to check.
 
-    It is started if it has `options` of its own, which are those of `subprocess.run`, or leaves a daemon; else forked.
+    It is started if it has `options` of its own, which are those of `subprocess.run`; else forked.
     """
-    if server and not options and server.is_like_a_start() and command[:1] != ("mount",):
+    if server and not options and server.is_like_a_start():
         return server.run([*map(os.fspath, command)])  # type: ignore[call-overload]
     text = {"text": True, "errors": "surrogateescape", "capture_output": True, "timeout": 120}
     return subprocess.run([*TARTAPEFS, *map(os.fspath, command)], **(text | options))  # type: ignore[arg-type]

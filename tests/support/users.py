@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -100,16 +101,50 @@ def tartapefs_as_nobody(*command: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+_AS_NOBODY = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+
+
+@dataclass(frozen=True)
+class Installation:
+    """The program and what it needs at run time, and what runs it, where every user can read them."""
+
+    packages: Path
+    interpreter: str
+
+
+@pytest.fixture(scope="session")
+def installation() -> Iterator[Installation]:
+    check = "import sys; sys.exit(sys.version_info < (3, 11))"
+    for interpreter in (os.path.realpath(sys.executable), "/usr/bin/python3"):
+        if subprocess.run([*_AS_NOBODY, "env", interpreter, "-c", check], capture_output=True).returncode == 0:
+            break
+    else:
+        pytest.skip("no Python 3.11 that another user may run")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("tartapefs", "click", "fuse", "mfusepy", "pathspec", "typing_extensions"):
+            found = find_spec(name)
+            if found is None or found.origin is None:
+                continue
+            origin = Path(found.origin)
+            if origin.name == "__init__.py":
+                shutil.copytree(origin.parent, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(origin, folder)
+        # Or each start would compile them, since these users may not write there.
+        subprocess.run([interpreter, "-m", "compileall", "-q", folder], check=True)
+        subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
+        yield Installation(Path(folder), interpreter)
+
+
 class User:
     """Someone without rights, in a mount namespace with a /dev/fuse that all may open.
 
     `folder` is the user's own; what is mounted below it, nobody outside sees.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, installation: Installation) -> None:
         self.folder = folder
-        self.packages = folder / "packages"
-        self._copy_packages()
+        self.packages, self.interpreter = installation.packages, installation.interpreter
         (folder / "fuse").touch()
         os.chown(folder, NOBODY, NOBODY)
         self.holder = subprocess.Popen(
@@ -119,31 +154,6 @@ class User:
         self.holder.stdout.readline()
         script = 'rm "$1" && mknod -m 666 "$1" c 10 229 && mount --bind "$1" /dev/fuse && : > "$2"'
         self.as_root("sh", "-c", script, "sh", folder / "fuse", folder / "fuse.conf").check_returncode()
-        self.interpreter = self._interpreter()
-
-    def _copy_packages(self) -> None:
-        """The program and what it needs at run time, where this user can read it."""
-        self.packages.mkdir()
-        for name in ("tartapefs", "click", "fuse", "mfusepy", "pathspec", "typing_extensions"):
-            found = find_spec(name)
-            if found is None or found.origin is None:
-                continue
-            origin = Path(found.origin)
-            if origin.name == "__init__.py":
-                shutil.copytree(origin.parent, self.packages / name, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(origin, self.packages)
-        subprocess.run(["chmod", "-R", "a+rX", self.packages], check=True)
-
-    def _interpreter(self) -> str:
-        check = "import sys; sys.exit(sys.version_info < (3, 11))"
-        for path in (os.path.realpath(sys.executable), "/usr/bin/python3"):
-            try:
-                if self("env", path, "-c", check).returncode == 0:
-                    return path
-            except OSError:
-                continue
-        pytest.skip("no Python 3.11 that another user may run")
 
     def as_root(self, *command: object) -> subprocess.CompletedProcess[str]:
         enter = ["nsenter", f"--mount=/proc/{self.holder.pid}/ns/mnt"]
@@ -151,8 +161,7 @@ class User:
         return subprocess.run([*enter, *map(os.fspath, command)], **options)
 
     def __call__(self, *command: object) -> subprocess.CompletedProcess[str]:
-        user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
-        return self.as_root(*user, *command)
+        return self.as_root(*_AS_NOBODY, *command)
 
     def tartapefs(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         environment = ["env", f"PYTHONPATH={self.packages}", "PYTHONDONTWRITEBYTECODE=1"]
@@ -169,7 +178,7 @@ class User:
 
 
 @pytest.fixture
-def user() -> Iterator[User]:
+def user(installation: Installation) -> Iterator[User]:
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         try:
@@ -178,7 +187,7 @@ def user() -> Iterator[User]:
             pytest.skip("unshare is not installed")
         if probe.returncode:
             pytest.skip(f"no mount namespaces: {probe.stderr.strip()}")
-        user = User(Path(folder))
+        user = User(Path(folder), installation)
         try:
             user("cp", "-r", "/usr/share/doc/fuse3", user.folder / "data")
             user("mkdir", "-p", user.folder / "data" / "more", user.folder / "mnt", user.folder / "mnt2")

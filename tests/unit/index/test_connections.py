@@ -175,18 +175,18 @@ FILE_DAMAGES = {f"{kind}: {what}": damage for kind, damages in (("file", FILES),
 
 @pytest.mark.long(but=60)
 @pytest.mark.parametrize("damage", FILE_DAMAGES)
-def test_bad_files_are_refused(recorded: Path, damage: str) -> None:
+def test_bad_files_are_refused(damageable: Path, damage: str) -> None:
     """With TapeFormatError, at opening or when the bad row is used; never with another error, never believed."""
-    assert_refused(recorded, FILE_DAMAGES[damage])
+    assert_refused(damageable, FILE_DAMAGES[damage])
 
 
 @pytest.mark.long(but=6)
 @pytest.mark.parametrize("damage", FILE_DAMAGES)
 def test_bad_files_are_refused_whoever_looks(
-    recorded: Path, damage: str, program: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    damageable: Path, damage: str, program: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert_no_lookup_is_wrong(recorded, FILE_DAMAGES[damage])
-    assert_verify_says_so(program, recorded, capsys)
+    assert_no_lookup_is_wrong(damageable, FILE_DAMAGES[damage])
+    assert_verify_says_so(program, damageable, capsys)
 
 
 @pytest.mark.parametrize("what", ["folder", "index", "folder is a file"])

@@ -301,18 +301,18 @@ ROW_DAMAGES = {f"{kind}: {what}": damage
 
 @pytest.mark.long(but=25)
 @pytest.mark.parametrize("damage", ROW_DAMAGES)
-def test_bad_rows_are_refused(recorded: Path, damage: str) -> None:
+def test_bad_rows_are_refused(damageable: Path, damage: str) -> None:
     """With TapeFormatError, at opening or when the bad row is used; never with another error, never believed."""
-    assert_refused(recorded, ROW_DAMAGES[damage])
+    assert_refused(damageable, ROW_DAMAGES[damage])
 
 
 @pytest.mark.long(but=4)
 @pytest.mark.parametrize("damage", ROW_DAMAGES)
 def test_bad_rows_are_refused_whoever_looks(
-    recorded: Path, damage: str, program: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    damageable: Path, damage: str, program: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert_no_lookup_is_wrong(recorded, ROW_DAMAGES[damage])
-    assert_verify_says_so(program, recorded, capsys)
+    assert_no_lookup_is_wrong(damageable, ROW_DAMAGES[damage])
+    assert_verify_says_so(program, damageable, capsys)
 
 
 def test_rows_join_where_no_other_check_sees_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,11 +348,11 @@ AT_OPENING = ["row: all rows gone", "row: first row gone", "row: last row gone",
 
 
 @pytest.mark.parametrize("damage", AT_OPENING)
-def test_both_ends_are_looked_at_first(recorded: Path, damage: str) -> None:
+def test_both_ends_are_looked_at_first(damageable: Path, damage: str) -> None:
     """A tape whose first member is none, or whose last one does not end at its size, is not even opened."""
-    ROW_DAMAGES[damage](index_of(recorded))
+    ROW_DAMAGES[damage](index_of(damageable))
     with pytest.raises(TapeFormatError):
-        Tape.discover(recorded)
+        Tape.discover(damageable)
 
 
 def test_right_checksums_alone_changes_nothing(recorded: Path) -> None:
@@ -387,12 +387,12 @@ SAME: dict[str, Damage] = {
 
 
 @pytest.mark.parametrize("damage", SAME)
-def test_other_bytes_that_say_the_same(recorded: Path, damage: str) -> None:
+def test_other_bytes_that_say_the_same(damageable: Path, damage: str) -> None:
     """The check on the damages above: those come by the same ways, and are not refused for how they came."""
-    reference = Reference(recorded)
-    SAME[damage](index_of(recorded))
-    assert read_whole(recorded) == reference.read(0, reference.size)
-    with Tape.discover(recorded) as tape:
+    reference = Reference(damageable)
+    SAME[damage](index_of(damageable))
+    assert read_whole(damageable) == reference.read(0, reference.size)
+    with Tape.discover(damageable) as tape:
         assert {member.name: member.start for member in tape.members()} == reference.starts
         assert [member.name for member in tape.folders()] == [name for name in reference.starts if name[-1:] == b"/"]
         for name, start in reference.starts.items():
@@ -432,19 +432,19 @@ AGREEING = ("owner", "another order", "a member less")  # the source has all tha
 
 @pytest.mark.long(but=6)
 @pytest.mark.parametrize("damage", OTHERS)
-def test_rows_that_only_their_digest_tells(recorded: Path, damage: str, program: Callable[..., int]) -> None:
+def test_rows_that_only_their_digest_tells(damageable: Path, damage: str, program: Callable[..., int]) -> None:
     """Another recording, with its own right checksums, is found by the check of all rows, and as drift by a reader."""
-    with Tape.discover(recorded) as tape:
+    with Tape.discover(damageable) as tape:
         assert tape.rows_are_sound()
-    OTHERS[damage](index_of(recorded))
-    with Tape.discover(recorded) as tape:
+    OTHERS[damage](index_of(damageable))
+    with Tape.discover(damageable) as tape:
         assert not tape.rows_are_sound()
         for member in tape.members():
             assert len(member.header()) == 512
             assert member.path == b"" or not {b"", b".", b".."} & set(member.path.split(b"/"))
     with nullcontext() if damage in AGREEING else pytest.raises(TapeError):
-        read_whole(recorded)
-    assert program("verify", recorded) == 3
+        read_whole(damageable)
+    assert program("verify", damageable) == 3
 
 
 # Beyond the last member, or before the first, nobody looks who reads the archive.
@@ -464,13 +464,13 @@ BEYOND: dict[str, Damage] = {
 
 
 @pytest.mark.parametrize("damage", BEYOND)
-def test_rows_beyond_the_archive(recorded: Path, damage: str) -> None:
+def test_rows_beyond_the_archive(damageable: Path, damage: str) -> None:
     """They change no byte; who looks at all folders or all rows gets an answer or TapeFormatError."""
-    reference = Reference(recorded)
-    BEYOND[damage](index_of(recorded))
+    reference = Reference(damageable)
+    BEYOND[damage](index_of(damageable))
     with suppress(TapeFormatError):
-        assert read_whole(recorded) == reference.read(0, reference.size)
-    with Tape.discover(recorded) as tape:
+        assert read_whole(damageable) == reference.read(0, reference.size)
+    with Tape.discover(damageable) as tape:
         with suppress(TapeFormatError):
             list(tape.folders())
         with suppress(TapeFormatError):
@@ -479,11 +479,11 @@ def test_rows_beyond_the_archive(recorded: Path, damage: str) -> None:
 
 @pytest.mark.long(but=64)
 @pytest.mark.parametrize("damage", ROW_DAMAGES)
-def test_folders_of_a_bad_index(recorded: Path, damage: str) -> None:
+def test_folders_of_a_bad_index(damageable: Path, damage: str) -> None:
     """Who asks for these alone, as an audit does, gets an answer or TapeFormatError."""
-    ROW_DAMAGES[damage](index_of(recorded))
+    ROW_DAMAGES[damage](index_of(damageable))
     try:
-        tape = Tape.discover(recorded)
+        tape = Tape.discover(damageable)
     except TapeFormatError:
         return
     with tape, suppress(TapeFormatError):

@@ -70,7 +70,8 @@ def members_of_a_pack(draw: st.DrawFn) -> list[Member]:
         size, target = draw(sizes) if kind == FILE and not is_hard_link else 0, b""
         if is_hard_link:
             target = draw(st.sampled_from(some_folders)) + draw(parts)
-            target = ROOT + b"first" if why_too_long(b"", target, long_names) else target
+            if target == name or why_too_long(b"", target, long_names):
+                target = ROOT + b"first of %d" % number
         if kind == LINK:
             target = draw(long_targets if long_names else targets)
         ino, owner = draw(st.integers(0, 2**64 - 1)), draw(st.sampled_from(some_owners))

@@ -91,25 +91,25 @@ FACTS: dict[str, Damage] = {
 
 @pytest.mark.long(but=25)
 @pytest.mark.parametrize("damage", FACTS)
-def test_bad_facts_are_refused(recorded: Path, damage: str) -> None:
+def test_bad_facts_are_refused(damageable: Path, damage: str) -> None:
     """With TapeFormatError, at opening or when the bad row is used; never with another error, never believed."""
-    assert_refused(recorded, FACTS[damage])
+    assert_refused(damageable, FACTS[damage])
 
 
 @pytest.mark.long(but=4)
 @pytest.mark.parametrize("damage", FACTS)
 def test_bad_facts_are_refused_whoever_looks(
-    recorded: Path, damage: str, program: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    damageable: Path, damage: str, program: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert_no_lookup_is_wrong(recorded, FACTS[damage])
-    assert_verify_says_so(program, recorded, capsys)
+    assert_no_lookup_is_wrong(damageable, FACTS[damage])
+    assert_verify_says_so(program, damageable, capsys)
 
 
 @pytest.mark.parametrize("damage", ["size too large", "size too small", "size odd", "root's name another"])
-def test_tape_that_does_not_fit_its_facts_is_not_opened(recorded: Path, damage: str) -> None:
-    FACTS[damage](index_of(recorded))
+def test_tape_that_does_not_fit_its_facts_is_not_opened(damageable: Path, damage: str) -> None:
+    FACTS[damage](index_of(damageable))
     with pytest.raises(TapeFormatError):
-        Tape.discover(recorded)
+        Tape.discover(damageable)
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 9, 2**62])

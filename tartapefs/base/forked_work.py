@@ -64,17 +64,26 @@ def run(
         items = chain(first, items)
         if len(first) == min_items and _is_safe_and_faster():
             return _run_forked(work, items, check)
-    return work(_checked(items, check))
+    return work(chain.from_iterable(_checked(_batches(items), check)))
 
 
 def _no_check(items: list[Any]) -> None:
     pass
 
 
-def _checked(items: Iterator[_Item], check: Callable[[list[_Item]], object]) -> Iterator[_Item]:
+def _batches(items: Iterator[_Item]) -> Iterator[list[_Item]]:
     while batch := list(islice(items, _BATCH)):
-        check(batch)
-        yield from batch
+        yield batch
+
+
+def _checked(
+    batches: Iterator[list[_Item]], check: Callable[[list[_Item]], object], first: int = 0, step: int = 1
+) -> Iterator[list[_Item]]:
+    """All batches; each `step`th, from the one with the number `first` on, is checked by this process."""
+    for number, batch in enumerate(batches):
+        if number % step == first:
+            check(batch)
+        yield batch
 
 
 def _run_forked(
@@ -86,16 +95,12 @@ def _run_forked(
             try:
                 pid = fork()
             except OSError:
-                return work(_checked(items, check))
+                return work(chain.from_iterable(_checked(_batches(items), check)))
             if pid == 0:
                 ours.close()
                 _serve(work, theirs, check)
         try:
-            is_ours = False  # to check; every other batch is
-            while batch := list(islice(items, _BATCH)):
-                if is_ours:
-                    check(batch)
-                is_ours = not is_ours
+            for batch in _checked(_batches(items), check, 1, 2):
                 if not _send(ours, batch):  # the child failed; its answer says why
                     break
             else:
@@ -129,16 +134,12 @@ def _answer(channel: socket.socket) -> bytes:
     return channel.recv(_MAX_MESSAGE)
 
 
-def _received(channel: socket.socket, check: Callable[[list[Any]], object]) -> Iterator[Any]:
-    is_ours = True
+def _received(channel: socket.socket) -> Iterator[list[Any]]:
     while message := channel.recv(_MAX_MESSAGE):
         batch = pickle.loads(message)
         if not batch:
             return
-        if is_ours:
-            check(batch)
-        is_ours = not is_ours
-        yield from batch
+        yield batch
     raise EOFError("the process that has the items ended")
 
 
@@ -149,7 +150,7 @@ def _serve(
         signals.ignore()
         answer: tuple[Any, Exception | None]
         try:
-            answer = work(_received(channel, check)), None
+            answer = work(chain.from_iterable(_checked(_received(channel), check, 0, 2))), None
         except Exception as error:
             answer = None, error
         _send(channel, answer)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import click
 
 from tartapefs.api.tape import Tape
+from tartapefs.base import commands
 from tartapefs.base.text import on_one_line, printable
 from tartapefs.cli import common
 from tartapefs.cli.common import fail, message_options, path, say
@@ -137,6 +138,7 @@ def command(
         mount_arguments = [*arguments(requested, sloppy), "--", directory, mountpoint]
         with mount.make_context("mount.tartapefs", mount_arguments) as context:
             if fake:
+                commands.given(directory, context.params["index"])
                 Tape.discover(directory, context.params["index"]).close()
             else:
                 mount.invoke(context)

@@ -573,15 +573,15 @@ MUTANTS = [
     Mutant(
         "the first process looks at fresh files",
         "base/forked_work.py",
-        "                if is_ours:\n                    check(batch)\n",
-        "",
+        "in _checked(_batches(items), check, 1, 2):",
+        "in _batches(items):",
         SETTLING,
     ),
     Mutant(
         "the second process looks at fresh files",
         "base/forked_work.py",
-        "        if is_ours:\n            check(batch)\n        is_ours = not is_ours\n        yield",
-        "        yield",
+        "_checked(_received(channel), check, 0, 2)",
+        "_received(channel)",
         SETTLING,
     ),
     Mutant(

@@ -29,13 +29,15 @@ WILD_PACKAGES := $(TEST_PACKAGES) age apache2-bin aria2 debootstrap duplicity ex
 	rdiff-backup samba smbclient sshfs udev wget
 PODMAN_PACKAGES := $(TEST_PACKAGES) crun podman uidmap
 
-.PHONY: help demo for-test test test-long test-all lint check package man bench fuzz soak mutants pythons podman clients wild debians clean
+.PHONY: help demo for-test test test-long matrix test-all lint check package man bench fuzz soak mutants pythons podman clients wild debians clean
 
 help:
 	@echo "make demo [DIR=folder]   record and mount a folder, read it back with GNU tar, compare"
 	@echo "make test                tests of every kind, in four minutes on two cores"
 	@echo "make test-long           the other tests: more cases, real trees, installations, crashes; libfuse 3 throughout"
-	@echo "make test-all            both"
+	@echo "make matrix              the largest products, of which test-long runs some cases for all: each change on each file"
+	@echo "                         system, each page and program with each failure"
+	@echo "make test-all            test, test-long and matrix"
 	@echo "make lint                format, lint, types, layers"
 	@echo "make check               lint and all tests"
 	@echo "make package             wheel and sdist, in dist/"
@@ -82,13 +84,16 @@ for-test:
 	@$(MAKE) -s $(VENV)/for-test
 
 test: for-test
-	$(BIN)/python -m pytest $(WORKERS) -m 'not long and not podman and not wild'
+	$(BIN)/python -m pytest $(WORKERS) -m 'not long and not matrix and not podman and not wild'
 
 test-long: for-test
-	$(BIN)/python -m pytest $(WORKERS) -m 'long and not podman and not wild'
+	$(BIN)/python -m pytest $(WORKERS) -m 'long and not matrix and not podman and not wild'
 	TARTAPEFS_BINDING=mfusepy $(BIN)/python -m pytest $(WORKERS) $(MOUNT_TESTS)
 
-test-all: test test-long
+matrix: for-test
+	$(BIN)/python -m pytest $(WORKERS) -m 'matrix and not podman and not wild'
+
+test-all: test test-long matrix
 
 lint:
 	$(call install,python3 python3-venv)

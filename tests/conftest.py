@@ -49,6 +49,10 @@ def pytest_configure(config: pytest.Config) -> None:
         "long(but): not run by `make test`, as all of tests/long; of a parametrised test `but` stays there: its first"
         " cases, if it is a number, or those whose names this expression finds",
     )
+    config.addinivalue_line(
+        "markers",
+        "matrix(but): run by `make matrix` alone, since some of its cases stand for all: `but` stays where it was",
+    )
     config.addinivalue_line("markers", "fuse: needs /dev/fuse")
     config.addinivalue_line("markers", "needs(*programs): needs these programs on PATH")
     config.addinivalue_line("markers", "root: needs to run as root")
@@ -58,15 +62,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest chooses by markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    cases: Counter[str] = Counter()
+    cases: Counter[tuple[str, str]] = Counter()
     for item in items:
+        for name in ("long", "matrix"):
+            if (mark := item.get_closest_marker(name)) and "but" in mark.kwargs:
+                test, but = item.nodeid.partition("[")[0], mark.kwargs["but"]
+                cases[test, name] += 1
+                if cases[test, name] <= but if isinstance(but, int) else re.search(but, item.name):
+                    item.own_markers.remove(mark)
         if item.path.is_relative_to(LONG):
             item.add_marker("long")
-        elif (mark := item.get_closest_marker("long")) and "but" in mark.kwargs:
-            test, but = item.nodeid.partition("[")[0], mark.kwargs["but"]
-            cases[test] += 1
-            if cases[test] <= but if isinstance(but, int) else re.search(but, item.name):
-                item.own_markers.remove(mark)
         if not FUSE and (item.get_closest_marker("fuse") or "mount" in getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.skip(reason="no usable /dev/fuse"))
         if os.geteuid() and item.get_closest_marker("root"):

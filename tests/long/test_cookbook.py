@@ -210,6 +210,7 @@ FAILURES = [
 ]
 
 
+@pytest.mark.matrix(but=r"(nightly|verify|send).*cut|(rclone|s3.*|restore.*)\.md-drift|parts.md-daemon")
 @pytest.mark.parametrize(("page", "failure"), FAILURES)
 def test_no_page_ends_well_with_a_wrong_copy(kitchen: Kitchen, page: str, failure: str) -> None:
     """Something fails while something is sent. An object that is there is the archive, whatever the page says."""
@@ -227,6 +228,7 @@ def test_no_page_ends_well_with_a_wrong_copy(kitchen: Kitchen, page: str, failur
     assert not well or failure != "network cut"
 
 
+@pytest.mark.matrix(but=1)
 @pytest.mark.parametrize("failure", ["drift", "network cut"])
 def test_parts_by_aws_alone(kitchen: Kitchen, failure: str) -> None:
     """The last block of the page, without the program before it."""

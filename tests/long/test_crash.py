@@ -194,6 +194,7 @@ def test_a_recorder_killed_at_any_time(victim: Victim, record_property: Callable
 
 
 @pytest.mark.needs("strace")
+@pytest.mark.matrix(but=1)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_an_append_that_ends_at_each_change(tmp_path: Path, number: signal.Signals) -> None:
     """On the way into every system call that changes anything: the old index, or the new one; and the next goes on."""

@@ -119,6 +119,7 @@ STEPS_OF_A_COURSE: dict[str, Callable[[Course], None]] = {
 }
 
 
+@pytest.mark.matrix(but=r"0-False|1-True")
 @pytest.mark.parametrize("sealed", [False, True])
 @pytest.mark.parametrize("number", range(COURSES))
 def test_a_course(tmp_path: Path, number: int, sealed: bool) -> None:

@@ -344,10 +344,11 @@ def filesystem(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="session")
-def sources(filesystem: Filesystem) -> Iterator[dict[tuple[str, str], Source]]:
+def sources(filesystem: Filesystem, request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], Source]]:
     """A recorded folder for every case. All are recorded at once, since a recording waits for the clock."""
-    keys = [(change, moment) for change in CHANGES for moment in MOMENTS] + [
-        (change, mode) for change in MOUNTED for mode in MODES
+    cases = [item.callspec.params for item in request.session.items if "sources" in getattr(item, "fixturenames", ())]
+    keys = [
+        (case["name"], case.get("moment") or case["mode"]) for case in cases if case["filesystem"] == filesystem.name
     ]
 
     def make(key: tuple[str, str]) -> Source:
@@ -360,6 +361,7 @@ def sources(filesystem: Filesystem) -> Iterator[dict[tuple[str, str], Source]]:
         source.close()
 
 
+@pytest.mark.matrix(but=r"\[ext4-(?!seconds)|between reads")
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change(
@@ -419,6 +421,7 @@ def test_a_change(
 
 
 @pytest.mark.fuse
+@pytest.mark.matrix(but=r"\[ext4-(?!seconds)|cached")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", MOUNTED)
 def test_a_change_under_a_mount(

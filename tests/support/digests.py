@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import zlib
-from functools import cache
+from functools import cache, lru_cache
 
 PART_SIZES = (1, 1000, 65_536, 1 << 20, 1 << 40)
 
@@ -29,6 +29,7 @@ def _table(bits: int, polynomial: int) -> list[int]:
     return table
 
 
+@lru_cache(2)  # an archive is often looked at twice
 def slow_crc(algorithm: str, data: bytes) -> str:
     """CRC-32 is zlib's; the others byte by byte."""
     if algorithm == "crc32":

@@ -13,6 +13,9 @@ from moto.s3.models import s3_backends
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+_session = boto3.session.Session()  # one, since it reads large descriptions of S3, which it then keeps
+_session_lock = threading.Lock()
+
 
 class _Quiet(WSGIRequestHandler):
     def log_request(self, *_: object) -> None:
@@ -76,7 +79,8 @@ class S3:
         return self.app(environ, start_response)
 
     def client(self, **options: Any) -> "closing[Any]":
-        return closing(boto3.session.Session().client("s3", **self.options | options))
+        with _session_lock:
+            return closing(_session.client("s3", **self.options | options))
 
     def object(self, key: str) -> bytes:
         with self.client() as client, closing(client.get_object(Bucket="tapes", Key=key)["Body"]) as body:

@@ -145,6 +145,7 @@ def test_a_change_under_the_mount(
     mounted.check_invalid_for_good(culprit)
 
 
+@pytest.mark.matrix(but=12)
 @pytest.mark.long(but=5)
 @pytest.mark.parametrize("change", CHANGES.values(), ids=list(CHANGES))
 @pytest.mark.parametrize("mounted", [None], indirect=True, ids=["cached"])

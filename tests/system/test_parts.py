@@ -54,6 +54,7 @@ def errno_of(call: Callable[[], object]) -> int:
     return 0
 
 
+@pytest.mark.matrix(but=r"-(300|4096)-|\[fusepy.*cached")
 @pytest.mark.long(but=4)
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("options", [(), ("--direct",)], ids=["cached", "direct"])

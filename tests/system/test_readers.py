@@ -134,6 +134,7 @@ def outcome(failing: Failing, name: str) -> Result:
     return Result(code, *made(failing))
 
 
+@pytest.mark.matrix(but=r"-cached|\[(cp|tar)-")
 @pytest.mark.long(but=r"\[(cp|dd bs=1M|rsync|rclone copyto|curl|tar)-cached")
 @pytest.mark.parametrize("options", [("--direct",), ()], ids=["direct", "cached"])
 @pytest.mark.parametrize("name", PROGRAMS)

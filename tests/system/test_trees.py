@@ -182,6 +182,7 @@ def small_tree(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return root, trees.made_by_gnu_tar(root, folder / "by-gnu-tar.tar")
 
 
+@pytest.mark.matrix(but=r"empty_root|odd_names|links-|-(tar|python)\]")
 @pytest.mark.long(but=5)
 @each_program
 def test_hard_trees(small_tree, program, mount, tmp_path):
@@ -226,6 +227,7 @@ def real_tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
     shutil.rmtree(folder)
 
 
+@pytest.mark.matrix(but=r"\[(tar|python)")
 @pytest.mark.long
 @each_program
 def test_a_real_tree(real_tree, program, mount, tmp_path):

@@ -82,6 +82,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                     item.add_marker(pytest.mark.skip(reason=f"{program} is not installed"))
 
 
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # or each collection looks at all that thousands of tests have
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """In CI a skip is a failure: something that should have been installed is not."""

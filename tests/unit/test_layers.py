@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,11 @@ def module_of(place: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {module_of(place): ast.parse(place.read_bytes(), str(place)) for place in sorted(PACKAGE.rglob("*.py"))}
+@cache
+def modules() -> dict[str, ast.Module]:
+    return {module_of(place): ast.parse(place.read_bytes(), str(place)) for place in sorted(PACKAGE.rglob("*.py"))}
+
+
 LONGEST = 400  # lines
 LINTER = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["importlinter"]
 
@@ -58,7 +63,7 @@ def imports(tree: ast.Module) -> Iterator[str]:
             assert node.module
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
-                yield full if full.removeprefix("tartapefs.") in MODULES else node.module
+                yield full if full.removeprefix("tartapefs.") in modules() else node.module
 
 
 def ours(tree: ast.Module) -> set[str]:
@@ -83,11 +88,17 @@ def names_used(tree: ast.Module) -> set[str]:
 def test_package_is_what_is_looked_at() -> None:
     """The check on these tests: they see the modules, and find what is there to find."""
     known = {"index.connections", "mount.operations", "cli", "source.folder", "play.engine", "base.errors"}
-    assert known <= set(MODULES)
-    assert "sqlite3" in set(imports(MODULES["index.connections"]))
+    assert known <= set(modules())
+    assert "sqlite3" in set(imports(modules()["index.connections"]))
     assert "print" in calls(ast.parse("def f():\n    print(1)"))
     assert ours(ast.parse("def f():\n    from tartapefs.index import reader")) == {"index.reader"}
     assert ours(ast.parse("from tartapefs.api import Tape")) == {"api"}
+
+
+@cache
+def imported() -> dict[str, set[str]]:
+    """Of each module, the packages that it imports."""
+    return {module: {name.split(".")[0] for name in imports(tree)} for module, tree in modules().items()}
 
 
 @pytest.mark.parametrize(
@@ -108,7 +119,7 @@ def test_package_is_what_is_looked_at() -> None:
 )
 def test_only_one_layer_knows(foreign: str, allowed: set[str]) -> None:
     """SQL, FUSE, and the parsing of a command line are each known to one module."""
-    knowing = {module for module, tree in MODULES.items() if foreign in {name.split(".")[0] for name in imports(tree)}}
+    knowing = {module for module, names in imported().items() if foreign in names}
     if allowed == {"cli"}:
         knowing = {module.partition(".")[0] for module in knowing}
     assert knowing <= allowed
@@ -117,7 +128,7 @@ def test_only_one_layer_knows(foreign: str, allowed: set[str]) -> None:
 
 def test_only_the_command_line_prints_and_exits() -> None:
     forbidden = {"print", "input", "sys.exit", "exit", "quit", "sys.stdout", "sys.stderr", "sys.argv", "SystemExit"}
-    for module, tree in MODULES.items():
+    for module, tree in modules().items():
         if module.partition(".")[0] != "cli":
             assert not forbidden & names_used(tree), module
 
@@ -140,7 +151,7 @@ OPEN_THEIR_OWN = {
     ),
     *("base.forked_work", "base.mountinfo", "base.outputs", "base.processes"),
     *("base.saved_state", "base.tape_files"),
-    *(module for module in MODULES if module.partition(".")[0] == "cli"),
+    *(module for module in modules() if module.partition(".")[0] == "cli"),
 }
 OPEN_THE_SOURCE = {"source.folder", "source.system_calls"}
 MAY_LIST = {
@@ -157,7 +168,7 @@ def test_only_source_opens_what_lies_in_the_source() -> None:
     """No other module has a call that could open or list a file of the source."""
     opening = {"open", "os.open", "io.open", "os.fdopen", "os.listdir", "os.scandir", "os.walk", "os.fwalk", "pathlib"}
     linking = {"os.readlink", "os.mkfifo", "shutil.copy", "shutil.copyfile"}
-    for module, tree in MODULES.items():
+    for module, tree in modules().items():
         if module not in OPEN_THE_SOURCE | OPEN_THEIR_OWN:
             assert not (opening | linking) & calls(tree), module
             assert "pathlib" not in set(imports(tree)), module
@@ -173,7 +184,7 @@ def test_only_source_opens_what_lies_in_the_source() -> None:
 def test_few_modules_put_files_in_place() -> None:
     """No others rename, remove, link or lock files. (`destination` restores; `status` has sockets; `source` a lock.)"""
     changing = {"os.rename", "os.replace", "os.unlink", "os.remove", "os.link", "os.symlink", "os.truncate", "os.chmod"}
-    for module, tree in MODULES.items():
+    for module, tree in modules().items():
         if module not in ("base.outputs", "base.saved_state", "verify.destination", "mount.status"):
             assert not changing & calls(tree), module
         if module not in ("base.outputs", "source.folder"):
@@ -190,8 +201,8 @@ def test_pure_modules_do_no_io() -> None:
         *("play.events", "base.errors", "base.text", "base.resumable_hash", "mount.read_statistics", "mount.units"),
     }
     for module in pure:
-        assert not {name for name in calls(MODULES[module]) if name.startswith("os.") and name not in PURE}, module
-        assert "open" not in calls(MODULES[module])
+        assert not {name for name in calls(modules()[module]) if name.startswith("os.") and name not in PURE}, module
+        assert "open" not in calls(modules()[module])
 
 
 PURE = {"os.fsdecode", "os.fsencode", "os.fspath"}
@@ -206,13 +217,13 @@ def levels() -> dict[str, int]:
 def test_imports_go_downwards_only() -> None:
     """Every folder is in a layer, and imports from lower ones alone. At the top lies what users and the system run."""
     level_of = levels()
-    tops = {module.partition(".")[0] for module in MODULES} - {"", "__main__"}
+    tops = {module.partition(".")[0] for module in modules()} - {"", "__main__"}
     assert tops == set(level_of)
     assert {place.name for place in PACKAGE.glob("*.py")} == {
         *("__init__.py", "__main__.py"),
         *("distributed.py", "webdataset.py"),
     }
-    for module, tree in MODULES.items():
+    for module, tree in modules().items():
         top = module.partition(".")[0]
         if top in level_of:
             for imported in {name.partition(".")[0] for name in ours(tree)} - {top}:
@@ -221,9 +232,9 @@ def test_imports_go_downwards_only() -> None:
 
 def test_no_modules_import_each_other() -> None:
     """Imports within functions, and for types, are counted, too, and those of the table of commands."""
-    graph = {module: ours(tree) & set(MODULES) - {module} for module, tree in MODULES.items() if module}
+    graph = {module: ours(tree) & set(modules()) - {module} for module, tree in modules().items() if module}
     graph["cli"] |= {f"cli.{module}" for module, _ in COMMANDS.values()}
-    assert graph["cli"] <= set(MODULES)
+    assert graph["cli"] <= set(modules())
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
     with pytest.raises(graphlib.CycleError):
         graphlib.TopologicalSorter(graph | {"base.errors": {"cli"}}).prepare()
@@ -243,7 +254,7 @@ def test_layers_are_those_of_the_design() -> None:
 
 def test_no_module_is_long() -> None:
     """A module with more lines does more than one thing."""
-    long = {module for module, tree in MODULES.items() if tree.body and tree.body[-1].end_lineno > LONGEST}
+    long = {module for module, tree in modules().items() if tree.body and tree.body[-1].end_lineno > LONGEST}
     assert not long
 
 

@@ -180,7 +180,9 @@ def fits(name: bytes) -> bool:
     return len(name) <= 255 and any(cut <= 155 and len(name) - cut - 1 <= 100 for cut in places)
 
 
-@settings(max_examples=400, deadline=None, database=None)
+@pytest.mark.long(but=1)
+@pytest.mark.parametrize("part", range(4))
+@settings(max_examples=100, deadline=None, database=None)
 @given(
     _names,
     st.integers(0, 0o7777),
@@ -189,7 +191,9 @@ def fits(name: bytes) -> bool:
     st.none() | _targets,
     _owners,
 )
-def test_any_header(name: bytes, bits: int, size: int, mtime: int, target: bytes | None, owner: Owner | None) -> None:
+def test_any_header(
+    part: int, name: bytes, bits: int, size: int, mtime: int, target: bytes | None, owner: Owner | None
+) -> None:
     """Whatever the facts: the header that `tarfile` makes, or a refusal exactly where no slash fits."""
     if name.endswith(b"/"):
         facts = (name, FOLDER | bits, 0, mtime, b"", owner)

@@ -75,10 +75,8 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
             cli.main()
         return int(ended.value.code or 0)
 
-    gc.freeze()  # of all that thousands of tests have, nothing is looked at below
     yield run
     gc.collect()  # what the program left to the end of its process
-    gc.unfreeze()
     for number, handler in handlers.items():
         signal.signal(number, handler)
 

@@ -167,10 +167,14 @@ SOME: list[Member] = [
 changes = st.tuples(st.integers(0, 1000), st.integers(0, 1), st.binary(max_size=3))
 
 
-@settings(deadline=None, max_examples=1000)
+@pytest.mark.long(but=1)
+@pytest.mark.parametrize("part", range(5))
+@settings(deadline=None, max_examples=200)
 @given(st.booleans(), st.lists(changes, min_size=1, max_size=4), st.integers(-2, 2), st.integers(-1, 1))
 @example(True, [(0, 0, b"")], 0, 0)
-def test_bytes_that_nobody_wrote(has_root: bool, edits: list[tuple[int, int, bytes]], more: int, folders: int) -> None:
+def test_bytes_that_nobody_wrote(
+    part: int, has_root: bool, edits: list[tuple[int, int, bytes]], more: int, folders: int
+) -> None:
     """Some bytes changed, cut out or put in: refused, or members that could have been recorded."""
     members = SOME[not has_root :]
     data = pack(members)

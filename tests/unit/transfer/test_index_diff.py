@@ -37,14 +37,16 @@ NAMES = ("a", "b", "b c", "b\n", "d/e", "d/f", "d-", "z")
 CONTENTS = st.sampled_from((0, 1, 511, 512, 513, 2000))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.long(but=1)
+@pytest.mark.parametrize("part", range(3))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.dictionaries(st.sampled_from(NAMES), CONTENTS),
     st.dictionaries(st.sampled_from(NAMES), st.one_of(st.none(), CONTENTS), max_size=3),
     st.booleans(),
 )
 def test_prefix_and_changes(
-    tmp_path: Path, before: dict[str, int], change: dict[str, int | None], copied: bool
+    part: int, tmp_path: Path, before: dict[str, int], change: dict[str, int | None], copied: bool
 ) -> None:
     """Files made, removed and rewritten, in place or in a copy of the folder: the prefix never exceeds the real one,
     and is the real one unless it ends in a body; each change is in the list, and nothing else."""

@@ -16,8 +16,10 @@ from support.cookbook import kitchen as kitchen
 from support.cookbook import link as link
 from support.programs import wait_until
 from support.readme import blocks
+from support.secrets import secrets
 from support.sending import cut
 from support.servers import answers, free_port
+from support.shims import shim
 
 pytestmark = [pytest.mark.wild, pytest.mark.fuse, pytest.mark.root, pytest.mark.needs("curl", "jq", "rsync", "rclone")]
 
@@ -27,24 +29,15 @@ def shell(page: str) -> list[str]:
 
 
 @pytest.fixture
-def secrets(kitchen: Kitchen) -> Iterator[Kitchen]:
-    """A kitchen with a password, and a crypt remote in its folder `far`; unmounts what gocryptfs has left."""
-    (kitchen.folder / "work" / "pass").write_text("a password\n")
-    obscured = subprocess.run(["rclone", "obscure", "other"], check=True, capture_output=True, text=True).stdout.strip()
-    settings = {"TYPE": "crypt", "REMOTE": f"{kitchen.folder}/far", "PASSWORD": obscured}
-    kitchen.environment |= {f"RCLONE_CONFIG_SECRET_{name}": value for name, value in settings.items()}
-    kitchen.environment["GNUPGHOME"] = str(kitchen.folder / "gnupg")
-    (kitchen.folder / "gnupg").mkdir(mode=0o700)
-    yield kitchen
-    for place in (kitchen.folder / "mnt" / "tape-encrypted", kitchen.folder / "work" / "decrypted"):
-        if os.path.ismount(place):
-            subprocess.run(["fusermount3", "-u", place], check=True)
+def hidden(kitchen: Kitchen) -> Iterator[Kitchen]:
+    with secrets(kitchen):
+        yield kitchen
 
 
 @pytest.mark.needs("gocryptfs", "age", "gpg")
-def test_encrypted(secrets: Kitchen, link: FlakyLink) -> None:
+def test_encrypted(hidden: Kitchen, link: FlakyLink) -> None:
     """The link breaks in the middle of the copy, and rclone after the first part; both go on."""
-    kitchen = secrets
+    kitchen = hidden
     archive = kitchen.archive()
     once, each_time, back, crypt, streams = shell("encrypted.md")
     kitchen.run_shell(once)
@@ -65,7 +58,6 @@ def test_encrypted(secrets: Kitchen, link: FlakyLink) -> None:
         kitchen.run_shell(crypt.replace("rclone copy", f"rclone copy --transfers 1 --max-transfer {PART + 99999}B"))
     sent = {part.name: part.stat().st_ino for part in far.rglob("*") if part.is_file()}
     assert 0 < len(sent) < len(cut(archive, PART))
-    kitchen.run_shell("tartapefs unmount /mnt/tape")
     kitchen.run_shell(crypt)
     there = {part.name: part.stat().st_ino for part in far.rglob("*") if part.is_file()}
     assert len(there) == len(cut(archive, PART)) and sent.items() <= there.items()
@@ -73,8 +65,8 @@ def test_encrypted(secrets: Kitchen, link: FlakyLink) -> None:
 
 
 @pytest.mark.needs("gocryptfs")
-def test_drift_is_an_error_of_what_is_encrypted(secrets: Kitchen) -> None:
-    kitchen = secrets
+def test_drift_is_an_error_of_what_is_encrypted(hidden: Kitchen) -> None:
+    kitchen = hidden
     once, each_time, *_ = shell("encrypted.md")
     kitchen.run_shell(once)
     kitchen.run_shell(each_time.rpartition("fusermount3")[0])
@@ -121,6 +113,19 @@ def got(kitchen: Kitchen) -> Path:
     return kitchen.folder / "work" / os.listdir(kitchen.folder / "mnt" / "tape")[0]
 
 
+def each_call_fails(kitchen: Kitchen, client: str, *calls: str, copy: Path | None = None) -> None:
+    """Each call of the client fails in turn; it ends well then, or when it is run again, and only with a right copy."""
+    archive = kitchen.archive()
+    for call in calls:
+        shim(kitchen, {call.split()[0] for call in calls}, call)
+        with kitchen.start(client) as script:
+            script.communicate(timeout=120)
+        assert script.returncode or (copy and copy.read_bytes() == archive)
+        shim(kitchen, {call.split()[0] for call in calls}, "")
+        kitchen.run_shell(client)
+        assert not copy or copy.read_bytes() == archive
+
+
 @contextmanager
 def nginx(kitchen: Kitchen) -> Iterator[None]:
     port, folder = free_port(), kitchen.folder
@@ -144,8 +149,7 @@ def test_nginx(served: Kitchen) -> None:
     archive, client = kitchen.archive(), shell("serve-it.md")[1]
     copy, saved, changed = got(kitchen), kitchen.folder / "saved", kitchen.data / "photos" / "9.bin"
     with nginx(kitchen):
-        kitchen.run_shell(client)
-        assert copy.read_bytes() == archive
+        each_call_fails(kitchen, client, "tartapefs 1", "jq 1", "curl 1", "tartapefs 2", "tartapefs 3", copy=copy)
         copy.unlink()
         shutil.copy2(changed, saved)
         slow = client.replace("curl", "curl --limit-rate 8M", 1)
@@ -211,8 +215,7 @@ def test_samba(served: Kitchen) -> None:
     with server(command, port):
         copy = got(kitchen)
         copy.write_bytes(archive[:1_000_000])
-        kitchen.run_shell(client)
-        assert copy.read_bytes() == archive
+        each_call_fails(kitchen, client, "tartapefs 1", "jq 1", "smbclient 1", "tartapefs 2", "tartapefs 3", copy=copy)
         kitchen.drift()
         copy.write_bytes(archive[:1_000_000])
         with kitchen.start(client) as script:
@@ -233,7 +236,7 @@ def test_nfs(served: Kitchen) -> None:
     kitchen.places |= {"nfs://host": "nfs://127.0.0.1", "version=4": f"version=4&nfsport={port}"}
     inside = f"mount -t tmpfs tmpfs /run; mkdir /run/ganesha; exec ganesha.nfsd -F -f {folder}/conf -L {folder}/log"
     with server(["unshare", "-m", "sh", "-c", f"{inside} -p {folder}/pid"], port):
-        kitchen.run_shell(client)
+        each_call_fails(kitchen, client, "tartapefs 1", "jq 1", "nfs-cat 1", "tartapefs 2")
         Path("/proc/sys/vm/drop_caches").write_text("2")
         kitchen.run_shell(client)
         kitchen.drift()

@@ -11,8 +11,8 @@ PYTHONS ?= $(foreach minor,11 12 13 14,$(firstword $(wildcard \
 	$(HOME)/.pyenv/versions/3.$(minor).*/bin/python /usr/local/bin/python3.$(minor) /usr/bin/python3.$(minor))))
 # Each of the thousands of processes that the tests start would compile what it imports.
 unexport PYTHONDONTWRITEBYTECODE
-# One more than cores, for tests that wait; a worker that is done takes tests from the others.
-WORKERS := -n 3 --dist worksteal
+# Twice the cores, for tests that wait; a worker that is done takes tests from the others.
+WORKERS := -n 4 --dist worksteal
 # What the other versions of Python and libfuse 3 could change.
 MOUNT_TESTS := tests/unit/mount/test_operations.py $(addprefix tests/system/, \
 	test_hold.py test_mount.py test_mount_by_users.py test_mounted.py test_unmount.py)

@@ -407,6 +407,7 @@ def test_never_a_wrong_byte(tmp_path: Path) -> None:
 
 
 @pytest.mark.fuse
+@pytest.mark.matrix(but="cached")
 @pytest.mark.parametrize("options", [("--direct",), ()], ids=["direct", "cached"])
 def test_never_a_wrong_byte_of_a_mount(tmp_path: Path, mountpoint: Path, options: tuple[str, ...]) -> None:
     """The same through a mount of each recording; once it is at rest, a reader of the whole is told."""

@@ -57,6 +57,7 @@ def missing(root: Path, out: Path, begin: str) -> list[str]:
     return sorted(set(names) - there)
 
 
+@pytest.mark.long(but="4")
 @pytest.mark.parametrize("threads", ["1", "4"])
 def test_from_s3_only_what_is_needed(root: Path, s3: S3, tmp_path: Path, threads: str) -> None:
     with s3.client() as client:

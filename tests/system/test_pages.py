@@ -76,6 +76,7 @@ def fails(way: Callable[[int], bytes], fd: int, expected: bytes) -> bool:
 
 
 @pytest.mark.fuse
+@pytest.mark.long(but=r"\[fusepy-cached|mfusepy-direct")
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("options", [("--direct",), ()], ids=["direct", "cached"])
 def test_open_descriptors_fail_after_drift(large: Path, mount: Callable[..., Path], options: tuple[str, ...]) -> None:

@@ -168,6 +168,7 @@ def test_drift_fails_every_part(recorded_tree: Path, mount: Mount, options: tupl
         os.close(descriptor)
 
 
+@pytest.mark.long(but="cached|direct-1024")
 @pytest.mark.parametrize("in_last", [500, 1024, 2000])
 @pytest.mark.parametrize("options", [(), ("--direct",)], ids=["cached", "direct"])
 def test_the_footer_needs_an_audit_whichever_parts_it_is_in(

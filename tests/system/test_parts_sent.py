@@ -66,6 +66,7 @@ SENDERS = [
 ]
 
 
+@pytest.mark.long(but="100000-copy_by_rclone|1200000-copy_by_rsync")
 @pytest.mark.parametrize("send", SENDERS)
 @pytest.mark.parametrize("added", [100_000, 1_200_000])
 def test_after_an_append_the_last_part_and_the_new_ones_are_sent(

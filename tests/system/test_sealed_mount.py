@@ -77,6 +77,7 @@ def test_a_sealed_archive_reads_as_any_other(tmp_path: Path, mount: Mount, size:
     assert facts["seal"] == json.loads(run("info", root, "--json").stdout)["seal"]
 
 
+@pytest.mark.long(but="small file-direct|large file-cached")
 @pytest.mark.parametrize("mode", ["direct", "cached"])
 @pytest.mark.parametrize("where", ["a small file", "a large file"])
 def test_the_helper_is_held_to_digests_too(tmp_path: Path, mount: Mount, where: str, mode: str) -> None:

@@ -223,6 +223,7 @@ def test_a_stream_that_is_closed(recorded: Path) -> None:
     assert (result.returncode, result.stderr) == (1, "tartapefs: standard input: Bad file descriptor\n")
 
 
+@pytest.mark.long
 @pytest.mark.needs("strace")
 def test_killed_at_each_change(recorded: Path, archive: bytes, tmp_path: Path) -> None:
     """At every system call that changes the copy: it never loses a good byte, and what is left goes on."""
@@ -256,7 +257,7 @@ def test_one_resume_at_a_time(recorded: Path, archive: bytes, tmp_path: Path) ->
 
 
 @pytest.mark.long(but=1)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
 def test_interrupted_again_and_again(larger: tuple[Path, bytes], tmp_path: Path, number: signal.Signals) -> None:
     """Killed as soon as it has written something, many times: what is there is always a prefix; at last it is whole."""
     root, archive = larger

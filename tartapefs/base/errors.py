@@ -295,7 +295,8 @@ class OutputBusyError(OutputError, BlockingIOError):
 
 class _UrlError(TapeError):
     def __init__(self, url: str, reason: str, remedy: str = "") -> None:
-        super().__init__(f"{printable(url)}: {printable(reason)}", remedy)
+        address = url.partition("?")[0] if url.startswith("http") else url  # what follows may be a signature
+        super().__init__(f"{printable(address)}: {printable(reason)}", remedy)
         self.url = url
         self.reason = reason
 

@@ -316,7 +316,7 @@ def refuse_part(output: str, tape: "Tape", player: "TapePlayer | None", director
 def again(*options: str, without: str | None = None) -> str:
     """The command line as the user gave it, in quotes, to be run once more, with these options and `without` one."""
     words = [word for word in sys.argv[1:] if word != without]
-    if any(word.startswith("--option") for word in words):  # their values may be secret
+    if any(word.startswith("--option") or ("://" in word and "?" in word) for word in words):  # what may be secret
         return "the same command"
     end = words.index("--") if "--" in words else len(words)
     return f'"{" ".join(["tartapefs", *map(quoted, (*words[:end], *options, *words[end:]))])}"'

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from tartapefs.api.tape import Tape
+from tartapefs.base.commands import as_path, command
 from tartapefs.base.errors import TapeIntegrityError
 from tartapefs.base.text import printable
 from tartapefs.cli.common import (
@@ -165,6 +166,8 @@ def check(
                 if found.good == found.total_size:
                     return
         if not found.is_complete:
+            if player is not None and not file.is_stream and found.is_copy_of(tape):
+                say(f'"{command("resume", as_path(copy))}" completes the copy')
             raise SystemExit(DRIFT)
 
 

@@ -153,6 +153,7 @@ CASES: dict[str, Case] = {
     "a name with the seal": (as_it_is, ["digest", "--name", "{seal}"], ["tartapefs seal"]),
     "nothing of this name": (as_it_is, ["locate", "nothing"], ["tartapefs ls"]),
     "nothing of this name in a copy": (sealed, ["extract", "a copy.tar", "nothing"], ["tartapefs ls"]),
+    "a copy whose end is wrong": (copied, ["check", "a copy.tar"], ["tartapefs resume"]),
     "no beginning": (copied, ["play", "--append", "-o", "a copy.tar"], ["tartapefs resume"]),
 }
 

@@ -78,3 +78,10 @@ def test_contents_name_the_part_that_differs() -> None:
     difference = Difference(Fact.CONTENTS, "its digest", "another", "block 3")
     assert difference.subject == "the contents of block 3"
     assert str(difference) == "the contents of block 3 changed since recording (recorded its digest, found another)"
+
+
+def test_a_signature_in_an_address_is_not_told() -> None:
+    address = "https://host/archive.tar"
+    error = errors.CopyError(f"{address}?X-Amz-Signature=secret", "replaced")
+    assert str(error) == f"{address}: replaced"
+    assert str(errors.CopyError("s3://tapes/why?", "no such object")) == "s3://tapes/why?: no such object"

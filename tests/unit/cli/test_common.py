@@ -1,6 +1,7 @@
 """What commands share: parsing of options, sizes for people, progress on a terminal."""
 
 import logging
+import sys
 
 import click
 import pytest
@@ -82,3 +83,12 @@ def test_a_message_has_its_level_in_the_journal(
     monkeypatch.setattr(sd_notify, "to_journal", lambda: in_journal)
     common.say("it went wrong", logging.ERROR)
     assert capsys.readouterr() == ("", "<3>it went wrong\n" if in_journal else "tartapefs: it went wrong\n")
+
+
+def test_the_same_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments, shown in (
+        (["extract", "my data", "https://host/a.tar", "name"], "\"tartapefs extract 'my data' https://host/a.tar name\""),
+        (["extract", "./data", "https://host/a.tar?X-Amz-Signature=secret", "name"], "the same command"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["tartapefs", *arguments])
+        assert common.again() == shown

@@ -36,6 +36,7 @@ from tartapefs.base.errors import (
     UploadError,
 )
 from tartapefs.base.text import counted, on_one_line, printable
+from tartapefs.cli import terminal
 from tartapefs.cli.common import (
     DRIFT,
     INTERRUPTED,
@@ -161,6 +162,7 @@ def _exit_code(error: TapeError) -> int:
 
 def _end_on_signal(number: int, frame: object) -> NoReturn:
     if number == signal.SIGINT:
+        terminal.erase_echo(sys.stderr)
         raise KeyboardInterrupt
     raise SystemExit(128 + number)  # an exception, so that a recording cleans up
 

@@ -20,6 +20,7 @@ from tartapefs.base import text as base_text
 from tartapefs.base.commands import command, quoted
 from tartapefs.base.errors import TapeFormatError
 from tartapefs.base.text import printable
+from tartapefs.cli import terminal
 from tartapefs.mount import sd_notify
 from tartapefs.transfer.s3_limits import MOST_PARTS
 
@@ -37,12 +38,25 @@ def say(message: str, level: int = logging.INFO) -> None:
     """Prints a message on standard error; in the journal with this level, one of logging's."""
     if is_quiet() and level < logging.ERROR:
         return
+    terminal.make_way(sys.stderr)
     click.echo(sd_notify.with_level(message, level) if sd_notify.to_journal() else f"tartapefs: {message}", err=True)
+
+
+def show(line: str, flush: bool = True) -> None:
+    """Prints a line of data while there is progress."""
+    terminal.make_way(sys.stdout)
+    print(line, flush=flush)
+
+
+def _make_way(record: logging.LogRecord) -> bool:
+    terminal.make_way(sys.stderr)
+    return True
 
 
 def log_to_stderr() -> None:
     """Sends the log to where `say` prints."""
     logging.basicConfig(format="tartapefs: %(message)s")
+    logging.getLogger().handlers[0].addFilter(_make_way)
     logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # it logs what it raises, too
     if sd_notify.to_journal():
         logging.getLogger().handlers[0].setFormatter(sd_notify.JournalFormatter())

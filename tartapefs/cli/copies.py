@@ -34,9 +34,9 @@ from tartapefs.play.engine import Check, TapePlayer
 from tartapefs.transfer.copies import Agreement, Copy, compare, sample
 
 
-def _examine(tape: Tape, player: TapePlayer | None, copy: Copy, shown: str, full: bool, start: int = 0) -> Agreement:
+def _examine(tape: Tape, player: TapePlayer | None, copy: Copy, full: bool, start: int = 0) -> Agreement:
     size = tape.total_size if copy.is_stream else min(copy.size, tape.total_size)
-    with progress(f"checking {shown}", size - start, True, tape) as update:
+    with progress("checking", size - start, True, tape) as update:
 
         def on_progress(position: int, done: int) -> None:
             update(done, position)
@@ -143,10 +143,10 @@ def check(
         if no_source and file.is_stream:
             raise click.UsageError("only a file can be checked without the source")
         try:
-            found = _examine(tape, player, file, copy, full)
+            found = _examine(tape, player, file, full)
         except TapeIntegrityError:  # the recording still tells something of the copy
             if player is not None and not file.is_stream:
-                alone = _examine(tape, None, file, copy, False)
+                alone = _examine(tape, None, file, False)
                 say(
                     f"{printable(copy)}: its headers and footer are as recorded up to byte {alone.good:,} of"
                     f' {alone.total_size:,}; its contents cannot be compared any more (as with "--no-source")'
@@ -191,7 +191,7 @@ def resume(
         player = TapePlayer(tape, directory, check, allow_additions=allow_additions)
         refuse_part(copy, tape, player, directory)
         with Copy(copy, writable=True, create=True) as file:
-            found = _examine(tape, player, file, copy, full)
+            found = _examine(tape, player, file, full)
             _refuse_other_files(copy, found, tape)
             if found.good < found.size:
                 if found.generation is not None:
@@ -205,10 +205,10 @@ def resume(
             missing = tape.total_size - found.good
             with (
                 interruptible(f"what was written stays: {again()} goes on from there"),
-                progress(f"writing {copy}", missing, True, tape) as update,
+                progress("writing", missing, True, tape) as update,
             ):
                 file.extend(player, lambda position, done: update(done, position))
-            written = _examine(tape, player, file, copy, full, found.good)
+            written = _examine(tape, player, file, full, found.good)
         if as_json:
             print_json({"resumed_from": found.good} | _facts(tape, written))
         if not written.is_complete:

@@ -8,7 +8,7 @@ import click
 
 from tartapefs.api.tape import Tape
 from tartapefs.base.text import counted, printable
-from tartapefs.cli.common import DRIFT, check_option, path
+from tartapefs.cli.common import DRIFT, check_option, path, show
 from tartapefs.cli.progress import progress
 from tartapefs.play.engine import Check
 from tartapefs.transfer.index_diff import Change, Comparison, naming_another
@@ -54,11 +54,12 @@ def diff(old: str, new: str, check: Check, as_json: bool) -> None:
             for change in comparison.changes(update):
                 counts[change.kind] += 1
                 if as_json:
-                    print(json.dumps(_change_facts(change)))
+                    show(json.dumps(_change_facts(change)), flush=False)
                 else:
                     before = change.old.start if change.old else "-"
                     after = change.new.start if change.new else "-"
-                    print(f"{_MARKS[change.kind]} {before:>15} {after:>15} {printable(change.member.name)}")
+                    name = printable(change.member.name)
+                    show(f"{_MARKS[change.kind]} {before:>15} {after:>15} {name}", flush=False)
     extension = comparison.extension(prefix)
     sizes = {"old_size": old_tape.total_size, "new_size": new_tape.total_size}
     if as_json:

@@ -120,7 +120,7 @@ def digest(
             say(f"cannot be saved half way, and starts again each time: {', '.join(digests.not_kept)}{again}")
         missing = sum(stop - start for start, stop in digests.missing())
         remedy = progress_note(state, None if sums == "-" else "digest.state")
-        with interruptible(remedy), progress(f"reading {directory}", missing, True, tape) as update:
+        with interruptible(remedy), progress("reading", missing, True, tape) as update:
             digests.complete(player, lambda position, done: update(done, position))
         if sums is not None and sums != "-" and out is not None:
             out.flush()

@@ -45,7 +45,7 @@ def _tartapefs(*arguments: str) -> str:
 
 def _read_with_tarfile(archive: str, tape: Tape, player: TapePlayer) -> str:
     """Reads the mounted archive with `tarfile`; compares members with the recording, contents with the player's."""
-    with tarfile.open(archive) as tar, progress("reading it back", tape.total_size, True, tape) as update:
+    with tarfile.open(archive) as tar, progress("reading back", tape.total_size, True, tape) as update:
         for member in tape.members():
             update(member.start, member.start)
             found = tar.next()

@@ -48,7 +48,7 @@ def export_index(directory: str, index: str | None, output: str, expect: str | N
         exists = outputs.refuse_existing(output, force) is not None
         with (
             outputs.Unfinished(output) as unfinished,
-            progress(f"exporting {directory}", tape.member_count, tape=tape) as update,
+            progress("exporting", tape.member_count, tape=tape) as update,
         ):
             ratarmount.write(tape, unfinished, update)
             size = os.fstat(unfinished.fd).st_size

@@ -25,6 +25,7 @@ from tartapefs.cli.common import (
     key_value,
     path,
     say,
+    show,
 )
 from tartapefs.cli.progress import progress
 from tartapefs.verify.ranged_requests import CopyReader, LocalCopy
@@ -78,7 +79,7 @@ def _report(restored: Restored, as_json: bool) -> None:
         say(str(error), logging.ERROR)
     if as_json:
         facts = {"path": member.arc_path, "size": member.size, "was_there": restored.was_there}
-        print(json.dumps(facts | ({"error": str(error)} if error is not None else {})))
+        show(json.dumps(facts | ({"error": str(error)} if error is not None else {})), flush=False)
 
 
 @click.command()
@@ -149,7 +150,7 @@ def extract(
             restorer = Restorer(tape, reader, destination, offset or 0, force, threads, unchecked=no_digests)
             counts: Counter[str] = Counter()
             try:
-                with progress(f"extracting {names[0]}", size, True) as update, restorer:
+                with progress("extracting", size, True) as update, restorer:
                     for some in restorer.restore(members):
                         for each in some:
                             _report(each, as_json)

@@ -190,7 +190,7 @@ def mount(
             _check_size("--part-size", lambda: part_count(tape.total_size, part_size))
         if shard_size is not None:
             expand_name(tape, shard_name(name, 1), "--name")
-            with progress("shards", tape.total_size, is_bytes=True) as update:
+            with progress("laying out", tape.total_size, is_bytes=True) as update:
                 _check_size("--shard-size", lambda: shard_starts(tape, shard_size, update))
         options = MountOptions(
             name=expand_name(tape, name, "--name"),

@@ -31,6 +31,7 @@ from tartapefs.cli.common import (
     path,
     refuse_part,
     say,
+    show,
     strict_option,
 )
 from tartapefs.cli.progress import Update, progress
@@ -66,11 +67,11 @@ def _play_events(player: TapePlayer, start: int, stop: int, out: BinaryIO | None
             data = event.data[: stop - position]
             if out is not None:
                 out.write(data)
-            print(json.dumps(_event_facts(FileData(data), position)))
+            show(json.dumps(_event_facts(FileData(data), position)), flush=False)
             position += len(data)
             update(position - start, position)
         else:
-            print(json.dumps(_event_facts(event, position)))
+            show(json.dumps(_event_facts(event, position)), flush=False)
         if position == stop and stop < player.tape.total_size:
             return
 
@@ -202,7 +203,7 @@ def play(
                 go_on = again("--append", without="--force") if is_begin else None
                 out = opened.enter_context(_new_output(output, force, go_on))
         stop = tape.total_size if length is None else min(start + length, tape.total_size)
-        with progress(f"playing {directory}", stop - start, True, tape) as update:
+        with progress("playing", stop - start, True, tape) as update:
             if events:
                 _play_events(player, start, stop, out, update)
             else:

@@ -87,7 +87,7 @@ def _recorder(
     directory: str, index: str | None, expected: int | None, known: int = 0, **options: Any
 ) -> Iterator[TapeRecorder]:
     """A recorder that shows its progress: of the members without the `known` first ones, `expected` is an estimate."""
-    with progress(f"recording {directory}", expected) as update:
+    with progress("recording", expected) as update:
         try:
             recorder = TapeRecorder(
                 directory,

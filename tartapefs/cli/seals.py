@@ -24,6 +24,7 @@ from tartapefs.cli.common import (
     path,
     print_json,
     say,
+    show,
 )
 from tartapefs.cli.progress import progress
 from tartapefs.cli.verify import drift_facts
@@ -51,7 +52,7 @@ def seal_folder(
         player = TapePlayer(tape, directory, check)
         with (
             interruptible(f"what was read is kept: {go_on} goes on from there"),
-            progress(f"sealing {directory}", tape.total_size, True, tape) as update,
+            progress("sealing", tape.total_size, True, tape) as update,
         ):
             sealed = make_seal(
                 tape,
@@ -153,12 +154,12 @@ def verify_extracted(
         found = []
         with (
             Source(folder) as source,
-            progress(f"verifying {extracted}", tape.total_size, True, tape) as update,
+            progress("verifying", tape.total_size, True, tape) as update,
         ):
             for error in find_differences(tape, source, ignore, lambda position: update(position, position)):
                 found.append(error)
                 if not as_json:
-                    click.echo(str(error))
+                    show(str(error))
         if as_json:
             print_json({"valid": not found, "members": tape.member_count, "drift": list(map(drift_facts, found))})
         elif not found:

@@ -1,7 +1,8 @@
 """The command that shows the state of mounted archives: status."""
 
 import bisect
-import time
+import signal
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -10,11 +11,14 @@ import click
 
 from tartapefs.base.errors import MountError
 from tartapefs.base.text import counted, on_one_line, printable, size_text
+from tartapefs.cli import terminal
 from tartapefs.cli.common import DRIFT, json_option, path, print_json, say
 from tartapefs.cli.openmetrics import openmetrics
 
 _INTERVAL = 1.0  # seconds between two reports of --watch
-_CELLS = 50  # of the bar
+_LABEL = 15  # columns
+_LEAST = 10  # columns of a text, and cells of the bar
+_CELLS = 50  # of the bar, but for a terminal
 _RANGES_SHOWN = 8
 
 Facts = dict[str, Any]
@@ -71,8 +75,11 @@ def _held_text(read: Facts, size: int) -> str:
     )
 
 
-def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
-    """Formats a report as pairs of label and text. A daemon that has only extended attributes reports all of them."""
+def _lines(facts: Facts, cells: int) -> Iterator[tuple[str, str]]:
+    """Formats a report as pairs of label and text. A daemon that has only extended attributes reports all of them.
+
+    `cells`: of the bar.
+    """
     size = facts.get("size", 0)
     for key, value in facts.items():
         match key:
@@ -83,7 +90,7 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
             case "delivered" | "covered":
                 yield key, f"{value} ({size_text(value)})"
             case "coverage":
-                yield key, f"{bar(value['ranges'], size)} {_percent(value['size'], size)}"
+                yield key, f"{bar(value['ranges'], size, cells)} {_percent(value['size'], size)}"
                 yield "ranges", _ranges_text(value)
             case "scrub":
                 passes = f"{counted(value['passes'], 'time')} to the end"
@@ -107,8 +114,13 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
                 yield key, _line(value)
 
 
-def _text(facts: Facts) -> str:
-    return "\n".join(f"{key:14}{value}" for key, value in _lines(facts))
+def _report(facts: Facts, columns: int | None) -> Iterator[str]:
+    """Lays a report out in lines of at most this width, if there is one."""
+    room = columns and max(_LEAST, columns - _LABEL)
+    for label, text in _lines(facts, max(_LEAST, room - len(" 100.0 %")) if room else _CELLS):
+        for part in terminal.folded(text, room) if room else [text]:
+            yield f"{label:{_LABEL}}{part}"
+            label = ""
 
 
 def _summary(facts: Facts) -> str:
@@ -122,16 +134,23 @@ def _summary(facts: Facts) -> str:
     return text
 
 
-def _report(mountpoint: str | None) -> tuple[Facts | list[Facts], str, bool]:
-    """Returns the report of one mount, or those of all; the same as text; and whether none is known to be invalid."""
+def _state(mountpoint: str | None) -> tuple[Facts | list[Facts], bool]:
+    """Returns the report of one mount, or those of all; and whether none is known to be invalid."""
     from tartapefs.mount import mount_table
 
     if mountpoint is not None:
         facts = mount_table.status(mount_table.entry_of(mountpoint))
-        return facts, _text(facts), facts["state"] == "valid"
+        return facts, facts["state"] == "valid"
     found = mount_table.statuses()
-    bad = [facts for facts in found if facts["state"].startswith("invalid")]
-    return found, "\n".join(map(_summary, found)) or "no archive is mounted", not bad
+    return found, not any(facts["state"].startswith("invalid") for facts in found)
+
+
+def _text(found: Facts | list[Facts], columns: int | None) -> list[str]:
+    """Formats what `_state` returns for a terminal of this width, or for something else."""
+    if isinstance(found, dict):
+        return list(_report(found, columns))
+    lines = list(map(_summary, found)) or ["no archive is mounted"]
+    return [part for line in lines for part in (terminal.folded(line, columns) if columns else [line])]
 
 
 @click.command()
@@ -147,34 +166,46 @@ def status(mountpoint: str | None, watch: bool, as_json: bool, as_metrics: bool)
     """
     if watch + as_json + as_metrics > 1:
         raise click.UsageError("--watch is for people, --json and --openmetrics are for programs: give one of them")
-    facts, text, is_valid = _report(mountpoint)
+    found, is_valid = _state(mountpoint)
     if as_metrics:
-        click.echo(openmetrics(facts if isinstance(facts, list) else [facts]))
+        click.echo(openmetrics(found if isinstance(found, list) else [found]))
         return
-    if not watch:
-        print_json(facts) if as_json else click.echo(text)
+    if watch:
+        is_valid = _watch(mountpoint)
+    elif as_json:
+        print_json(found)
     else:
-        is_valid = _watch(mountpoint, text, is_valid)
+        _print(found)
     if not is_valid:
         raise SystemExit(DRIFT)
 
 
-def _watch(mountpoint: str | None, text: str, is_valid: bool) -> bool:
-    """Shows the report repeatedly until the archive is unmounted; returns whether it was as recorded then."""
-    from rich.console import Console
-    from rich.live import Live
-    from rich.text import Text
+def _print(found: Facts | list[Facts]) -> None:
+    click.echo("\n".join(_text(found, terminal.columns(sys.stdout))))
 
-    def lines() -> Text:
-        return Text(text, no_wrap=True, overflow="ellipsis")
 
-    with Live(lines(), console=Console(), auto_refresh=False) as live:
-        try:
+def _watch(mountpoint: str | None) -> bool:
+    """Shows the report repeatedly until the archive is unmounted; returns whether it was as recorded then.
+
+    On a terminal over itself, and anew when the window gets another size; elsewhere one below the other.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGWINCH])  # it ends the pause
+    live = terminal.can_draw(sys.stdout)
+    found, is_valid = _state(mountpoint)
+    try:
+        with terminal.Drawing(sys.stdout) as drawing:
             while True:
-                live.update(lines(), refresh=True)
-                time.sleep(_INTERVAL)
-                _, text, is_valid = _report(mountpoint)
-        except MountError as error:
-            ended = str(error)
+                if live:
+                    drawing.draw(_text(found, drawing.columns))
+                else:
+                    _print(found)
+                    click.echo()
+                signal.sigtimedwait([signal.SIGWINCH], _INTERVAL)
+                found, is_valid = _state(mountpoint)
+    except MountError as error:
+        ended = str(error)
+    finally:
+        if live:
+            _print(found)
     say(ended)
     return is_valid

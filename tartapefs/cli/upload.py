@@ -106,7 +106,7 @@ def upload(
         raise click.UsageError('"--threads" are of this machine; the workers of a "--scheduler" have their own')
     go_on = f"what was sent stays there: {again()} goes on from there"
     with _ended_at_once(), interruptible(go_on), ExitStack() as opened:
-        update = opened.enter_context(progress(f"sending {directory}", is_bytes=True))
+        update = opened.enter_context(progress("sending", is_bytes=True))
         client = opened.enter_context(_client_of(scheduler)) if scheduler is not None else None
         try:
             done = distributed.upload(

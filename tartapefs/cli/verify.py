@@ -25,6 +25,7 @@ from tartapefs.cli.common import (
     progress_note,
     refuse_part,
     say,
+    show,
     strict_option,
 )
 from tartapefs.cli.progress import progress
@@ -107,14 +108,14 @@ def verify(
         def note(error: TapeIntegrityError) -> None:
             found.append(error)
             if not as_json:
-                click.echo(str(error))
+                show(str(error))
 
         def note_addition(arc_path: str) -> None:
             added.append(printable(arc_path))
             if not as_json:
-                click.echo(f"{added[-1]}: added since the recording")
+                show(f"{added[-1]}: added since the recording")
 
-        with progress(f"verifying {directory}", tape.member_count, tape=tape) as update:
+        with progress("verifying", tape.member_count, tape=tape) as update:
             for error in find_drift(player.inspector, update, check_contents, note_addition):
                 note(error)
         if verifier is not None and (deep or sample is not None):
@@ -148,7 +149,7 @@ def _wrong_contents(
         else:
             scanned = sampled_extents(tape, sample, random.Random())
         remedy = progress_note(state_file, "verify.state" if sample is None else None)
-        with interruptible(remedy), progress("reading contents", tape.total_size, True, tape) as update:
+        with interruptible(remedy), progress("reading", tape.total_size, True, tape) as update:
             try:
                 for extent, wrong in verifier.verify(scanned):
                     state.add(extent.stop, wrong)

@@ -87,7 +87,7 @@ def give_to_nobody(root: Path) -> None:
 def tartapefs_as_nobody(*command: object) -> subprocess.CompletedProcess[str]:
     """`tartapefs` by a user without privileges, who need not be able to reach the interpreter."""
     code = (
-        "import difflib, importlib, os, shutil, sys, rich.progress, rich.console, pathspec, tartapefs.cli;"
+        "import difflib, importlib, os, shutil, sys, pathspec, tartapefs.cli;"
         " [importlib.import_module(f'tartapefs.cli.{module}') for module, _ in tartapefs.cli.COMMANDS.values()];"
         f" os.setgroups([]); os.setresgid(*[{NOBODY}] * 3); os.setresuid(*[{NOBODY}] * 3);"
         " tartapefs.cli.main()"

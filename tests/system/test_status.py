@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import signal
 import socket
 import stat
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from support.daemon import daemon_of, force_unmount, sockets
 from support.programs import TARTAPEFS, run, wait_until
+from support.terminals import CTRL_C, Terminal
 
 Mount = Callable[..., Path]
 PIECE = 1 << 16
@@ -181,28 +181,67 @@ def test_nothing_is_mounted_there(tmp_path: Path) -> None:
     assert run("status", tmp_path, "--watch", "--json").returncode in (2, 5)
 
 
-@pytest.mark.long
+def watching(archive: Path, columns: int, rows: int = 24, **environment: str) -> Terminal:
+    return Terminal(*TARTAPEFS, "status", "--watch", archive.parent, columns=columns, rows=rows, **environment)
+
+
+def labels(lines: list[str]) -> list[str]:
+    return [line[:15].strip() for line in lines if line[0] != " "]
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 120])
+def test_watch_shows_it_live_until_it_is_interrupted(archive: Path, columns: int) -> None:
+    """Over itself, as wide as the terminal is then; at the end each line is there once."""
+    with watching(archive, columns) as terminal:
+        terminal.until(lambda lines: any(line.endswith(". 0.0 %") for line in lines))
+        archive.read_bytes()
+        terminal.until(lambda lines: any(line.endswith("# 100.0 %") for line in lines))
+        for width in (50, 100, columns):
+            terminal.resize(width)
+            terminal.until(
+                lambda lines, width=width: [len(line) for line in lines if line.endswith("# 100.0 %")] == [width]
+            )
+            assert len(set(labels(terminal.lines))) == len(labels(terminal.lines))
+        terminal.type(CTRL_C)
+        assert terminal.end() == 130
+        *report, last = terminal.lines
+        assert last == "tartapefs: interrupted"
+        assert report[0].startswith("mountpoint ") and len(set(labels(report))) == len(labels(report))
+
+
 def test_watch_shows_it_live_until_it_is_unmounted(archive: Path) -> None:
-    """On a terminal, over itself."""
-    ours, theirs = pty.openpty()
-    command = [*TARTAPEFS, "status", "--watch", archive.parent]
-    with os.fdopen(ours, "rb", buffering=0) as terminal:
-        watching = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "xterm"})
-        os.close(theirs)
-        said = b""
-        while b"100.0 %" not in said:
-            said += terminal.read(1000)
-            if b"  0.0 %" in said.replace(b". 0.0 %", b"  0.0 %"):
-                archive.read_bytes()
+    with watching(archive, 80) as terminal:
+        terminal.until(lambda lines: any(line.endswith(". 0.0 %") for line in lines))
         assert run("unmount", archive.parent).returncode == 0
-        try:
-            while more := terminal.read(1000):
-                said += more
-        except OSError:
-            pass  # the other end is closed
-        assert watching.wait(60) == 0
-    assert b"\x1b[1A" in said
-    assert b"no archive of tartapefs is mounted here" in said
+        assert terminal.end() == 0
+        assert len(set(labels(terminal.lines))) == len(labels(terminal.lines))
+        assert "no archive of tartapefs is mounted here" in "".join(terminal.lines)
+
+
+def test_watch_in_a_window_that_is_not_high_enough(archive: Path) -> None:
+    """Shows the beginning, and at the end all."""
+    with watching(archive, 80, 6) as terminal:
+        terminal.until(lambda lines: len(lines) == 6 and lines[-1] == "…")
+        assert labels(terminal.lines)[:5] == ["mountpoint", "owner", "source", "state", "name"]
+        terminal.resize(80, 40)
+        terminal.type(CTRL_C)
+        assert terminal.end() == 130
+        assert labels(terminal.lines)[-3:-1] == ["rate", "read_ahead"]
+
+
+def test_watch_where_nothing_can_be_drawn_over(archive: Path) -> None:
+    """One report below the other: in a pipe, and on a dumb terminal."""
+    with watching(archive, 80, TERM="dumb") as terminal:
+        terminal.until(lambda lines: terminal.seen.count(b"mountpoint ") == 2)
+        assert b"\x1b" not in terminal.seen
+    with subprocess.Popen([*TARTAPEFS, "status", "--watch", archive.parent], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line == b"\n":
+                break
+            assert b"\x1b" not in line
+        assert process.stdout.readline().startswith(b"mountpoint ")
+        process.terminate()
 
 
 # The socket

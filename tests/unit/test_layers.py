@@ -108,7 +108,6 @@ def imported() -> dict[str, set[str]]:
         ("fuse", {"mount.libfuse"}),
         ("mfusepy", {"mount.libfuse"}),
         ("click", {"cli"}),
-        ("rich", {"cli"}),
         ("pathspec", {"source.exclusion"}),
         ("argparse", set()),
         ("fsspec", {"transfer.url"}),

@@ -61,7 +61,7 @@ def test_quiet_prints_data_and_errors_alone(data: Path, tmp_path: Path) -> None:
 
 
 # What takes long to import, with what only needs it; a command that needs none of that may import it.
-SLOW = {"fuse", "mfusepy", "pathspec", "rich", "secrets", "subprocess", "tarfile", "tempfile", "urllib.parse"}
+SLOW = {"fuse", "mfusepy", "pathspec", "secrets", "subprocess", "tarfile", "tempfile", "urllib.parse"}
 ENGINE = {"ctypes", "sqlite3", "tartapefs.index", "tartapefs.play", "tartapefs.record", "tartapefs.source"}
 SCANS = {"tartapefs.cli.seals", "tartapefs.record", "tartapefs.transfer.copies", "tartapefs.verify"}
 

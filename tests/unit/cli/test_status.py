@@ -47,7 +47,7 @@ DOCUMENT = {
 
 
 def test_a_report_has_a_line_for_each_fact() -> None:
-    lines = {line[:14].strip(): line[14:] for line in module._text(DOCUMENT).splitlines()}
+    lines = {line[:15].strip(): line[15:] for line in module._text(DOCUMENT, None)}
     assert lines == {
         "mountpoint": "/mnt/tape",
         "owner": "0",
@@ -63,6 +63,22 @@ def test_a_report_has_a_line_for_each_fact() -> None:
         "held 7": "cp at 350 (35.0 %, data/a), for 1:00:01",
         "scrub": "at 100 (10.0 %), 2 times to the end",
     }
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 120])
+def test_a_report_is_laid_out_for_the_terminal(columns: int) -> None:
+    """With all that it has elsewhere; only the bar is as long as there is room."""
+    facts = DOCUMENT | {"fingerprint": "0123456789abcdef" * 4, "source": "/srv/a folder with a long name/" * 3}
+    lines = module._text(facts, columns)
+    assert max(map(len, lines)) <= columns
+    texts: list[str] = []
+    for line in lines:
+        texts += [line] if line[0] != " " else [texts.pop() + line.strip()]
+    expected = [line.replace(" ", "") for line in module._text(facts, None) if not line.startswith("coverage")]
+    assert [text.replace(" ", "") for text in texts if not text.startswith("coverage")] == expected
+    (bar,) = [line for line in lines if line.startswith("coverage")]
+    assert bar.endswith(". 25.0 %") and columns - 2 <= len(bar) <= columns
+    assert all(len(line) <= columns for line in module._text([facts] * 3, columns))
 
 
 def test_many_ranges_are_counted_and_uncertain_ones_told() -> None:
@@ -84,7 +100,7 @@ def test_a_summary_is_a_line() -> None:
 
 @pytest.mark.parametrize("key", ["state", "source", "name", "anything"])
 def test_a_foreign_daemon_forges_no_line(key: str) -> None:
-    (line,) = module._text({key: "a\nstate         valid\x1b[2J"}).splitlines()
+    (line,) = module._text({key: "a\nstate          valid\x1b[2J"}, None)
     assert line.isprintable()
 
 

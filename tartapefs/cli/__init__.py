@@ -141,6 +141,9 @@ def cli() -> None:
 
     Record a folder once, then mount it: archive.tar has a known size, can be read at any offset, and is checked against
     the recording on every read.
+
+    The recording of DIR is its tape, DIR/.tartape/index.db. Members are the files, folders and links in the archive.
+    Drift is any difference between DIR and its tape. COPY is a copy of the archive; MNT is an empty folder.
     """
 
 

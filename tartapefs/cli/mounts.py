@@ -86,15 +86,29 @@ def _check_size(option: str, count: Callable[[], object]) -> None:
     "--shard-size",
     type=byte_count,
     metavar="BYTES",
-    help="Show archives of at most this size, archive.00001.tar and so on, instead; no sample is split.",
+    help="Show archives of at most this size, archive.00001.tar and so on, instead; files whose names"
+    " differ only in their extension stay together.",
 )
 @click.option(
-    "--mode", type=octal_mode, metavar="OCTAL", default="0400", show_default=True, help="Its permission bits."
+    "--mode",
+    type=octal_mode,
+    metavar="OCTAL",
+    default="0400",
+    show_default=True,
+    help="Permission bits of the archive.",
 )
 @click.option(
-    "--uid", type=_id_of(lambda name: pwd.getpwnam(name).pw_uid), metavar="USER", help="Its owner, if not you."
+    "--uid",
+    type=_id_of(lambda name: pwd.getpwnam(name).pw_uid),
+    metavar="USER",
+    help="Owner of the archive, if not you.",
 )
-@click.option("--gid", type=_id_of(lambda name: grp.getgrnam(name).gr_gid), metavar="GROUP", help="Its group.")
+@click.option(
+    "--gid",
+    type=_id_of(lambda name: grp.getgrnam(name).gr_gid),
+    metavar="GROUP",
+    help="Group of the archive, if not yours.",
+)
 @click.option("--allow-other", is_flag=True, help="Let other users read it, as --mode permits.")
 @click.option("--direct", is_flag=True, help="Go past the kernel's page cache: check the source at each read(2).")
 @click.option(

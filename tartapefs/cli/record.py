@@ -205,9 +205,9 @@ def record(
 ) -> None:
     """Record DIR, and print the fingerprint of its archive.
 
-    With --digest it prints the seal on a second line. With --force it tells how much of existing copies stays valid,
-    and keeps the options of the previous recording: exclude patterns, owners, and digests, for which it reads only
-    changed files. An option that is given replaces the previous one; --no-... drops it.
+    With --digest it prints the seal, one digest of all contents, on a second line. With --force it tells how much of
+    existing copies stays valid, and keeps the options of the previous recording: exclude patterns, owners, and digests,
+    for which it reads only changed files. An option that is given replaces the previous one; --no-... drops it.
 
     With --append what was recorded must be there unchanged. Copies of the archive before then only lack what is added:
     all of their bytes but the footer, the last 1,024, stay valid.

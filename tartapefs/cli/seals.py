@@ -103,8 +103,8 @@ def seal(
 ) -> None:
     """Add digests of all contents to the tape of DIR.
 
-    Prints the seal. It reads all contents once; after an interruption it continues where it stopped. From then on every
-    read is checked against the digests, and --expect can require the seal.
+    Prints the seal, one digest of them all. It reads all contents once; after an interruption it continues where it
+    stopped. From then on every read is checked against the digests, and --expect can require the seal.
     """
     with Tape.discover(directory, index) as tape:
         algorithm = algorithm or tape.due_algorithm or _best_algorithm()  # type: ignore[assignment]  # checked at opening

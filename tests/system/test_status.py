@@ -192,12 +192,12 @@ def labels(lines: list[str]) -> list[str]:
 @pytest.mark.parametrize("columns", [40, 60, 80, 120])
 def test_watch_shows_it_live_until_it_is_interrupted(archive: Path, columns: int) -> None:
     """Over itself, as wide as the terminal is then; at the end each line is there once."""
-    with watching(archive, columns) as terminal:
+    with watching(archive, columns, 50) as terminal:
         terminal.until(lambda lines: any(line.endswith(". 0.0 %") for line in lines))
         archive.read_bytes()
         terminal.until(lambda lines: any(line.endswith("# 100.0 %") for line in lines))
         for width in (50, 100, columns):
-            terminal.resize(width)
+            terminal.resize(width, 50)
             terminal.until(
                 lambda lines, width=width: [len(line) for line in lines if line.endswith("# 100.0 %")] == [width]
             )
@@ -222,8 +222,8 @@ def test_watch_in_a_window_that_is_not_high_enough(archive: Path) -> None:
     """Shows the beginning, and at the end all."""
     with watching(archive, 80, 6) as terminal:
         terminal.until(lambda lines: len(lines) == 6 and lines[-1] == "…")
-        assert labels(terminal.lines)[:5] == ["mountpoint", "owner", "source", "state", "name"]
-        terminal.resize(80, 40)
+        assert labels(terminal.lines)[0] == "mountpoint"
+        terminal.resize(80, 50)
         terminal.type(CTRL_C)
         assert terminal.end() == 130
         assert labels(terminal.lines)[-3:-1] == ["rate", "read_ahead"]

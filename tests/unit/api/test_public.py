@@ -37,9 +37,10 @@ def attributes(cls: type) -> Iterator[str]:
 
 @pytest.mark.parametrize("cls", dict.fromkeys(CLASSES), ids=lambda cls: cls.__name__)
 def test_help_names_every_attribute(cls: type) -> None:
-    """In the docstring of the class: in a line `name: meaning`, or `name, another: meaning`, or in backquotes."""
-    text = inspect.getdoc(cls)
-    assert text
+    """In the docstring of the class or of its bases: in a line `name: meaning`, or `name, another: meaning`, or in
+    backquotes."""
+    assert cls.__doc__
+    text = "\n".join(inspect.cleandoc(base.__doc__ or "") for base in filter(is_ours, cls.__mro__))
     listed = ", ".join(re.findall(r"^(\w+(?:, \w+)*): ", text, re.MULTILINE)).split(", ")
     named = {*listed, *re.findall(r"`(\w+)`", text)}
     assert {name for name in attributes(cls) if not name.startswith("_")} <= named

@@ -1,10 +1,16 @@
-"""The tape that users work with: the recording of a folder, and its archive as a file, or in parts."""
+"""The tape that users work with: the recording of a folder, and its archive as a file, or in parts.
+
+What reads the archive is imported when it is opened: most programs and commands look at the recording alone.
+"""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from tartapefs.api.archive_file import Parts, Window, archive
 from tartapefs.index.recording import Recording
-from tartapefs.play.engine import Check, TapePlayer
+
+if TYPE_CHECKING:
+    from tartapefs.api.archive_file import Window
+    from tartapefs.play.engine import Check
 
 
 class Tape(Recording):
@@ -37,24 +43,33 @@ class Tape(Recording):
     due_algorithm, due_block_size: of the digests that the tape is still to get; empty and 0 if none.
     """
 
-    def open(self, check: Check = "full") -> Window:
+    def open(self, check: "Check" = "full") -> "Window":
         """Opens the whole archive as a read-only file with `seek`, from the source that the tape was discovered in.
 
         `check`: as of `TapePlayer`. Raises TapeError if no source is known, and OSError if it cannot be opened.
         """
+        from tartapefs.api.archive_file import archive
+        from tartapefs.play.engine import TapePlayer
+
         return archive(TapePlayer(self, check=check))
 
-    def parts(self, size: int, check: Check = "full") -> Sequence[Window]:
+    def parts(self, size: int, check: "Check" = "full") -> "Sequence[Window]":
         """The archive as files of `size` bytes each, the last one shorter; threads can read them concurrently.
 
         Raises as `open` does, and ValueError for a `size` below 1, and for one that makes more than 99,999 parts.
         """
+        from tartapefs.api.archive_file import Parts
+        from tartapefs.play.engine import TapePlayer
+
         return Parts(TapePlayer(self, check=check), size)
 
-    def shards(self, size: int, check: Check = "full") -> Sequence[Window]:
+    def shards(self, size: int, check: "Check" = "full") -> "Sequence[Window]":
         """The archive as archives of at most `size` bytes each, none of which has a part of a member, or of a sample.
 
         A sample is what webdataset takes for one: members in a row that differ behind the first dot of their last name.
         One that is too large for `size` is a shard of its own. Raises as `parts` does.
         """
+        from tartapefs.api.archive_file import Parts
+        from tartapefs.play.engine import TapePlayer
+
         return Parts(TapePlayer(self, check=check), shard_size=size)

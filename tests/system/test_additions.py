@@ -145,7 +145,7 @@ def test_a_mounted_archive_while_the_folder_grows(tree: Path, archive: bytes, mo
     expected = sorted([*(path.removeprefix("data/") for path in added), "early"])
     assert state["additions"] == {"count": 4, "paths": expected}
     text = run("status", mounted.parent).stdout
-    assert f"additions     4: {', '.join(expected)}\n" in text
+    assert f"additions      4: {', '.join(expected)}\n" in text
     (tree / "photos" / "1.bin").unlink()
     with pytest.raises(OSError, match="Input/output error"), mounted.open("rb", buffering=0) as file:
         os.pread(file.fileno(), len(archive), 0)

@@ -170,6 +170,12 @@ def _end_on_signal(number: int, frame: object) -> NoReturn:
     raise SystemExit(128 + number)  # an exception, so that a recording cleans up
 
 
+def _unraisable(found: "sys.UnraisableHookArgs") -> None:
+    """Tells of an exception in a generator or object that is thrown away, unless a second signal came then."""
+    if not isinstance(found.exc_value, (KeyboardInterrupt, SystemExit)):
+        sys.__unraisablehook__(found)
+
+
 def main() -> NoReturn:
     """The program `tartapefs`."""
     if _is_run_by_mount(sys.argv[1:]):
@@ -204,6 +210,7 @@ def _run(command: click.Command, name: str) -> NoReturn:
         if stream is not None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # for names that the locale cannot encode
     log_to_stderr()
+    sys.unraisablehook = _unraisable
     try:
         try:
             signals.handle(_end_on_signal)

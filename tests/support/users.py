@@ -153,7 +153,8 @@ class User:
         assert self.holder.stdout is not None
         self.holder.stdout.readline()
         script = 'rm "$1" && mknod -m 666 "$1" c 10 229 && mount --bind "$1" /dev/fuse && : > "$2"'
-        self.as_root("sh", "-c", script, "sh", folder / "fuse", folder / "fuse.conf").check_returncode()
+        result = self.as_root("sh", "-c", script, "sh", folder / "fuse", folder / "fuse.conf")
+        assert result.returncode == 0, result.stderr
 
     def as_root(self, *command: object) -> subprocess.CompletedProcess[str]:
         enter = ["nsenter", f"--mount=/proc/{self.holder.pid}/ns/mnt"]

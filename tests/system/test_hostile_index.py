@@ -221,6 +221,7 @@ def wide(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.matrix(but=6)
 @pytest.mark.long(but=2)
 @pytest.mark.parametrize("damage", HUGE)
 def test_no_index_takes_time_or_memory_without_end(wide: Path, damage: str) -> None:

@@ -39,6 +39,7 @@ def places_of(module: str) -> list[str]:
     return [found.origin, importlib.util.cache_from_source(found.origin)]
 
 
+@pytest.mark.long(but=4)
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 @pytest.mark.parametrize("module", ["tartapefs.cli", "click.core", "tartapefs.index.reader", "tartapefs.cli.tapes"])

@@ -227,7 +227,7 @@ def real_tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
     shutil.rmtree(folder)
 
 
-@pytest.mark.matrix(but=r"\[(tar|python)")
+@pytest.mark.matrix(but=r"\[tar")
 @pytest.mark.long
 @each_program
 def test_a_real_tree(real_tree, program, mount, tmp_path):

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from support.reference import Reference
 from support.users import tartapefs_as_nobody
 
 from tartapefs.cli import COMMANDS as PROGRAM
-from tartapefs.cli import _is_run_by_mount
+from tartapefs.cli import _is_run_by_mount, _unraisable
 
 COMMANDS += ["mount", "unmount"]
 
@@ -344,6 +345,7 @@ def test_an_odd_name_of_the_folder(tmp_path: Path, kind: str) -> None:
         assert not FORGING.search(result.stderr)
 
 
+@pytest.mark.matrix(but=10)
 @pytest.mark.long(but=6)
 @pytest.mark.parametrize(
     "command",
@@ -404,3 +406,21 @@ def test_no_message_drives_the_terminal(data: Path, tmp_path: Path, command: lis
     code, seen, _ = on_terminal(*(word.format(hostile, data=data) for word in command), cwd=tmp_path, stdout=True)
     assert code not in (0, -signal.SIGPIPE) and "Traceback" not in seen
     assert not FORGING.search(seen.replace("\r\n", "\n")), ascii(seen)
+
+
+@pytest.mark.parametrize(("error", "told"), [(KeyboardInterrupt, ""), (ValueError, "Exception ignored in: <generator")])
+def test_a_second_signal_while_a_generator_is_thrown_away(
+    error: type[BaseException], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def generator() -> Iterator[int]:
+        try:
+            yield 1
+        finally:
+            raise error
+
+    monkeypatch.setattr(sys, "unraisablehook", _unraisable)
+    running = generator()
+    next(running)
+    del running
+    said = capsys.readouterr().err
+    assert said.startswith(told) if told else not said

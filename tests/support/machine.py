@@ -24,7 +24,7 @@ SCRIPTS = dict(re.findall(r'^"?([\w.]+)"? = "(tartapefs\.\w+:\w+)"$', _PROJECT, 
 _SET_UP = r"""
 set -e
 findmnt --raw --noheadings --output TARGET --types fuse.tartapefs | while read -r mountpoint; do
-    umount --lazy --internal-only --no-canonicalize "$(printf %b "$mountpoint")"
+    umount --lazy --internal-only --no-canonicalize "$(printf %b "$mountpoint")" || true  # it is gone
 done
 mkdir sbin
 mount --bind "$(realpath /sbin)" sbin

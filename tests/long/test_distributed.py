@@ -195,7 +195,7 @@ def test_a_job_is_killed_and_started_again(data: Path, s3: S3, client: Client, a
     s3.on_part = lambda number: None
     done = upload(data, "s3://tapes/a.tar", client, part_size=PART, storage_options=s3.options)
     assert sorted(s3.received) == [3, 4, 5]
-    assert done.sent == 3
+    assert done.sent in (2, 3)  # a worker of the killed job may try again to send the part that it was held at
     assert_whole(s3, Reference(data))
 
 
